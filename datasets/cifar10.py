@@ -1,0 +1,36 @@
+"""CIFAR-10, as its authors pack it: pickled batches of 10,000 pictures."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR10
+
+from datasets.errors import DataError, fetch
+from datasets.pickles import load_arrays
+
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+
+
+def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
+    """uint8 (N, 32, 32, 3), RGB: 50,000 to train, 10,000 to test."""
+    names = BATCHES["train"] + BATCHES["test"] if split == "all" else BATCHES[split]
+
+    def find() -> Path | None:
+        folders = (data_path, data_path / "cifar-10-batches-py")
+        return next((f for f in folders if all((f / name).is_file() for name in names)), None)
+
+    folder = find()
+    if folder is None:
+        wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
+        fetch("Cifar10", data_path, wanted, download, lambda: CIFAR10(data_path, download=True))
+        folder = find()
+    return np.concatenate([_read_batch(folder / name) for name in names])
+
+
+def _read_batch(file: Path) -> np.ndarray:
+    """A dict whose "data" is uint8 (N, 3072): all red, then all green, then all blue, each row by row."""
+    content = load_arrays(file)
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise DataError(f"{file} is a pickle, but not a CIFAR-10 batch of 3072-byte pictures")
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

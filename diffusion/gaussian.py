@@ -1,0 +1,167 @@
+"""The forward process, what a network learns from it, and what its output says of x_start and the noise.
+
+The paper's symbols and the names here (Ho et al. 2020; t counts from 0):
+    β_t -> betas[t]     ᾱ_t -> alphas_cumprod[t]     x_0 -> x_start     ε -> noise
+    v -> sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0     SNR_t -> ᾱ_t / (1 - ᾱ_t)
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from diffusion.sampling import Frame, SampleSpec, sample_progressive
+from diffusion.schedule import BETA_SCHEDULES
+
+Model = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W), int64 (B,) -> (B, C, H, W)
+
+LOSS_TYPES = ("l1", "l2")
+OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
+LOSS_WEIGHTS = ("none", "p2", "min_snr")
+
+
+class GaussianDiffusion:
+    """A diffusion of `timestep_num` steps and everything that follows from its betas. Holds no network.
+
+    beta_schedule: "linear" or "cosine". loss_type: "l1" or "l2".
+    objective: what the network predicts: "pred_noise", "pred_x0" or "pred_v" (Salimans & Ho 2022).
+    loss_weight: "none", "p2" (Choi et al. 2022, k = 1, γ = 1) or "min_snr" (Hang et al. 2023, γ = 5).
+    clip_denoised: samplers clip the predicted x_start to [-1, 1].
+    Raises ValueError for any other name or timestep_num < 1.
+
+    betas, alphas_cumprod and loss_weights are float64 tensors of shape (T,).
+    """
+
+    def __init__(
+        self,
+        timestep_num: int = 1000,
+        beta_schedule: str = "cosine",
+        loss_type: str = "l1",
+        objective: str = "pred_noise",
+        loss_weight: str = "none",
+        clip_denoised: bool = True,
+    ):
+        _one_of("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        _one_of("loss_type", loss_type, LOSS_TYPES)
+        _one_of("objective", objective, OBJECTIVES)
+        _one_of("loss_weight", loss_weight, LOSS_WEIGHTS)
+        if timestep_num < 1:
+            raise ValueError(f"timestep_num must be at least 1, not {timestep_num}")
+        self.timestep_num = timestep_num
+        self.loss_type, self.objective, self.clip_denoised = loss_type, objective, clip_denoised
+        self.betas = BETA_SCHEDULES[beta_schedule](timestep_num)
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self.loss_weights = _loss_weights(loss_weight, objective, self.alphas_cumprod)
+
+    def to(self, device: torch.device | str) -> "GaussianDiffusion":
+        """Moves the tables, so that training looks them up without a copy each step. Returns self."""
+        self.betas, self.alphas_cumprod, self.loss_weights = (
+            table.to(device) for table in (self.betas, self.alphas_cumprod, self.loss_weights)
+        )
+        return self
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε  (Ho et al. 2020, eq. 4). All (B, C, H, W), t (B,)."""
+        signal, sigma = self._signal_and_noise(t, x_start)
+        return signal * x_start + sigma * noise
+
+    def training_losses(self, model: Model, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The loss of each picture, weighted, mean over C, H, W: (B,). x_start in [-1, 1], t int64 (B,)."""
+        signal, sigma = self._signal_and_noise(t, x_start)
+        output = model(signal * x_start + sigma * noise, t).to(x_start.dtype)
+        if self.objective == "pred_noise":
+            target = noise
+        elif self.objective == "pred_x0":
+            target = x_start
+        else:
+            target = signal * noise - sigma * x_start
+        error = output - target
+        loss = error.abs() if self.loss_type == "l1" else error.square()
+        return loss.flatten(1).mean(1) * self.loss_weights.to(t.device)[t].to(x_start.dtype)
+
+    def predictions(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(pred_x_start, pred_noise) that a network output means, x_start clipped if clip_denoised.
+
+        The noise is the one that leads from the clipped x_start to x_t, so that both stay consistent:
+        ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t).
+        """
+        signal, sigma = self._signal_and_noise(t, x_t)
+        if self.objective == "pred_noise":
+            pred_x_start = (x_t - sigma * output) / signal
+        elif self.objective == "pred_x0":
+            pred_x_start = output
+        else:
+            pred_x_start = signal * x_t - sigma * output
+        if self.clip_denoised:
+            pred_x_start = pred_x_start.clamp(-1, 1)
+        return pred_x_start, (x_t - signal * pred_x_start) / sigma
+
+    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, Tensor]:
+        """Mean (B, C, H, W) and variance (a float64 scalar) of q(x_{t_prev} | x_t, x_0); t_prev = -1 is x_0.
+
+        Ho et al. 2020, eq. 6 and 7, with the β of the step actually taken, β = 1 - ᾱ_t / ᾱ_{t_prev}
+        (Nichol & Dhariwal 2021, section 4): for t_prev = t - 1 that is betas[t].
+        """
+        ac, ac_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
+        beta = 1 - ac / ac_prev
+        mean = ac_prev.sqrt() * beta / (1 - ac) * x_start + (1 - beta).sqrt() * (1 - ac_prev) / (1 - ac) * x_t
+        return mean, beta * (1 - ac_prev) / (1 - ac)
+
+    def p_mean_variance(self, model: Model, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance of p(x_{t_prev} | x_t), the posterior at the predicted x_start; and pred_x_start."""
+        pred_x_start, _ = self.predict(model, x_t, t)
+        return *self.q_posterior(pred_x_start, x_t, t, t_prev), pred_x_start
+
+    def predict(self, model: Model, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """(pred_x_start, pred_noise) of one network call with every picture at timestep t."""
+        ts = torch.full((len(x_t),), t, device=x_t.device)
+        return self.predictions(model(x_t, ts).to(x_t.dtype), x_t, ts)
+
+    def sample_progressive(
+        self,
+        model: Model,
+        noise: Tensor,
+        spec: SampleSpec,
+        generator: torch.Generator | None = None,
+        depth: int | None = None,
+    ) -> Iterator[Frame]:
+        """Yields a `Frame` after each of the sampler's steps; the last one's sample is the result.
+
+        noise: x_T, (B, C, H, W); or, with `depth`, x_t after that many training timesteps of noise.
+        generator: draws the reverse process's noise, on the generator's own device.
+        """
+        return sample_progressive(self, model, noise, spec, generator, self.timestep_num if depth is None else depth)
+
+    def sample(self, model: Model, noise: Tensor, spec: SampleSpec, generator: torch.Generator | None = None) -> Tensor:
+        """The last frame's sample: (B, C, H, W), in [-1, 1] where x_start is clipped."""
+        for frame in self.sample_progressive(model, noise, spec, generator):
+            pass
+        return frame.sample
+
+    def alpha_bar(self, t: int) -> Tensor:
+        """ᾱ_t as a float64 scalar on the CPU; 1 at t = -1, where nothing is noise any more."""
+        return self.alphas_cumprod[t].cpu() if t >= 0 else torch.ones((), dtype=torch.float64)
+
+    def _signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t), (B, 1, 1, 1), in the dtype of `like`."""
+        ac = self.alphas_cumprod.to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
+        return ac.sqrt().to(like.dtype), (1 - ac).sqrt().to(like.dtype)
+
+
+def _loss_weights(name: str, objective: str, alphas_cumprod: Tensor) -> Tensor:
+    """Weights (T,) for the objective's own squared error.
+
+    The papers weigh the error of x_start: P2 by SNR / (1 + SNR), min-SNR by min(SNR, 5). An error of
+    the noise is sqrt(SNR) times that of x_start, one of v is sqrt(SNR + 1) times it; so dividing by
+    SNR or SNR + 1 gives the same loss whatever the network predicts.
+    """
+    if name == "none":
+        return torch.ones_like(alphas_cumprod)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    weight = snr / (1 + snr) if name == "p2" else snr.clamp(max=5)
+    return weight / {"pred_noise": snr, "pred_x0": torch.ones_like(snr), "pred_v": snr + 1}[objective]
+
+
+def _one_of(what: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")

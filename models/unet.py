@@ -1,0 +1,201 @@
+"""The UNet of Ho et al. 2020 as the published checkpoints have it: names, shapes and function.
+
+x (B, C, H, W), t (B,)  ──▶  down_blocks ──▶ middle_block ──▶ up_blocks ──▶ out  (B, C, H, W)
+                                  └──────── skip connections ─────┘
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of the timestep: cosines first, then sines, at frequencies 1 down to 1/10000.
+
+    t: int64 (B,), returns float32 (B, width); width is even.
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
+    angles = t[:, None].float() * frequencies  # (B, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with the time embedding added between them, and a shortcut around both."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float):
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.GroupNorm(groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.time_emb = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
+        self.conv2 = nn.Sequential(
+            nn.GroupNorm(groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(x) + self.time_emb(emb)[:, :, None, None]
+        return self.conv2(h) + self.shortcut(x)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions of the feature map, with a residual connection."""
+
+    def __init__(self, channels: int, num_heads: int, groups: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        qkv = self.qkv(self.norm(x)).view(B, self.num_heads, 3, C // self.num_heads, H * W)
+        q, k, v = qkv.transpose(-1, -2).unbind(2)  # each (B, heads, H*W, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(C/heads)) v
+        return x + self.proj(h.transpose(-1, -2).reshape(B, C, H, W))
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stage(nn.Sequential):
+    """A chain of layers that all see the time embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts noise, x_start or v (as it is trained to) from a noisy picture and its timestep.
+
+    image_size: pixels a side, divisible by 2 ** (len(channel_mult) - 1).
+    image_channel: 1 or 3 in practice; the same in and out.
+    model_channels: width of the finest level, even; level i has model_channels * channel_mult[i].
+    num_res_blocks: residual blocks a level on the way down; one more on the way up.
+    attention_resolutions: the feature-map sizes, in pixels, with attention; None: the coarsest only,
+        an eighth of the image with four levels. The middle always has it.
+    num_heads: attention heads; dropout: probability in [0, 1), inside the residual blocks.
+    Raises ValueError when these do not fit together.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        image_channel: int = 3,
+        model_channels: int = 128,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: tuple[int, ...] | None = None,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        levels = len(channel_mult)
+        self.image_channel, self.model_channels, self.downsampling = image_channel, model_channels, 2 ** (levels - 1)
+        _check_size(image_size, image_size, self.downsampling)
+        sizes = [image_size // 2**level for level in range(levels)]
+        attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
+        for size in attention:
+            if size not in sizes:
+                at = ", ".join(map(str, sizes))
+                raise ValueError(f"attention_resolutions: no feature map is {size} pixels wide; they are {at}")
+        if model_channels % 2:
+            raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
+        attended = {model_channels * channel_mult[sizes.index(size)] for size in attention}
+        for width in sorted(attended | {model_channels * channel_mult[-1]}):
+            if width % num_heads:
+                raise ValueError(f"num_heads={num_heads} does not divide an attention width of {width} channels")
+
+        groups, time_channels = math.gcd(32, model_channels), 4 * model_channels  # 32 as published
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+        )
+
+        def layers(in_channels: int, out_channels: int, size: int) -> list[nn.Module]:
+            block = ResidualBlock(in_channels, out_channels, time_channels, groups, dropout)
+            return [block, AttentionBlock(out_channels, num_heads, groups)] if size in attention else [block]
+
+        width = model_channels
+        self.down_blocks = nn.ModuleList([Stage(nn.Conv2d(image_channel, width, 3, padding=1))])
+        skips = [width]  # widths that the way up will concatenate
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                self.down_blocks.append(Stage(*layers(width, model_channels * mult, sizes[level])))
+                skips.append(width := model_channels * mult)
+            if level < levels - 1:
+                self.down_blocks.append(Stage(Downsample(width)))
+                skips.append(width)
+
+        self.middle_block = Stage(
+            ResidualBlock(width, width, time_channels, groups, dropout),
+            AttentionBlock(width, num_heads, groups),
+            ResidualBlock(width, width, time_channels, groups, dropout),
+        )
+
+        self.up_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                stage = layers(width + skips.pop(), model_channels * mult, sizes[level])
+                width = model_channels * mult
+                if level > 0 and i == num_res_blocks:
+                    stage.append(Upsample(width))
+                self.up_blocks.append(Stage(*stage))
+
+        self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, image_channel, 3, padding=1))
+        nn.init.zeros_(self.out[-1].weight)
+        nn.init.zeros_(self.out[-1].bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x: float (B, C, H, W), t: int64 (B,), returns (B, C, H, W)."""
+        B, C, H, W = x.shape
+        if C != self.image_channel:
+            raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
+        _check_size(H, W, self.downsampling)
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, 4 * model_channels)
+        skips = []
+        for stage in self.down_blocks:
+            x = stage(x, emb)
+            skips.append(x)
+        x = self.middle_block(x, emb)
+        for stage in self.up_blocks:
+            x = stage(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.out(x)
+
+
+def _check_size(height: int, width: int, factor: int) -> None:
+    if height % factor or width % factor:
+        size = str(height) if height == width else f"{height}x{width}"
+        near = max(factor, min(height, width) // factor * factor)
+        raise ValueError(
+            f"image_size {size} does not fit: this network halves it {factor.bit_length() - 1} times, so it must "
+            f"be a multiple of {factor}, such as {near} or {near + factor}"
+        )

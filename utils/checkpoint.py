@@ -1,0 +1,171 @@
+"""Checkpoints: {format, recipe, model, ema, optimizer, step}, written so that a good one always remains."""
+
+import glob
+import os
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from diffusion import GaussianDiffusion
+from models import build_model
+from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, changed_keys, check_recipe
+from utils.errors import CheckpointError, ConfigError
+
+FORMAT = 1
+
+
+@dataclass
+class Run:
+    """A trained network, in eval mode, with the diffusion and the recipe it was trained by."""
+
+    model: nn.Module
+    diffusion: GaussianDiffusion
+    recipe: dict
+    step: int
+
+
+def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
+    """The network, freshly initialised, and the diffusion of a recipe; ConfigError if its values do not fit."""
+    try:
+        model = build_model(**{key: recipe[key] for key in MODEL_KEYS})
+        return model, GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
+    except ValueError as error:
+        raise ConfigError(f"{recipe['data_name']}: {error}") from error
+
+
+def save_checkpoint(file: Path, content: dict, keep: int) -> None:
+    """Writes beside `file`, syncs, and only then renames; the `keep` newest stay: x.pt, x.1.pt, x.2.pt, …"""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            torch.save({"format": FORMAT, **content}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, keep))]
+        for older, newer in reversed(list(zip(ages[1:], ages, strict=False))):
+            if newer.exists():
+                newer.replace(older)
+        part.replace(file)
+    except (RuntimeError, OSError) as error:  # torch's writer makes a RuntimeError of a full disk
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file} was not written ({reason}): no space left? Older checkpoints stay") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def find_checkpoint(file: Path, resume: str) -> dict | None:
+    """The content to go on from: `resume` is auto, never or a path; None starts anew.
+
+    auto takes the newest good one of `file` and its predecessors. Nothing is ever restarted over an
+    older run: CheckpointError if all of them are bad, or if another start would write over them.
+    """
+    kept = [file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}.*.pt"), key=_age)]
+    kept = [candidate for candidate in kept if candidate.exists()]
+    if resume != "auto":
+        if kept and (resume == "never" or Path(resume).resolve() not in [path.resolve() for path in kept]):
+            raise CheckpointError(
+                f"{kept[0]} exists and would be written over: set another pth_save_name or save_dir, or move it away"
+            )
+        return None if resume == "never" else load_checkpoint(Path(resume))
+    for candidate in kept:
+        try:
+            return load_checkpoint(candidate)
+        except CheckpointError as error:
+            print(error, file=sys.stderr)
+    if kept:
+        raise CheckpointError(f"no good checkpoint among {', '.join(map(str, kept))}: move them away to start anew")
+    return None
+
+
+def _age(file: Path) -> int:
+    number = file.suffixes[-2][1:]
+    return int(number) if number.isdigit() else sys.maxsize
+
+
+def load_into(content: dict, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> int:
+    """Puts a checkpoint into a training; returns the number of steps it has done.
+
+    CheckpointError names every key that the recipe changed and may not; the learning rate may, and is said.
+    """
+    changed = changed_keys(content["recipe"], recipe)
+    if changed:
+        raise CheckpointError(
+            f"this run was begun otherwise ({'; '.join(changed)}): set another pth_save_name for a new one"
+        )
+    load_weights(model, content["model"], "the checkpoint")
+    load_weights(ema, content["ema"], "the checkpoint")
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
+    for group in optimizer.param_groups:
+        group["lr"] = recipe["learning_rate"]
+    print(f"going on from step {content['step']:,}")
+    if content["recipe"]["learning_rate"] != recipe["learning_rate"]:
+        print(f"learning_rate: was {content['recipe']['learning_rate']}, is {recipe['learning_rate']}")
+    return content["step"]
+
+
+def load_checkpoint(file: Path) -> dict:
+    """A training checkpoint's content, on the CPU, its recipe checked. Nothing in the file is run.
+
+    Raises CheckpointError, in one line, for a file that is missing, cut, foreign or not plain tensors.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{file} may not be read") from error
+    except Exception as error:  # cut short, another format, a folder: torch raises many kinds
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise CheckpointError(f"{file} is damaged or no checkpoint ({reason or type(error).__name__})") from error
+    if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "step"} <= content.keys():
+        raise CheckpointError(f"{file} is no checkpoint of this project: {_what_it_holds(content)}")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{file} has format {content['format']}; this version reads format {FORMAT}")
+    recipe, missing = content["recipe"], []
+    if isinstance(recipe, dict):
+        missing = [key for key in ("data_name", "dataset", *KEYS) if key not in recipe]
+    if missing or not isinstance(recipe, dict):
+        raise CheckpointError(f"{file}: its recipe lacks {', '.join(missing) or 'everything'}")
+    try:
+        content["recipe"] = check_recipe(recipe, f"{file}: its recipe")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return content
+
+
+def load_run(file: str | Path, weights: str = "ema") -> Run:
+    """The run in a checkpoint, on the CPU: `weights` "ema" (averaged) or "raw" (as the optimizer left them)."""
+    file = Path(file)
+    content = load_checkpoint(file)
+    try:
+        model, diffusion = build(content["recipe"])
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: its recipe: {error}") from error
+    load_weights(model, content[{"ema": "ema", "raw": "model"}[weights]], file)
+    return Run(model.eval(), diffusion, content["recipe"], content["step"])
+
+
+def load_weights(model: nn.Module, weights: dict, file: Path | str) -> None:
+    """load_state_dict, strict, with the first name or shape that does not fit in a CheckpointError."""
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{file}: its weights do not fit its recipe: {' '.join(lines[1:2])}") from error
+
+
+def _what_it_holds(content) -> str:
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    return f"it holds {', '.join(map(str, list(content)[:5])) or 'nothing'}"

@@ -1,0 +1,50 @@
+"""How a script ends: well, or with one line on stderr that says what was wrong, where, and what to do."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from datasets import DataError
+
+
+class ConfigError(Exception):
+    """An argument or a configuration that cannot be meant so: exit 2, before anything has happened."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used: exit 1."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with its errors in one line like all others, and no abbreviated flags."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists every argument)")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main. What a user can cause becomes one line and an exit code; a bug keeps its traceback."""
+    try:
+        main()
+    except ConfigError as error:
+        _stop(2, str(error))
+    except (CheckpointError, DataError) as error:
+        _stop(1, str(error))
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        _stop(1, f"{what}; what was saved before is untouched")
+    except torch.OutOfMemoryError:
+        _stop(1, "out of memory on the device: use a smaller batch_size or sample_num")
+    except KeyboardInterrupt:
+        _stop(130, "stopped by the keyboard")
+
+
+def _stop(code: int, message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,62 @@
+"""What a training is going to be, before any compute is spent."""
+
+import copy
+
+import torch
+from torch import nn
+
+from diffusion import GaussianDiffusion
+
+
+def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
+    """Bytes that one float32 training step keeps for its backward pass, counted without computing anything:
+    the loss runs on torch's meta device, where tensors have shapes and no content."""
+    model = copy.deepcopy(model).to("meta")
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}  # storages, so that views of one tensor count once; held, so that no number is given again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta and tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    x = torch.empty(batch_shape, device="meta")
+    t = torch.empty(batch_shape[0], dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        diffusion_on_meta = copy.copy(diffusion).to("meta")
+        loss = diffusion_on_meta.training_losses(model, x, t, x).mean()
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None) -> str:
+    """Shapes, parameters, memory and steps, a line each. images: how many there are, None if unknown."""
+    B, C, S = recipe["batch_size"], recipe["image_channel"], recipe["image_size"]
+    parameters = sum(p.numel() for p in model.parameters())
+    fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
+    activations = activation_bytes(model, diffusion, (B, C, S, S))
+    return "\n".join(
+        [
+            f"batch       ({B}, {C}, {S}, {S})",
+            f"parameters  {parameters:,}",
+            f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
+            f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
+            f"images      {images:,}" if images else "images      not here yet",
+            f"steps       {steps_text(recipe, images)}",
+        ]
+    )
+
+
+def total_steps(recipe: dict, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole training: max_steps, or train_epoch epochs."""
+    return recipe["max_steps"] or recipe["train_epoch"] * steps_per_epoch
+
+
+def steps_text(recipe: dict, images: int | None) -> str:
+    """The number of steps, and how it comes about."""
+    if images is None:
+        known = f"{recipe['max_steps']:,}" if recipe["max_steps"] else f"{recipe['train_epoch']} epochs"
+        return f"{known} (an epoch's length is known when the pictures are there)"
+    per_epoch = images // recipe["batch_size"]
+    steps = total_steps(recipe, per_epoch)
+    return f"{steps:,}: {steps / max(1, per_epoch):,.1f} epochs of {per_epoch:,}"
