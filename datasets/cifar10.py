@@ -30,7 +30,7 @@ def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
 def _read_batch(file: Path) -> np.ndarray:
     """A dict whose "data" is uint8 (N, 3072): all red, then all green, then all blue, each row by row."""
     content = load_arrays(file)
-    data = content.get("data") if isinstance(content, dict) else None
+    data = content.get("data", content.get(b"data")) if isinstance(content, dict) else None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise DataError(f"{file} is a pickle, but not a CIFAR-10 batch of 3072-byte pictures")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -8,7 +8,8 @@ from datasets.errors import DataError, fetch
 
 
 def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
-    """Every JPEG below data_path, sorted; or, with the authors' setid.mat, 2,040 to train (with validation), 6,149 to test."""
+    """Every JPEG below data_path, sorted. With the authors' setid.mat also their splits: 2,040 pictures to train
+    (their validation split counted in) and 6,149 to test."""
 
     def find() -> list[Path]:
         return sorted(file for file in data_path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))

@@ -5,6 +5,7 @@ The paper's symbols and the names here (Ho et al. 2020; t counts from 0):
     v -> sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0     SNR_t -> ᾱ_t / (1 - ᾱ_t)
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -132,11 +133,17 @@ class GaussianDiffusion:
         """
         return sample_progressive(self, model, noise, spec, generator, self.timestep_num if depth is None else depth)
 
-    def sample(self, model: Model, noise: Tensor, spec: SampleSpec, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self,
+        model: Model,
+        noise: Tensor,
+        spec: SampleSpec,
+        generator: torch.Generator | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
         """The last frame's sample: (B, C, H, W), in [-1, 1] where x_start is clipped."""
-        for frame in self.sample_progressive(model, noise, spec, generator):
-            pass
-        return frame.sample
+        frames = self.sample_progressive(model, noise, spec, generator, depth)
+        return deque(frames, maxlen=1).pop().sample
 
     def alpha_bar(self, t: int) -> Tensor:
         """ᾱ_t as a float64 scalar on the CPU; 1 at t = -1, where nothing is noise any more."""

@@ -39,6 +39,4 @@ def interpolate(
     for lam in lambdas:
         generator.set_state(rewound)
         mixed = torch.lerp(noisy_first, noisy_second, lam)
-        for frame in diffusion.sample_progressive(model, mixed, replace(spec, steps=steps), generator, depth):
-            pass
-        yield frame.sample
+        yield diffusion.sample(model, mixed, replace(spec, steps=steps), generator, depth)

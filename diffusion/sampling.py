@@ -21,7 +21,7 @@ class SampleSpec:
     @classmethod
     def parse(cls, text: str) -> "SampleSpec":
         """Reads METHOD_STEPS_ETA; raises ValueError, which shows the grammar, for anything else."""
-        match = re.fullmatch(r"(DDPM|DDIM)_([1-9][0-9]*)_([01])p([0-9]+)", text)
+        match = re.fullmatch(r"(DDPM|DDIM)_([1-9][0-9]{0,5})_([01])p([0-9]{1,3})", text)
         if not match or float(f"{match[3]}.{match[4]}") > 1:
             raise ValueError(f"sample_info {text!r} is not {GRAMMAR}")
         return cls(match[1], int(match[2]), float(f"{match[3]}.{match[4]}"))

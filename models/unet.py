@@ -22,6 +22,15 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def norm_groups(model_channels: int) -> int:
+    """Groups of every GroupNorm: 32 as published, fewer below 128 channels, so that each has four or more.
+
+    A group of one channel subtracts whatever is constant over the feature map, and with it the time
+    embedding that was just added: the finest level could not know its t.
+    """
+    return max((g for g in range(1, 33) if model_channels % g == 0 and model_channels // g >= 4), default=1)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with the time embedding added between them, and a shortcut around both."""
 
@@ -119,6 +128,9 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        least = min(image_channel, model_channels, num_res_blocks, num_heads, image_size, *channel_mult)
+        if least < 1 or not channel_mult:
+            raise ValueError("sizes, widths, multipliers, depths and heads must all be at least 1")
         levels = len(channel_mult)
         self.image_channel, self.model_channels, self.downsampling = image_channel, model_channels, 2 ** (levels - 1)
         _check_size(image_size, image_size, self.downsampling)
@@ -135,7 +147,7 @@ class UNet(nn.Module):
             if width % num_heads:
                 raise ValueError(f"num_heads={num_heads} does not divide an attention width of {width} channels")
 
-        groups, time_channels = math.gcd(32, model_channels), 4 * model_channels  # 32 as published
+        groups, time_channels = norm_groups(model_channels), 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )

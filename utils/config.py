@@ -88,7 +88,7 @@ def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), fla
     a duplicate, a cycle of bases, and whatever makes model and diffusion impossible.
     """
     content = _read_yaml(config)
-    blocks = _mapping(content.get("Train_Data"), f"{config}: Train_Data")
+    blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
     layers, chain = [], [data_name]
     while True:
         name = chain[-1]
@@ -99,9 +99,9 @@ def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), fla
         layers.append((f"{config}: Train_Data.{name}", {k: v for k, v in block.items() if k != "base"}))
         if "base" not in block:
             break
-        chain.append(block["base"])
+        chain.append(str(block["base"]))
         if chain[-1] in chain[:-1]:
-            raise ConfigError(f"{config}: Train_Data: the bases run in a circle: {' -> '.join(map(str, chain))}")
+            raise ConfigError(f"{config}: Train_Data: the bases run in a circle: {' -> '.join(chain)}")
     layers.append((f"{config}: Train_Setting", _mapping(content.get("Train_Setting"), f"{config}: Train_Setting")))
     layers.insert(0, ("--set", dict(_parse_override(text) for text in overrides) | (flags or {})))
 
@@ -128,6 +128,8 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs a number a level, such as [1, 2, 2, 2]")
+    if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
+        raise ConfigError(f"{where}: pth_save_name must be a plain name, not {checked['pth_save_name']!r}")
     parse_spec(checked["preview_info"], checked["timestep_num"], f"{where}: preview_info")
     return checked
 
@@ -150,7 +152,8 @@ def changed_keys(old: dict, new: dict) -> list[str]:
 
 def _read_yaml(config: Path) -> dict:
     try:
-        content = yaml.load(config.read_text(encoding="utf-8"), _Loader)
+        with open(config, encoding="utf-8") as stream:
+            content = yaml.load(stream, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -167,10 +170,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: {key_node.value} stands there twice")
-            seen.add(key_node.value if isinstance(key_node.value, str) else id(key_node))
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -211,7 +214,7 @@ def _number(value, key: Key, wrong: ConfigError) -> int | float:
         raise wrong
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise wrong from None
     if not math.isfinite(number) or (key.kind is int and not number.is_integer()):
         raise wrong

@@ -1,0 +1,184 @@
+"""config.yaml to a recipe: order, types, refusals."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.checkpoint import build
+from utils.config import KEYS, changed_keys, load_recipe
+from utils.errors import ConfigError
+
+CONFIG = Path(__file__).parent.parent / "config.yaml"
+
+
+def recipe_of(tmp_path, text, name="A", overrides=(), flags=None):
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_recipe(file, name, overrides, flags)
+
+
+def test_train_setting_spells_out_every_default():
+    setting = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["Train_Setting"]
+    assert list(setting) and set(setting) == set(KEYS)
+    for name, value in setting.items():
+        assert (float(value) if name == "learning_rate" else value) == KEYS[name].default, name
+
+
+def test_the_missions_defaults():
+    recipe = load_recipe(CONFIG, "Cifar10")
+    expected = yaml.safe_load("""
+        {dataset: Cifar10, model_channels: 128, channel_mult: [1, 2, 2, 2], num_res_blocks: 2, num_heads: 4, dropout: 0.0,
+        timestep_num: 1000, beta_schedule: cosine, loss_type: l1, objective: pred_noise, clip_denoised: true,
+        learning_rate: 0.0001, Adam_beta1: 0.9, Adam_beta2: 0.99}""")
+    assert {key: recipe[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["Train_Data"])
+def test_every_block_of_config_yaml_builds(name):
+    recipe = load_recipe(CONFIG, name)
+    model, diffusion = build(recipe)
+    assert diffusion.timestep_num == recipe["timestep_num"]
+    assert recipe["horizontal_flip"] is (name in ("Cifar10", "Flower102", "StyleGAN_Face"))
+    assert recipe == yaml.safe_load(yaml.safe_dump(recipe))  # plain values only
+
+
+def test_the_order_is_setting_base_block_set(tmp_path):
+    text = """
+Train_Setting: {batch_size: 1, image_size: 8, seed: 1, timestep_num: 100, save_dir: setting}
+Train_Data:
+  Grand: {batch_size: 2, image_size: 16, seed: 2, timestep_num: 200, data_path: grand}
+  Base: {base: Grand, batch_size: 3, image_size: 24, seed: 3}
+  A: {base: Base, batch_size: 4, image_size: 32}
+"""
+    recipe = recipe_of(tmp_path, text, overrides=["batch_size=5"], flags={"save_dir": "flag"})
+    assert [recipe[k] for k in ("batch_size", "image_size", "seed", "timestep_num")] == [5, 32, 3, 200]
+    assert recipe["data_path"] == "grand" and recipe["save_dir"] == "flag" and recipe["pth_save_name"] == "a"
+    assert recipe["model_channels"] == KEYS["model_channels"].default
+    assert recipe["dataset"] == "Folder"
+
+
+def test_a_block_takes_the_loader_of_its_base(tmp_path):
+    recipe = recipe_of(tmp_path, "{Train_Setting: {}, Train_Data: {Mnist: {}, A: {base: Mnist, data_path: d}}}")
+    assert recipe["dataset"] == "Mnist" and recipe["data_name"] == "A" and recipe["data_path"] == "d"
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [("1e-4", 1e-4), ("'2e-4'", 2e-4), ("0", 0.0), ("1", 1.0)],
+)
+def test_numbers_are_read_by_the_keys_type(tmp_path, value, expected):
+    text = "{Train_Setting: {learning_rate: %s}, Train_Data: {A: {data_path: d}}}" % value  # noqa: UP031 (braces)
+    rate = recipe_of(tmp_path, text)["learning_rate"]
+    assert rate == expected and isinstance(rate, float)
+    assert recipe_of(tmp_path, text, overrides=[f"learning_rate={value}"])["learning_rate"] == expected
+
+
+def test_overrides_of_every_kind():
+    recipe = load_recipe(
+        CONFIG,
+        "Digits",
+        ["max_steps=1e3", "channel_mult=1,2", "attention_resolutions=[4, 8]", "clip_denoised=false", "grad_clip=null"],
+    )
+    assert recipe["max_steps"] == 1000 and isinstance(recipe["max_steps"], int)
+    assert recipe["channel_mult"] == [1, 2] and recipe["attention_resolutions"] == [4, 8]
+    assert recipe["clip_denoised"] is False and recipe["grad_clip"] is None
+    assert load_recipe(CONFIG, "Digits", ["channel_mult=2"])["channel_mult"] == [2]
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("batchsize=4", "'batchsize' is not known; did you mean batch_size?"),
+        ("batch_size=four", "batch_size must be a whole number at least 1, not 'four'"),
+        ("batch_size=0", "at least 1"),
+        ("batch_size=2.5", "whole number"),
+        ("batch_size=true", "whole number"),
+        ("batch_size=null", "whole number"),
+        ("batch_size=[1, 2]", "whole number"),
+        ("learning_rate=.nan", "a number"),
+        ("learning_rate=.inf", "a number"),
+        ("learning_rate=-1", "at least 0"),
+        ("clip_denoised=1", "true or false"),
+        ("beta_schedule=cosin", "one of linear, cosine"),
+        ("objective=[pred_v]", "one of pred_noise"),
+        ("channel_mult=[1, a]", "list of whole numbers"),
+        ("channel_mult=[]", "channel_mult"),
+        ("image_channel=2", "1 (grey) or 3 (RGB)"),
+        ("dropout=1", "at most 0.999"),
+        ("preview_info=DDIM_50", "METHOD_STEPS_ETA"),
+        ("preview_info=DDIM_2000_0p0", "2000 steps"),
+        ("batch_size", "KEY=VALUE"),
+        ("channel_mult=[1", "--set channel_mult=[1"),
+        ("save_dir=5", "a text"),
+        ("pth_save_name=a/b", "pth_save_name"),
+        ("pth_save_name=..", "pth_save_name"),
+    ],
+)
+def test_refusals_say_what_and_where(override, says):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(CONFIG, "Digits", [override])
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{Train_Setting: {}, Train_Data: {B: {data_path: d}}}", "data_name: 'A' is not known"),
+        ("{Train_Setting: {}, Train_Data: {A: {base: Bee}, Bea: {}}}", "did you mean Bea?"),
+        ("{Train_Setting: {}, Train_Data: {A: {base: B}, B: {base: C}, C: {base: B}}}", "A -> B -> C -> B"),
+        ("{Train_Setting: {}, Train_Data: {A: {base: A}}}", "A -> A"),
+        ("{Train_Setting: {}, Train_Data: {A: {base: [A]}}}", "base"),
+        ("{Train_Setting: {batch: 1}, Train_Data: {A: {data_path: d}}}", "Train_Setting: 'batch' is not known"),
+        ("{Train_Setting: {}, Train_Data: {A: {size: 3}}}", "Train_Data.A: 'size' is not known"),
+        ("{Train_Setting: {}, Train_Date: {A: {}}}", "did you mean Train_Data?"),
+        ("{Train_Setting: {}, Train_Data: {A: {data_path: d, seed: 1, seed: 2}}}", "seed stands there twice"),
+        ("{Train_Setting: {}, Train_Data: {A: {}, A: {}}}", "A stands there twice"),
+        ("{Train_Setting: {}, Train_Data: {A: {}}}", "Train_Data.A needs a data_path"),
+        ("{Train_Setting: {}, Train_Data: {A: 3}}", "Train_Data.A must be a block"),
+        ("{Train_Setting: {}, Train_Data: []}", "Train_Data must be a block"),
+        ("[1]", "must be a block"),
+        ("", "must be a block"),
+        ("{Train_Setting: {seed: 1", "config.yaml"),
+        ("a: !!python/object/apply:os.system ['true']", "config.yaml"),
+        ("? [1, 2]\n: 3", "config.yaml"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, text, says):
+    with pytest.raises(ConfigError) as error:
+        recipe_of(tmp_path, text)
+    assert says in str(error.value)
+
+
+def test_a_config_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml", "A")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"bytes\.yaml"):
+        load_recipe(tmp_path / "bytes.yaml", "A")
+
+
+@given(
+    st.sampled_from(sorted(KEYS)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda s: st.lists(s, max_size=3)
+    ),
+)
+def test_any_value_is_taken_as_its_type_or_refused(key, value):
+    try:
+        recipe = load_recipe(CONFIG, "Digits", flags={key: value})
+    except ConfigError:
+        return
+    kind = KEYS[key].kind if isinstance(KEYS[key].kind, type) else str
+    assert recipe[key] is None or isinstance(recipe[key], kind)
+
+
+def test_what_may_change_when_a_run_goes_on():
+    recipe = load_recipe(CONFIG, "Digits")
+    assert changed_keys(recipe, recipe | {"max_steps": 9, "learning_rate": 1.0, "save_every": 3}) == []
+    assert changed_keys(recipe, recipe | {"seed": 9, "objective": "pred_x0"}) == [
+        "objective: was pred_v, is pred_x0",
+        "seed: was 0, is 9",
+    ]

@@ -1,0 +1,249 @@
+"""The network: the published one to the letter, and the smaller ones that a recipe may ask for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+
+from models import UNet, build_model
+from models.unet import ResidualBlock, timestep_embedding
+
+PUBLISHED = Path(__file__).parent / "published_unet_state_dict.json"
+
+
+def randomise(model, seed=0):
+    """Every parameter drawn anew, also the output convolution's zeros; matrices scaled by their fan-in."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=p[0].numel() ** -0.5, generator=generator)
+    return model
+
+
+def noisy(*shape, seed=1, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def published_unet(p, x, emb):
+    """The published network once more, in straight lines, from nothing but its state dict `p`.
+
+    emb: the sinusoids of t, (B, 128).
+    """
+
+    def norm(x, name):
+        return F.group_norm(x, 32, p[f"{name}.weight"], p[f"{name}.bias"], eps=1e-5)
+
+    def conv(x, name, padding=1, stride=1):
+        return F.conv2d(x, p[f"{name}.weight"], p[f"{name}.bias"], padding=padding, stride=stride)
+
+    def residual(x, name):
+        h = conv(F.silu(norm(x, f"{name}.conv1.0")), f"{name}.conv1.2")
+        time = F.linear(F.silu(emb), p[f"{name}.time_emb.1.weight"], p[f"{name}.time_emb.1.bias"])
+        h = h + time[:, :, None, None]
+        h = conv(F.silu(norm(h, f"{name}.conv2.0")), f"{name}.conv2.3")
+        return h + (conv(x, f"{name}.shortcut", padding=0) if f"{name}.shortcut.weight" in p else x)
+
+    def attention(x, name, heads=4):
+        B, C, H, W = x.shape
+        d = C // heads
+        qkv = F.conv2d(norm(x, f"{name}.norm"), p[f"{name}.qkv.weight"]).reshape(B, 3 * C, H * W)
+        results = []
+        for head in range(heads):
+            q, k, v = qkv[:, 3 * d * head : 3 * d * (head + 1)].split(d, dim=1)  # each (B, d, H*W)
+            scores = torch.exp(torch.einsum("bdi,bdj->bij", q, k) / d**0.5)  # from position i to position j
+            results.append(torch.einsum("bij,bdj->bdi", scores / scores.sum(2, keepdim=True), v))
+        return x + conv(torch.cat(results, dim=1).reshape(B, C, H, W), f"{name}.proj", padding=0)
+
+    def down(x, name):
+        return conv(x, f"{name}.op", stride=2)
+
+    def up(x, name):
+        return conv(x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), f"{name}.conv")
+
+    emb = F.linear(emb, p["time_embed.0.weight"], p["time_embed.0.bias"])
+    emb = F.linear(F.silu(emb), p["time_embed.2.weight"], p["time_embed.2.bias"])
+
+    d0 = conv(x, "down_blocks.0.0")
+    d1 = residual(d0, "down_blocks.1.0")
+    d2 = residual(d1, "down_blocks.2.0")
+    d3 = down(d2, "down_blocks.3.0")
+    d4 = residual(d3, "down_blocks.4.0")
+    d5 = residual(d4, "down_blocks.5.0")
+    d6 = down(d5, "down_blocks.6.0")
+    d7 = residual(d6, "down_blocks.7.0")
+    d8 = residual(d7, "down_blocks.8.0")
+    d9 = down(d8, "down_blocks.9.0")
+    d10 = attention(residual(d9, "down_blocks.10.0"), "down_blocks.10.1")
+    d11 = attention(residual(d10, "down_blocks.11.0"), "down_blocks.11.1")
+
+    h = residual(d11, "middle_block.0")
+    h = attention(h, "middle_block.1")
+    h = residual(h, "middle_block.2")
+
+    h = attention(residual(torch.cat([h, d11], dim=1), "up_blocks.0.0"), "up_blocks.0.1")
+    h = attention(residual(torch.cat([h, d10], dim=1), "up_blocks.1.0"), "up_blocks.1.1")
+    h = attention(residual(torch.cat([h, d9], dim=1), "up_blocks.2.0"), "up_blocks.2.1")
+    h = up(h, "up_blocks.2.2")
+    h = residual(torch.cat([h, d8], dim=1), "up_blocks.3.0")
+    h = residual(torch.cat([h, d7], dim=1), "up_blocks.4.0")
+    h = up(residual(torch.cat([h, d6], dim=1), "up_blocks.5.0"), "up_blocks.5.1")
+    h = residual(torch.cat([h, d5], dim=1), "up_blocks.6.0")
+    h = residual(torch.cat([h, d4], dim=1), "up_blocks.7.0")
+    h = up(residual(torch.cat([h, d3], dim=1), "up_blocks.8.0"), "up_blocks.8.1")
+    h = residual(torch.cat([h, d2], dim=1), "up_blocks.9.0")
+    h = residual(torch.cat([h, d1], dim=1), "up_blocks.10.0")
+    h = residual(torch.cat([h, d0], dim=1), "up_blocks.11.0")
+    return conv(F.silu(norm(h, "out.0")), "out.2")
+
+
+# --- the published network ---
+
+
+def test_the_default_network_has_the_published_names_and_shapes():
+    model = UNet()
+    shapes = {name: list(p.shape) for name, p in model.state_dict().items()}
+    assert shapes == json.loads(PUBLISHED.read_text())
+    assert sum(p.numel() for p in model.parameters()) == 35_741_699
+
+
+def test_the_grey_network_differs_only_in_its_first_and_last_convolution():
+    published = json.loads(PUBLISHED.read_text())
+    grey = {name: list(p.shape) for name, p in UNet(image_channel=1).state_dict().items()}
+    assert list(grey) == list(published)
+    assert {name: shape for name, shape in grey.items() if shape != published[name]} == {
+        "down_blocks.0.0.weight": [128, 1, 3, 3],
+        "out.2.weight": [1, 128, 3, 3],
+        "out.2.bias": [1],
+    }
+
+
+@pytest.mark.parametrize("channels, height, width", [(3, 32, 32), (1, 32, 32), (3, 16, 24)])
+def test_the_forward_pass_is_the_published_one(channels, height, width):
+    model = randomise(UNet(image_channel=channels).double().eval())
+    x = noisy(2, channels, height, width, dtype=torch.float64)
+    t = torch.tensor([3, 871])
+    with torch.no_grad():
+        ours = model(x, t)
+        # The sinusoids are float32 by definition, and have a test of their own.
+        theirs = published_unet(model.state_dict(), x, timestep_embedding(t, 128).double())
+    # 30 layers of float64 arithmetic in another order: some 1e-14 relative to the output's size.
+    assert (ours - theirs).abs().max() < 1e-9 * theirs.abs().max()
+
+
+def test_a_fresh_network_predicts_zero():
+    """Its last convolution starts at zero, as in Ho et al. 2020."""
+    assert not UNet(model_channels=16)(noisy(2, 3, 32, 32), torch.tensor([0, 999])).any()
+
+
+@pytest.mark.parametrize("width", [16, 128])
+def test_the_time_embedding_is_diffusers(width):
+    t = torch.arange(0, 4000, 7)
+    theirs = get_timestep_embedding(t, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    ours = timestep_embedding(t, width)
+    assert ours.dtype == torch.float32
+    # float32 angles near 4000 are 2.4e-4 apart, and their frequencies may differ by a rounding or two.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+
+
+# --- other networks ---
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"model_channels": 16, "channel_mult": (1, 2), "image_size": 8},
+        {"model_channels": 32, "channel_mult": (1, 2, 3, 4), "image_size": 8, "image_channel": 1},
+        {"model_channels": 48, "image_size": 24, "num_heads": 3, "num_res_blocks": 1},
+        {"model_channels": 16, "image_size": 64, "num_res_blocks": 1, "dropout": 0.3},
+        {"model_channels": 16, "image_size": 24, "attention_resolutions": (12, 6)},
+        {"model_channels": 16, "image_size": 24, "attention_resolutions": (24, 12, 6, 3), "num_heads": 1},
+        {"model_channels": 32, "attention_resolutions": (), "channel_mult": (1,), "image_size": 8},
+    ],
+    ids=str,
+)
+def test_every_parameter_of_other_networks_learns(keywords):
+    model = randomise(build_model(**keywords))
+    x = noisy(2, model.image_channel, *[keywords.get("image_size", 32)] * 2)
+    output = model(x, torch.tensor([0, 999]))
+    assert output.shape == x.shape and output.isfinite().all()
+    output.square().mean().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+
+
+def test_attention_stands_where_it_is_asked_for():
+    def attended(**keywords):
+        names = UNet(model_channels=16, **keywords).state_dict()
+        return {name.split(".qkv")[0] for name in names if "qkv" in name}
+
+    assert attended(attention_resolutions=()) == {"middle_block.1"}
+    # two residual blocks on the way down at 16 pixels (4, 5), three on the way up (6, 7, 8)
+    expected = {f"down_blocks.{i}.1" for i in (4, 5)} | {f"up_blocks.{i}.1" for i in (6, 7, 8)}
+    assert attended(attention_resolutions=(16,)) == expected | {"middle_block.1"}
+
+
+def test_dropout_acts_in_training_only():
+    model = randomise(UNet(model_channels=16, dropout=0.5))
+    x, t = noisy(1, 3, 32, 32), torch.tensor([500])
+    assert not torch.equal(model(x, t), model(x, t))
+    model.eval()
+    assert torch.equal(model(x, t), model(x, t))
+
+
+@pytest.mark.parametrize("width", [16, 32, 48])
+def test_narrow_networks_know_their_timestep(width):
+    def effect_of_t(block):
+        """How far another embedding moves what the block adds to its shortcut, relative to that."""
+        x = noisy(2, block.conv1[0].num_channels, 8, 8)
+        first, second = (block(x, noisy(2, 4 * width, seed=s)) - block.shortcut(x) for s in (2, 3))
+        return ((first - second).std() / first.std()).item()
+
+    model = randomise(UNet(model_channels=width))
+    blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
+    # 0.14 to 0.36 of it where a group holds channels enough, as with the published 128 channels.
+    assert min(effect_of_t(block) for block in blocks) > 0.05
+    # One channel a group would subtract the embedding again, all but float32 roundings of it.
+    assert effect_of_t(randomise(ResidualBlock(width, width, 4 * width, groups=width, dropout=0))) < 1e-4
+
+
+# --- what does not fit together ---
+
+
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        ({"image_size": 28}, "image_size 28 .* multiple of 8, such as 24 or 32"),
+        ({"image_size": 30, "channel_mult": (1, 2, 4)}, "image_size 30 .* multiple of 4, such as 28 or 32"),
+        ({"attention_resolutions": (7,)}, "no feature map is 7 pixels wide; they are 32, 16, 8, 4"),
+        ({"model_channels": 33}, "model_channels must be even .* not 33"),
+        ({"num_heads": 3}, "num_heads=3 does not divide .* 256"),
+        ({"num_heads": 32, "model_channels": 16, "attention_resolutions": (32,)}, "num_heads=32 .* 16 chan"),
+        ({"dropout": 1.5}, "dropout"),
+    ],
+    ids=str,
+)
+def test_refuses_what_does_not_fit_together(keywords, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        build_model(**keywords)
+    assert "\n" not in str(refusal.value)
+
+
+def test_refuses_an_unknown_keyword():
+    with pytest.raises(TypeError, match="model_chanels"):
+        build_model(model_chanels=64)
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 1, 32, 32), "built for 3 channels and was given 1"),
+        ((1, 3, 28, 28), "multiple of 8, such as 24 or 32"),
+        ((1, 3, 32, 20), "32x20 .* multiple of 8, such as 16 or 24"),
+    ],
+)
+def test_refuses_pictures_that_it_was_not_built_for(shape, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(model_channels=16)(torch.zeros(shape), torch.tensor([0]))
