@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GRAMMAR = "METHOD_STEPS_ETA, such as DDPM_1000_0p0 or DDIM_50_0p0 (DDPM or DDIM, steps from 1, eta 0p0 to 1p0)"
+GRAMMAR = (
+    "METHOD_STEPS_ETA, such as DDPM_1000_0p0 or DDIM_50_0p0 "
+    "(DDPM or DDIM; steps from 1; eta from 0p0 to 1p0, with at most three decimals)"
+)
 
 
 @dataclass(frozen=True)

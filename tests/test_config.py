@@ -30,9 +30,9 @@ def test_train_setting_spells_out_every_default():
 def test_the_missions_defaults():
     recipe = load_recipe(CONFIG, "Cifar10")
     expected = yaml.safe_load("""
-        {dataset: Cifar10, model_channels: 128, channel_mult: [1, 2, 2, 2], num_res_blocks: 2, num_heads: 4, dropout: 0.0,
-        timestep_num: 1000, beta_schedule: cosine, loss_type: l1, objective: pred_noise, clip_denoised: true,
-        learning_rate: 0.0001, Adam_beta1: 0.9, Adam_beta2: 0.99}""")
+        {dataset: Cifar10, model_channels: 128, channel_mult: [1, 2, 2, 2], num_res_blocks: 2, num_heads: 4,
+        dropout: 0.0, timestep_num: 1000, beta_schedule: cosine, loss_type: l1, objective: pred_noise,
+        clip_denoised: true, learning_rate: 0.0001, Adam_beta1: 0.9, Adam_beta2: 0.99}""")
     assert {key: recipe[key] for key in expected} == expected
 
 

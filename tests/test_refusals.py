@@ -1,0 +1,157 @@
+"""Both scripts, run as a user runs them: what they refuse, in one line, and what stays whole."""
+
+import os
+import pickle
+import resource
+
+import pytest
+import torch
+from PIL import Image
+from solvers import refused, script, train
+
+
+@pytest.mark.parametrize(
+    "args, code, says",
+    [
+        (["--data_name", "Digitz"], 2, ["'Digitz' is not known", "did you mean Digits?", "config.yaml"]),
+        (["--data_name", "Digits", "--set", "batchsize=3"], 2, ["did you mean batch_size?"]),
+        (["--data_name", "Digits", "--set", "learning_rate=fast"], 2, ["learning_rate must be a number", "'fast'"]),
+        (["--data_name", "Digits", "--set", "preview_info=DDIM_50"], 2, ["METHOD_STEPS_ETA", "DDIM_50_0p0"]),
+        (["--data_name", "Digits", "--set", "image_size=10"], 2, ["image_size 10", "multiple of 4", "8 or 12"]),
+        (["--data_name", "Digits", "--set", "num_heads=5"], 2, ["num_heads=5"]),
+        (["--data_name", "Digits", "--set", "batch_size=1501"], 2, ["1500 pictures are fewer than batch_size=1501"]),
+        (["--data_name", "Digits", "--config", "none.yaml"], 2, ["none.yaml", "No such file"]),
+        (["--data_name", "Digits", "--dry"], 2, ["--dry"]),
+        ([], 2, ["--data_name"]),
+        (["--data_name", "Cifar10"], 1, ["Cifar10: no data in", "download failed", "cifar-10-batches-py"]),
+        (["--data_name", "Mnist"], 1, ["Mnist: no data in", "download failed", "train-images-idx3-ubyte.gz"]),
+        (["--data_name", "Flower102"], 1, ["Flower102: no data in", "download failed", "image_00001.jpg"]),
+        (["--data_name", "StyleGAN_Face"], 1, ["is not a folder"]),
+        (["--data_name", "Digits", "--save_dir", "LICENSE"], 1, ["LICENSE"]),
+        (["--data_name", "Digits", "--resume", "none.pt"], 1, ["none.pt does not exist"]),
+    ],
+)
+def test_training_refuses(tmp_path, args, code, says):
+    paths = ["--save_dir", tmp_path / "runs", "--data_path", tmp_path / "data"]
+    refused(script("train_solver.py", *paths, *args), code, *says)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_run_is_never_written_over(trained, tmp_path):
+    before = trained.read_bytes()
+    save_dir = trained.parent.parent
+    refused(train(save_dir, settings=["timestep_num=500"]), 1, "timestep_num: was 1000, is 500", "pth_save_name")
+    refused(train(save_dir, "--resume", "never"), 1, "digits.pt exists", "pth_save_name")
+    (tmp_path / "other.pt").write_bytes(before)
+    refused(train(save_dir, "--resume", tmp_path / "other.pt"), 1, "digits.pt exists")
+    assert trained.read_bytes() == before
+
+
+def test_no_space_leaves_the_older_checkpoints(trained, tmp_path):
+    assert train(tmp_path).returncode == 0
+    before = (tmp_path / "digits" / "digits.pt").read_bytes()
+    limit = len(before) // 2  # bytes a file may have: the next checkpoint does not fit, a picture does
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    run = train(tmp_path, settings=["max_steps=9"], preexec_fn=limited)
+    refused(run, 1, "digits.pt was not written", "Older checkpoints stay")
+    assert (tmp_path / "digits" / "digits.pt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def bad_checkpoint(kind, trained, folder):
+    file = folder / "bad.pt"
+    content = torch.load(trained, weights_only=True)
+    if kind == "missing":
+        return file
+    if kind == "cut":
+        file.write_bytes(trained.read_bytes()[:-100])
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "picture":
+        Image.new("RGB", (8, 8)).save(file, "png")
+    elif kind == "malicious":
+
+        class Evil:
+            def __reduce__(self):
+                return os.system, (f"touch {folder}/owned",)
+
+        torch.save(content | {"evil": Evil()}, file)
+    elif kind == "malicious pickle":
+        file.write_bytes(pickle.dumps({"recipe": os.system}))
+    elif kind == "foreign":
+        torch.save({"epoch": 3, "unet_model": content["model"]}, file)
+    elif kind == "a list":
+        torch.save([1, 2], file)
+    elif kind == "another format":
+        torch.save(content | {"format": 99}, file)
+    elif kind == "recipe short":
+        torch.save(content | {"recipe": {"data_name": "Digits"}}, file)
+    elif kind == "recipe wrong":
+        torch.save(content | {"recipe": content["recipe"] | {"image_size": "big"}}, file)
+    elif kind == "recipe impossible":
+        torch.save(content | {"recipe": content["recipe"] | {"num_heads": 3}}, file)
+    elif kind == "weights missing":
+        torch.save(content | {"ema": dict(list(content["ema"].items())[1:])}, file)
+    elif kind == "weights of another width":
+        torch.save(content | {"recipe": content["recipe"] | {"model_channels": 16}}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("missing", "does not exist"),
+        ("cut", "damaged"),
+        ("empty", "damaged"),
+        ("picture", ""),
+        ("malicious", "nothing in it was run"),
+        ("malicious pickle", "nothing in it was run"),
+        ("foreign", "no checkpoint of this project: it holds epoch, unet_model"),
+        ("a list", "no checkpoint of this project: it holds a list"),
+        ("another format", "format 99"),
+        ("recipe short", "its recipe lacks dataset"),
+        ("recipe wrong", "image_size must be a whole number"),
+        ("recipe impossible", "num_heads=3"),
+        ("weights missing", "time_embed.0.weight"),
+        ("weights of another width", "do not fit its recipe"),
+    ],
+)
+def test_sampling_refuses_a_bad_checkpoint(trained, tmp_path, kind, says):
+    file = bad_checkpoint(kind, trained, tmp_path)
+    args = ["--model_path", file, "--test_mode", "random_gen", "--save_dir", tmp_path / "results"]
+    refused(script("test_solver.py", *args), 1, "bad.pt", says)
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "results").exists()
+
+
+INTERPOLATE = ["--test_mode", "interpolate"]
+
+
+@pytest.mark.parametrize(
+    "args, code, says",
+    [
+        (["--sample_info", "DDIM50"], 2, ["'DDIM50'", "METHOD_STEPS_ETA", "DDIM_50_0p0"]),
+        (["--sample_info", "DDIM_1001_0p0"], 2, ["1001 steps", "1000 timesteps"]),
+        (["--sample_num", "0"], 2, ["--sample_num"]),
+        (["--sample_num", "two"], 2, ["--sample_num", "two"]),
+        (["--seed", "-1"], 2, ["--seed"]),
+        (["--image_size", "32"], 2, ["--image_size 32", "trained with 8"]),
+        (["--image_channel", "3"], 2, ["--image_channel 3", "trained with 1"]),
+        (["--training_timestep_num", "500"], 2, ["--training_timestep_num 500", "trained with 1000"]),
+        (["--beta_schedule", "linear"], 2, ["--beta_schedule linear", "trained with cosine"]),
+        (["--test_mode", "generate"], 2, ["--test_mode", "random_gen"]),
+        (["--save_dir", "LICENSE"], 1, ["LICENSE"]),
+        (
+            ["--test_mode", "interpolate", "--data_name", "Cifar10", "--data_path", "none"],
+            1,
+            ["Cifar10: no data in none"],
+        ),
+        (["--test_mode", "interpolate", "--sample_num", "1000000"], 2, ["1000 pairs", "1500"]),
+    ],
+)
+def test_sampling_refuses(trained, tmp_path, args, code, says):
+    base = ["--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path / "results"]
+    refused(script("test_solver.py", *base, *args), code, *says)
+    assert not list(tmp_path.rglob("*.png"))
