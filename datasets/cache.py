@@ -77,14 +77,16 @@ def _decoded(files: list[Path], image_size: int, image_channel: int):
         except Exception as error:  # whatever a decoder makes of a broken or foreign file
             return f"skipped {file}: {' '.join(str(error).split()) or type(error).__name__}"
 
-    skipped = 0
-    with ThreadPoolExecutor() as pool:
+    skipped, pool = 0, ThreadPoolExecutor()
+    try:
         for row in tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False):
             if isinstance(row, str):
                 skipped += 1
                 tqdm.write(row, file=sys.stderr)
             else:
                 yield row
+    finally:
+        pool.shutdown(cancel_futures=True)  # stopped half-way, nobody waits for the rest
     if skipped:
         print(f"{skipped} of {len(files)} files are no pictures and were skipped", file=sys.stderr)
     if skipped == len(files):
