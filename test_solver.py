@@ -29,7 +29,9 @@ def parse_arguments():
         metavar="DDIM_50_0p0",
         help="METHOD_STEPS_ETA, one or several; unless given, DDIM_50_0p0, or DDPM of all steps to interpolate",
     )
-    parser.add_argument("--sample_num", type=int, metavar="N", help="pictures, or pairs to interpolate between")
+    parser.add_argument(
+        "--sample_num", type=int, metavar="N", help="pictures; to interpolate, as many pairs as a square of N is wide"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--save_dir", type=Path, default=Path("results"), metavar="D")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or the last")
@@ -48,8 +50,10 @@ def main() -> None:
     args = parse_arguments()
     if args.sample_num is not None and args.sample_num < 1:
         raise ConfigError(f"--sample_num must be at least 1, not {args.sample_num}")
-    if args.seed < 0:
-        raise ConfigError(f"--seed must be at least 0, not {args.seed}")
+    if not 0 <= args.seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2**63 - 1, not {args.seed}")
+    if args.test_mode == "random_gen" and (args.data_name or args.data_path):
+        raise ConfigError("--data_name and --data_path say where pairs to interpolate come from; random_gen has none")
     trained = load_run(args.model_path, args.weights)
     recipe = trained.recipe
     for flag in ("image_size", "image_channel", "training_timestep_num", "beta_schedule"):
@@ -58,10 +62,12 @@ def main() -> None:
             raise ConfigError(f"--{flag} {given}: {args.model_path} was trained with {in_recipe}")
     T = recipe["timestep_num"]
     texts = args.sample_info or [f"DDPM_{T}_0p0" if args.test_mode == "interpolate" else f"DDIM_{min(50, T)}_0p0"]
+    texts = list(dict.fromkeys(texts))
     specs = [parse_spec(text, T, "--sample_info") for text in texts]
     args.save_dir.mkdir(parents=True, exist_ok=True)
     device = pick_device()
     trained.model.to(device)
+    trained.diffusion.to(device)
     for spec in specs:
         began = time.monotonic()
         mode = random_gen if args.test_mode == "random_gen" else interpolate_pairs

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from datasets import DataError, find_images, load_images
 from diffusion import SampleSpec
 from utils.batches import Batches, seed_of
-from utils.checkpoint import build, find_checkpoint, load_into, save_checkpoint
+from utils.checkpoint import build, check_same_run, find_checkpoint, load_into, save_checkpoint, save_recipe
 from utils.config import load_recipe
 from utils.device import autocast, pick_device
 from utils.ema import EMA
-from utils.errors import ArgumentParser, ConfigError, run
+from utils.errors import ArgumentParser, CheckpointError, run
 from utils.images import grid_columns, save_grid
 from utils.plan import describe, total_steps
 
@@ -56,14 +56,13 @@ def main() -> None:
 
     checkpoint = Path(recipe["save_dir"]) / recipe["pth_save_name"] / f"{recipe['pth_save_name']}.pt"
     resume = find_checkpoint(checkpoint, args.resume)
+    if resume:
+        check_same_run(resume, recipe)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     device = pick_device()
     images = load_images(*data, recipe["image_size"], recipe["image_channel"])
-    try:
-        batches = Batches(images, recipe["batch_size"], recipe["horizontal_flip"], recipe["seed"], device)
-    except ValueError as error:
-        raise ConfigError(f"{recipe['data_name']}: {error}") from error
     print(describe(recipe, model, diffusion, len(images)))
+    batches = Batches(images, recipe["batch_size"], recipe["horizontal_flip"], recipe["seed"], device)
 
     model, diffusion = model.to(device), diffusion.to(device)
     ema = EMA(model, recipe["ema_decay"])
@@ -71,15 +70,29 @@ def main() -> None:
         model.parameters(), lr=recipe["learning_rate"], betas=(recipe["Adam_beta1"], recipe["Adam_beta2"])
     )
     start = load_into(resume, recipe, model, ema.model, optimizer) if resume else 0
+    if resume and resume.get("images") != len(images):
+        print(f"the pictures were {resume.get('images')} and are {len(images)}: from here on the run is another")
+    del resume
     steps = total_steps(recipe, batches.steps_per_epoch)
     if start >= steps:
         print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to go on")
         return
-    (checkpoint.parent / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    save_recipe(checkpoint.parent / "recipe.yaml", recipe)
 
     def save(step: int) -> None:
+        if not all(p.isfinite().all() for p in ema.model.parameters()):
+            raise CheckpointError(
+                f"the weights are no longer finite at step {step}; they were not saved: lower learning_rate, set "
+                "grad_clip or use precision=fp32, and go on from the last good checkpoint"
+            )
         weights = {"model": model.state_dict(), "ema": ema.model.state_dict()}
-        content = {"recipe": recipe, "step": step, **weights, "optimizer": optimizer.state_dict()}
+        content = {
+            "recipe": recipe,
+            "step": step,
+            "images": len(images),
+            **weights,
+            "optimizer": optimizer.state_dict(),
+        }
         save_checkpoint(checkpoint, content, recipe["keep_checkpoints"])
 
     def preview(step: int) -> None:

@@ -36,7 +36,7 @@ def find_images(dataset: str, data_path: str | Path, split: str, download: bool 
     dataset: a key of LOADERS. Looks in data_path first and then, if the set has a public home and
     `download` is true, fetches it there. Raises DataError, which says what belongs where.
     """
-    return LOADERS[dataset](Path(data_path).expanduser(), split, download)
+    return LOADERS[dataset](Path(data_path), split, download)
 
 
 def load_images(
@@ -50,4 +50,4 @@ def load_images(
     found = find_images(dataset, data_path, split, download)
     if isinstance(found, np.ndarray):
         return fit_array(found, image_size, image_channel)
-    return fit_files(found, Path(data_path).expanduser(), split, image_size, image_channel)
+    return fit_files(found, Path(data_path), split, image_size, image_channel)

@@ -41,7 +41,7 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
     prefix = f"{split}_{image_size}px_{image_channel}ch"
     stem = f"{prefix}_{_fingerprint(files, data_path)}"
     folder = data_path / ".cache"
-    for cache in folder.glob(f"{stem}_*.u8"):
+    for cache in folder.glob(f"{stem}_[0-9]*.u8"):
         rows = int(cache.stem.rsplit("_", 1)[1])
         if cache.stat().st_size == rows * int(np.prod(shape)):
             print(f"{rows} pictures from the cache {cache}")
@@ -54,15 +54,22 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
         part.touch()
     except OSError as error:
         print(f"no cache beside the pictures ({error}): kept in memory, decoded again next time", file=sys.stderr)
-        return np.stack(list(rows))
+        pictures, count = np.empty((len(files), *shape), np.uint8), 0
+        for count, row in enumerate(rows, 1):
+            pictures[count - 1] = row
+        return pictures[:count]
     try:
         count = 0
         with open(part, "wb") as file:
-            for count, row in enumerate(rows, 1):  # noqa: B007 (the number of rows is in the name)
+            for row in rows:
                 file.write(row.tobytes())
-        for stale in folder.glob(f"{prefix}_*.u8"):
-            stale.unlink()
+                count += 1
+        for stale in set(folder.glob(f"{prefix}_*")) - {part}:
+            stale.unlink(missing_ok=True)
         cache = part.rename(folder / f"{stem}_{count}.u8")
+    except OSError as error:
+        size = len(files) * int(np.prod(shape)) / 2**20
+        raise DataError(f"{folder}: the cache of {size:,.0f} MiB was not written ({error}): make room there") from error
     finally:
         part.unlink(missing_ok=True)
     return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
@@ -77,7 +84,7 @@ def _decoded(files: list[Path], image_size: int, image_channel: int):
         except Exception as error:  # whatever a decoder makes of a broken or foreign file
             return f"skipped {file}: {' '.join(str(error).split()) or type(error).__name__}"
 
-    skipped, pool = 0, ThreadPoolExecutor()
+    skipped, pool = 0, ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # eight large photographs fit in memory
     try:
         for row in tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False):
             if isinstance(row, str):
@@ -98,5 +105,6 @@ def _fingerprint(files: list[Path], data_path: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()
-        digest.update(f"{os.path.relpath(file, data_path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(os.path.relpath(file, data_path)))
+        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Oxford Flowers 102: 8,189 JPEGs."""
 
+import sys
 from pathlib import Path
 
 from torchvision.datasets import Flowers102
@@ -19,6 +20,8 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
         wanted = "its JPEGs (image_00001.jpg … image_08189.jpg), in any subfolder,"
         fetch("Flower102", data_path, wanted, download, lambda: Flowers102(data_path, download=True))
         files = find()
+    if len(files) != 8189:
+        print(f"Flower102: {len(files):,} of its 8,189 pictures are in {data_path}", file=sys.stderr)
     if split == "all":
         return files
     table = next(iter(sorted(data_path.rglob("setid.mat"))), None)
@@ -32,4 +35,7 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     except Exception as error:  # SciPy raises many kinds for a foreign file
         raise DataError(f"{table} is not the authors' table of splits ({error})") from error
     names = {f"image_{int(i):05d}.jpg" for part in ids for i in part}
-    return [file for file in files if file.name in names]
+    files = [file for file in files if file.name in names]
+    if not files:
+        raise DataError(f"Flower102: no picture of the {split} split, such as {min(names)}, is in {data_path}")
+    return files

@@ -17,41 +17,40 @@ IDX_FILES = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the sa
 
 def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 28, 28): 60,000 to train, 10,000 to test. IDX files, gzipped or not, or the old mnist.pkl.gz."""
-    folders = [data_path, data_path / "raw", data_path / "MNIST" / "raw"]
     pickle = data_path if data_path.is_file() else data_path / "mnist.pkl.gz"
-
-    def find() -> np.ndarray | None:
-        if pickle.is_file():
-            return _read_mnist_pickle(pickle, split)
-        return _read_idx_folder(folders, split)
-
-    found = find()
-    if found is None:
-        wanted = f"{IDX_FILES} or mnist.pkl.gz"
-        fetch("Mnist", data_path, wanted, download, lambda: MNIST(data_path, download=True))
-        found = find()
-    return found
+    if pickle.is_file():
+        return _read_mnist_pickle(pickle, split)
+    return _find_or_fetch("Mnist", MNIST, data_path, split, download, f"{IDX_FILES} or mnist.pkl.gz")
 
 
 def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 28, 28): 60,000 to train, 10,000 to test. IDX files (Debian's are found by themselves) or old .pt."""
-    roots = [data_path, data_path / "FashionMNIST"]
-    folders = [*roots, *(root / "raw" for root in roots)]
+    found = _find(data_path, "FashionMNIST", split)
+    if found is None and (found := _read_idx_folder([DEBIAN_FASHION], split)) is not None:
+        print(f"Fashion_Mnist: nothing in {data_path}, taken from {DEBIAN_FASHION}")
+    if found is not None:
+        return found
+    wanted = f"{IDX_FILES} or processed/training.pt and test.pt"
+    return _find_or_fetch("Fashion_Mnist", FashionMNIST, data_path, split, download, wanted)
 
-    def find() -> np.ndarray | None:
-        for root in roots:
-            for folder in (root, root / "processed"):
-                if (folder / "training.pt").is_file() and (folder / "test.pt").is_file():
-                    return _by_split(split, lambda part, at=folder: _read_processed(at, part))
-        found = _read_idx_folder(folders, split)
-        return _read_idx_folder([DEBIAN_FASHION], split) if found is None else found
 
-    found = find()
+def _find_or_fetch(name: str, source: type[MNIST], data_path: Path, split: str, download: bool, wanted: str):
+    found = _find(data_path, source.__name__, split)
     if found is None:
-        wanted = f"{IDX_FILES}, or install Debian's dataset-fashion-mnist, or put processed/training.pt and test.pt"
-        fetch("Fashion_Mnist", data_path, wanted, download, lambda: FashionMNIST(data_path, download=True))
-        found = find()
+        fetch(name, data_path, wanted, download, lambda: source(data_path, download=True))
+        found = _find(data_path, source.__name__, split)
+    if found is None:
+        raise DataError(f"{name}: the download left no {split} split in {data_path}; put {wanted} there")
     return found
+
+
+def _find(data_path: Path, name: str, split: str) -> np.ndarray | None:
+    """The split in any of torchvision's layouts, of today or of before 2020, at data_path or in its folder `name`."""
+    roots = [data_path, data_path / name]
+    for folder in (folder for root in roots for folder in (root, root / "processed")):
+        if (folder / "training.pt").is_file() and (folder / "test.pt").is_file():
+            return _by_split(split, lambda part, at=folder: _read_processed(at, part))
+    return _read_idx_folder([*roots, *(root / "raw" for root in roots)], split)
 
 
 def read_idx(file: Path) -> np.ndarray:

@@ -52,6 +52,7 @@ class GaussianDiffusion:
         self.loss_type, self.objective, self.clip_denoised = loss_type, objective, clip_denoised
         self.betas = BETA_SCHEDULES[beta_schedule](timestep_num)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self._alpha_bars = self.alphas_cumprod  # stays on the CPU: samplers read scalars without a synchronisation
         self.loss_weights = _loss_weights(loss_weight, objective, self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
@@ -147,7 +148,7 @@ class GaussianDiffusion:
 
     def alpha_bar(self, t: int) -> Tensor:
         """ᾱ_t as a float64 scalar on the CPU; 1 at t = -1, where nothing is noise any more."""
-        return self.alphas_cumprod[t].cpu() if t >= 0 else torch.ones((), dtype=torch.float64)
+        return self._alpha_bars[t] if t >= 0 else torch.ones((), dtype=torch.float64)
 
     def _signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t), (B, 1, 1, 1), in the dtype of `like`."""
@@ -160,7 +161,8 @@ def _loss_weights(name: str, objective: str, alphas_cumprod: Tensor) -> Tensor:
 
     The papers weigh the error of x_start: P2 by SNR / (1 + SNR), min-SNR by min(SNR, 5). An error of
     the noise is sqrt(SNR) times that of x_start, one of v is sqrt(SNR + 1) times it; so dividing by
-    SNR or SNR + 1 gives the same loss whatever the network predicts.
+    SNR or SNR + 1 gives the same loss whatever the network predicts. (With the L1 loss the weights are
+    the same, and the losses are not.)
     """
     if name == "none":
         return torch.ones_like(alphas_cumprod)

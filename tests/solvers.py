@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TINY = "model_channels=8 channel_mult=1 num_res_blocks=1 num_heads=2 batch_size=8 sample_num=9 preview_info=DDIM_2_0p0"
-TINY = [*TINY.split(), "max_steps=6", "save_every=3"]
+TINY = {"model_channels": 8, "channel_mult": 1, "num_res_blocks": 1, "num_heads": 2, "batch_size": 8}
+TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_every": 3}
 # downloads fail at once, on any machine: nothing listens on the discard port
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
@@ -19,19 +19,11 @@ def script(name, *args, **keywords):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **keywords)
 
 
-def train(save_dir, *args, data_name="Digits", settings=(), **keywords):
-    return script(
-        "train_solver.py",
-        "--data_name",
-        data_name,
-        "--save_dir",
-        save_dir,
-        "--set",
-        *TINY,
-        *settings,
-        *args,
-        **keywords,
-    )
+def train(save_dir, *args, data_name="Digits", settings=None, **keywords):
+    """Six steps of a tiny network; settings over TINY, keywords for subprocess.run."""
+    overrides = [f"{key}={value}" for key, value in (TINY | (settings or {})).items()]
+    base = ["--data_name", data_name, "--save_dir", save_dir, "--set", *overrides]
+    return script("train_solver.py", *base, *args, **keywords)
 
 
 def refused(run, code, *says):

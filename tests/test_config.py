@@ -60,9 +60,10 @@ Train_Data:
     assert recipe["dataset"] == "Folder"
 
 
-def test_a_block_takes_the_loader_of_its_base(tmp_path):
-    recipe = recipe_of(tmp_path, "{Train_Setting: {}, Train_Data: {Mnist: {}, A: {base: Mnist, data_path: d}}}")
-    assert recipe["dataset"] == "Mnist" and recipe["data_name"] == "A" and recipe["data_path"] == "d"
+def test_a_block_takes_the_loader_and_the_data_of_its_base(tmp_path):
+    recipe = recipe_of(tmp_path, "{Train_Setting: {}, Train_Data: {Mnist: {}, A: {base: Mnist, save_dir: ~/runs}}}")
+    assert recipe["dataset"] == "Mnist" and recipe["data_name"] == "A" and recipe["data_path"] == "data/mnist"
+    assert recipe["save_dir"] == str(Path.home() / "runs")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,10 @@ def test_overrides_of_every_kind():
     assert recipe["channel_mult"] == [1, 2] and recipe["attention_resolutions"] == [4, 8]
     assert recipe["clip_denoised"] is False and recipe["grad_clip"] is None
     assert load_recipe(CONFIG, "Digits", ["channel_mult=2"])["channel_mult"] == [2]
+    assert load_recipe(CONFIG, "Digits", ["pth_save_name=2024-01-02"])["pth_save_name"] == "2024-01-02"
+    assert load_recipe(CONFIG, "Digits", ["seed=12345678901234567"])["seed"] == 12345678901234567
+    with pytest.raises(ConfigError, match="seed is set twice"):
+        load_recipe(CONFIG, "Digits", ["seed=1", "seed=2"])
 
 
 @pytest.mark.parametrize(
@@ -111,8 +116,13 @@ def test_overrides_of_every_kind():
         ("preview_info=DDIM_50", "METHOD_STEPS_ETA"),
         ("preview_info=DDIM_2000_0p0", "2000 steps"),
         ("batch_size", "KEY=VALUE"),
+        ("seed=1e30", "seed must be a whole number"),
+        ("grad_clip=0", "grad_clip must be"),
+        ("seed=0x_", "seed"),
         ("channel_mult=[1", "--set channel_mult=[1"),
-        ("save_dir=5", "a text"),
+        ("save_dir=", "a text"),
+        ("learning_rate=1" + "0" * 400, "learning_rate must be"),
+        ("seed=1" + "0" * 400, "seed must be"),
         ("pth_save_name=a/b", "pth_save_name"),
         ("pth_save_name=..", "pth_save_name"),
     ],

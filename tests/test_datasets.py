@@ -108,21 +108,22 @@ def test_the_old_mnist_pickle(tmp_path, python):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_the_old_processed_fashion_mnist(tmp_path, no_debian, legacy):
-    folder = tmp_path / "FashionMNIST" / "processed"
+@pytest.mark.parametrize("name, at", [("Fashion_Mnist", "FashionMNIST"), ("Mnist", "MNIST")])
+def test_the_old_processed_files(tmp_path, no_debian, name, at, legacy):
+    folder = tmp_path / at / "processed"
     folder.mkdir(parents=True)
     pictures = {
         "training": rng.integers(0, 256, (6, 28, 28), np.uint8),
         "test": rng.integers(0, 256, (2, 28, 28), np.uint8),
     }
-    for name, array in pictures.items():
+    for part, array in pictures.items():
         pair = (torch.from_numpy(array), torch.arange(len(array)))
-        torch.save(pair, folder / f"{name}.pt", _use_new_zipfile_serialization=not legacy)
-    assert (find_images("Fashion_Mnist", tmp_path, "train", download=False) == pictures["training"]).all()
-    assert (find_images("Fashion_Mnist", tmp_path, "test", download=False) == pictures["test"]).all()
+        torch.save(pair, folder / f"{part}.pt", _use_new_zipfile_serialization=not legacy)
+    assert (find_images(name, tmp_path, "train", download=False) == pictures["training"]).all()
+    assert (find_images(name, tmp_path, "test", download=False) == pictures["test"]).all()
     (folder / "training.pt").write_bytes((folder / "training.pt").read_bytes()[:300])
     with pytest.raises(DataError, match=r"training\.pt"):
-        find_images("Fashion_Mnist", tmp_path, "train", download=False)
+        find_images(name, tmp_path, "train", download=False)
 
 
 @pytest.mark.parametrize("python, key", [(2, b"data"), (3, b"data"), (3, "data")])
@@ -178,6 +179,10 @@ def test_flower102_all_and_its_authors_splits(tmp_path):
         s: [int(f.stem[-5:]) for f in find_images("Flower102", tmp_path, s, False)] for s in ("train", "test", "all")
     }
     assert numbers == {"train": [2, 4], "test": [1, 3, 5, 6], "all": [1, 2, 3, 4, 5, 6]}
+    for file in jpg.glob("*.jpg"):
+        file.rename(file.with_stem(file.stem.replace("image", "flower")))
+    with pytest.raises(DataError, match="no picture of the train split"):
+        find_images("Flower102", tmp_path, "train", False)
     pictures = load_images("Flower102", jpg, "all", 16, 3)
     assert pictures.shape == (6, 3, 16, 16)
     assert abs(pictures[:, 0].mean((1, 2)) - 40 * np.arange(1, 7)).max() < 3  # JPEG's own rounding of a flat colour

@@ -71,6 +71,26 @@ def test_files_that_are_no_pictures_are_named_and_skipped(tmp_path, capsys):
     assert "notes.txt" in err and "cut.png" in err and "2 of 11 files" in err and "DS_Store" not in err
 
 
+def test_links_are_followed_and_broken_ones_named(tmp_path, capsys):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "set").mkdir()
+    save_every_kind(tmp_path / "real")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "set" / "loop").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    (tmp_path / "set" / os.fsdecode(b"caf\xe9.png")).write_bytes((tmp_path / "real" / "rgb.png").read_bytes())
+    assert len(load_images("Folder", tmp_path / "set", "train", 8, 3)) == 10
+    err = capsys.readouterr().err
+    assert "gone.png: a broken link" in err and "pipe.png" in err
+
+
+def test_32_bit_integers_are_skipped_for_want_of_a_range(tmp_path):
+    Image.fromarray(np.full((9, 9), 200, np.int32)).save(tmp_path / "int32.tif")
+    with pytest.raises(DataError, match="none of the 1 files"):
+        load_images("Folder", tmp_path, "train", 8, 3)
+
+
 def test_a_folder_without_pictures_is_an_error(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(DataError, match=str(path)):

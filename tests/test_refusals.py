@@ -40,7 +40,7 @@ def test_training_refuses(tmp_path, args, code, says):
 def test_a_run_is_never_written_over(trained, tmp_path):
     before = trained.read_bytes()
     save_dir = trained.parent.parent
-    refused(train(save_dir, settings=["timestep_num=500"]), 1, "timestep_num: was 1000, is 500", "pth_save_name")
+    refused(train(save_dir, settings={"timestep_num": 500}), 1, "timestep_num: was 1000, is 500", "pth_save_name")
     refused(train(save_dir, "--resume", "never"), 1, "digits.pt exists", "pth_save_name")
     (tmp_path / "other.pt").write_bytes(before)
     refused(train(save_dir, "--resume", tmp_path / "other.pt"), 1, "digits.pt exists")
@@ -55,10 +55,15 @@ def test_no_space_leaves_the_older_checkpoints(trained, tmp_path):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    run = train(tmp_path, settings=["max_steps=9"], preexec_fn=limited)
+    run = train(tmp_path, settings={"max_steps": 9}, preexec_fn=limited)
     refused(run, 1, "digits.pt was not written", "Older checkpoints stay")
     assert (tmp_path / "digits" / "digits.pt").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path):
+    refused(train(tmp_path, settings={"learning_rate": 1e30}), 1, "no longer finite at step 3", "lower learning_rate")
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def bad_checkpoint(kind, trained, folder):
@@ -106,7 +111,7 @@ def bad_checkpoint(kind, trained, folder):
         ("missing", "does not exist"),
         ("cut", "damaged"),
         ("empty", "damaged"),
-        ("picture", ""),
+        ("picture", "damaged or no checkpoint"),
         ("malicious", "nothing in it was run"),
         ("malicious pickle", "nothing in it was run"),
         ("foreign", "no checkpoint of this project: it holds epoch, unet_model"),
@@ -143,10 +148,11 @@ INTERPOLATE = ["--test_mode", "interpolate"]
         (["--beta_schedule", "linear"], 2, ["--beta_schedule linear", "trained with cosine"]),
         (["--test_mode", "generate"], 2, ["--test_mode", "random_gen"]),
         (["--save_dir", "LICENSE"], 1, ["LICENSE"]),
+        (["--data_name", "Digits"], 2, ["--data_name", "random_gen has none"]),
         (
-            ["--test_mode", "interpolate", "--data_name", "Cifar10", "--data_path", "none"],
+            ["--test_mode", "interpolate", "--data_name", "Cifar10", "--data_path", "LICENSE"],
             1,
-            ["Cifar10: no data in none"],
+            ["Cifar10: no data in LICENSE"],
         ),
         (["--test_mode", "interpolate", "--sample_num", "1000000"], 2, ["1000 pairs", "1500"]),
     ],

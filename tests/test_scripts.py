@@ -29,15 +29,15 @@ def test_training_leaves_checkpoints_recipe_and_preview(trained):
 
 
 def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
-    assert train(tmp_path, settings=["max_steps=4"]).returncode == 0  # stops between two saves, in mid-epoch
-    second = train(tmp_path, settings=["preview_info=DDIM_3_0p0"])
+    assert train(tmp_path, settings={"max_steps": 4}).returncode == 0  # stops between two saves, in mid-epoch
+    second = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
     assert second.returncode == 0 and "going on from step 4" in second.stdout
     parts, whole = (torch.load(f, weights_only=True) for f in (tmp_path / "digits" / "digits.pt", trained))
     for key in ("model", "ema"):
         assert all(torch.equal(w, whole[key][name]) for name, w in parts[key].items())
     for index, state in parts["optimizer"]["state"].items():
         assert all(torch.equal(value, whole["optimizer"]["state"][index][name]) for name, value in state.items())
-    third = train(tmp_path, settings=["preview_info=DDIM_3_0p0"])
+    third = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
     assert third.returncode == 0 and "has done all of its 6 steps" in third.stdout
 
 

@@ -10,14 +10,15 @@ from torch import nn
 from diffusion import GaussianDiffusion
 from models import build_model
 from utils.batches import ON_DEVICE, Batches, seed_of
-from utils.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from utils.checkpoint import build, find_checkpoint, load_checkpoint, save_checkpoint
 from utils.config import load_recipe
 from utils.device import autocast
 from utils.ema import EMA
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.images import progress_frames
-from utils.plan import activation_bytes
+from utils.plan import activation_bytes, describe
 
+CONFIG = Path(__file__).parent.parent / "config.yaml"
 CPU = torch.device("cpu")
 
 
@@ -69,8 +70,10 @@ def test_large_data_stay_where_they_are(monkeypatch):
 
 
 def test_fewer_pictures_than_a_batch():
-    with pytest.raises(ValueError, match="the 7 pictures are fewer than batch_size=8"):
-        numbered(7)
+    recipe = load_recipe(CONFIG, "Digits", ["batch_size=8"])
+    with pytest.raises(ConfigError, match="Digits: its 7 pictures are fewer than batch_size=8"):
+        describe(recipe, *build(recipe), images=7)
+    assert "2,000.0 epochs of 1" in describe(recipe, *build(recipe), images=8)
     assert numbered(8).steps_per_epoch == 1
 
 
@@ -127,7 +130,7 @@ def test_precision(precision, dtype):
 
 
 def content(step):
-    recipe = load_recipe(Path(__file__).parent.parent / "config.yaml", "Digits")
+    recipe = load_recipe(CONFIG, "Digits")
     return {"recipe": recipe, "step": step, "model": {"w": torch.ones(5)}, "ema": {}, "optimizer": {}}
 
 
@@ -146,9 +149,23 @@ def test_a_bad_newest_is_named_and_the_one_before_is_taken(tmp_path, capsys):
         save_checkpoint(file, content(step), keep=2)
     file.write_bytes(file.read_bytes()[:-50])
     assert find_checkpoint(file, "auto")["step"] == 1 and "x.pt is damaged" in capsys.readouterr().err
+    save_checkpoint(file, content(3), keep=2)  # the damaged one was set aside, and does not push the good one out
+    assert [load_checkpoint(file.with_name(n))["step"] for n in ("x.pt", "x.1.pt")] == [3, 1]
+    assert (tmp_path / "x.pt.damaged").exists()
+    file.write_bytes(file.read_bytes()[:-50])
     (tmp_path / "x.1.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no good checkpoint"):
         find_checkpoint(file, "auto")
+
+
+def test_a_newer_format_is_never_replaced_by_an_older_file(tmp_path):
+    file = tmp_path / "x.pt"
+    save_checkpoint(file, content(1), keep=2)
+    save_checkpoint(file, content(2) | {"format": 2}, keep=2)
+    with pytest.raises(CheckpointError, match="format 2"):
+        find_checkpoint(file, "auto")
+    with pytest.raises(CheckpointError, match=r"x\.pt exists and would be written over"):
+        find_checkpoint(file, str(tmp_path / "x.1.pt"))
 
 
 def test_a_write_that_fails_leaves_the_older_ones(tmp_path):

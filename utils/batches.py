@@ -18,15 +18,12 @@ def seed_of(*numbers: int) -> int:
 
 
 class Batches:
-    """Batches of a uint8 array of pictures (N, C, H, W), flipped and normalised on the device.
-
-    Raises ValueError if there are fewer pictures than a batch takes.
-    """
+    """Batches of a uint8 array of pictures (N, C, H, W), N >= batch_size, flipped and normalised on the device."""
 
     def __init__(self, images: np.ndarray, batch_size: int, horizontal_flip: bool, seed: int, device: torch.device):
-        if len(images) < batch_size:
-            raise ValueError(f"the {len(images)} pictures are fewer than batch_size={batch_size}: set a smaller one")
-        self.images = torch.from_numpy(np.array(images)).to(device) if images.nbytes <= ON_DEVICE else images
+        if images.nbytes <= ON_DEVICE:
+            images = torch.from_numpy(np.array(images) if isinstance(images, np.memmap) else images).to(device)
+        self.images = images
         self.batch_size, self.horizontal_flip, self.seed, self.device = batch_size, horizontal_flip, seed, device
         self.steps_per_epoch = len(images) // batch_size
         self._epoch, self._order = None, None

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 
 from diffusion import GaussianDiffusion
 from models import build_model
 from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, changed_keys, check_recipe
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
 
 FORMAT = 1
 
@@ -41,13 +42,13 @@ def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
     """Writes beside `file`, syncs, and only then renames; the `keep` newest stay: x.pt, x.1.pt, x.2.pt, …"""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
+    part = file.with_suffix(".part")
     try:
         with open(part, "wb") as stream:
             torch.save({"format": FORMAT, **content}, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, keep))]
+        ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, keep))]  # newest first
         for older, newer in reversed(list(zip(ages[1:], ages, strict=False))):
             if newer.exists():
                 newer.replace(older)
@@ -59,25 +60,40 @@ def save_checkpoint(file: Path, content: dict, keep: int) -> None:
         part.unlink(missing_ok=True)
 
 
+def save_recipe(file: Path, recipe: dict) -> None:
+    """The recipe as YAML, for people; in place of an older one only when it is written."""
+    part = file.with_suffix(".part")
+    try:
+        part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def find_checkpoint(file: Path, resume: str) -> dict | None:
     """The content to go on from: `resume` is auto, never or a path; None starts anew.
 
-    auto takes the newest good one of `file` and its predecessors. Nothing is ever restarted over an
-    older run: CheckpointError if all of them are bad, or if another start would write over them.
+    auto takes the newest of `file` and its predecessors that is whole; damaged ones are set aside, named.
+    Nothing is ever restarted over an older run: CheckpointError if all are damaged, if one cannot be
+    read for another reason, or if another start would write over what is there.
     """
     kept = [file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}.*.pt"), key=_age)]
     kept = [candidate for candidate in kept if candidate.exists()]
     if resume != "auto":
-        if kept and (resume == "never" or Path(resume).resolve() not in [path.resolve() for path in kept]):
+        if kept and (resume == "never" or Path(resume).resolve() != kept[0].resolve()):
             raise CheckpointError(
                 f"{kept[0]} exists and would be written over: set another pth_save_name or save_dir, or move it away"
             )
         return None if resume == "never" else load_checkpoint(Path(resume))
-    for candidate in kept:
+    for i, candidate in enumerate(kept):
         try:
-            return load_checkpoint(candidate)
-        except CheckpointError as error:
+            content = load_checkpoint(candidate)
+        except DamagedCheckpointError as error:
             print(error, file=sys.stderr)
+            continue
+        for damaged in kept[:i]:  # or the next save would push the good one out
+            print(f"set aside as {damaged.replace(damaged.with_name(damaged.name + '.damaged'))}", file=sys.stderr)
+        return content
     if kept:
         raise CheckpointError(f"no good checkpoint among {', '.join(map(str, kept))}: move them away to start anew")
     return None
@@ -88,21 +104,25 @@ def _age(file: Path) -> int:
     return int(number) if number.isdigit() else sys.maxsize
 
 
+def check_same_run(content: dict, recipe: dict) -> None:
+    """CheckpointError with every key that differs from the checkpoint's and may not while a run goes on."""
+    if changed := changed_keys(content["recipe"], recipe):
+        raise CheckpointError(
+            f"the checkpoint to go on from was trained otherwise ({'; '.join(changed)}): "
+            "keep these keys, or train under another pth_save_name"
+        )
+
+
 def load_into(content: dict, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> int:
     """Puts a checkpoint into a training; returns the number of steps it has done.
 
-    CheckpointError names every key that the recipe changed and may not; the learning rate may, and is said.
+    The learning rate may have changed, and this is said.
     """
-    changed = changed_keys(content["recipe"], recipe)
-    if changed:
-        raise CheckpointError(
-            f"this run was begun otherwise ({'; '.join(changed)}): set another pth_save_name for a new one"
-        )
     load_weights(model, content["model"], "the checkpoint")
     load_weights(ema, content["ema"], "the checkpoint")
     try:
         optimizer.load_state_dict(content["optimizer"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
     for group in optimizer.param_groups:
         group["lr"] = recipe["learning_rate"]
@@ -115,23 +135,30 @@ def load_into(content: dict, recipe: dict, model: nn.Module, ema: nn.Module, opt
 def load_checkpoint(file: Path) -> dict:
     """A training checkpoint's content, on the CPU, its recipe checked. Nothing in the file is run.
 
-    Raises CheckpointError, in one line, for a file that is missing, cut, foreign or not plain tensors.
+    Raises CheckpointError, in one line, for a file that is missing, foreign or not plain tensors, and its
+    subclass DamagedCheckpointError for one that is cut or garbled.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
-    except PermissionError as error:
-        raise CheckpointError(f"{file} may not be read") from error
-    except Exception as error:  # cut short, another format, a folder: torch raises many kinds
+        if "GLOBAL" in str(error):
+            raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
+        raise DamagedCheckpointError(f"{file} is damaged or no checkpoint; nothing in it was run") from error
+    except Exception as error:  # cut short, or another format: torch raises many kinds
         reason = " ".join(str(error).split()).partition(". ")[0]
-        raise CheckpointError(f"{file} is damaged or no checkpoint ({reason or type(error).__name__})") from error
-    if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "step"} <= content.keys():
+        raise DamagedCheckpointError(
+            f"{file} is damaged or no checkpoint ({type(error).__name__}: {reason})"
+        ) from error
+    if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
         raise CheckpointError(f"{file} is no checkpoint of this project: {_what_it_holds(content)}")
-    if content["format"] != FORMAT:
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {content['format']}; this version reads format {FORMAT}")
+    if not isinstance(content["step"], int) or content["step"] < 0:
+        raise CheckpointError(f"{file}: its step is {content['step']!r}, not a number of steps")
     recipe, missing = content["recipe"], []
     if isinstance(recipe, dict):
         missing = [key for key in ("data_name", "dataset", *KEYS) if key not in recipe]
@@ -162,7 +189,7 @@ def load_weights(model: nn.Module, weights: dict, file: Path | str) -> None:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{file}: its weights do not fit its recipe: {' '.join(lines[1:2])}") from error
+        raise CheckpointError(f"{file}: its weights do not fit its recipe: {' '.join(lines[1:2] or lines)}") from error
 
 
 def _what_it_holds(content) -> str:

@@ -6,6 +6,7 @@ chain of `base`, the data set's own block, --set.
 
 import difflib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ MODEL_KEYS = {
     "dropout": Key(float, 0.0, 0, 0.999),
 }
 DIFFUSION_KEYS = {
-    "timestep_num": Key(int, 1000, 1),
+    "timestep_num": Key(int, 1000, 1, 100_000),
     "beta_schedule": Key(tuple(BETA_SCHEDULES), "cosine"),
     "loss_type": Key(LOSS_TYPES, "l1"),
     "objective": Key(OBJECTIVES, "pred_noise"),
@@ -52,7 +53,7 @@ KEYS = {
     "data_path": Key(str, None),
     "split": Key(SPLITS, "train"),
     "horizontal_flip": Key(bool, False),
-    "sample_num": Key(int, 100, 1),
+    "sample_num": Key(int, 100, 1, 10_000),
     "save_dir": Key(str, "train_results"),
     "pth_save_name": Key(str, None),
     **MODEL_KEYS,
@@ -65,12 +66,12 @@ KEYS = {
     "Adam_beta1": Key(float, 0.9, 0, 0.999999),
     "Adam_beta2": Key(float, 0.99, 0, 0.999999),
     "ema_decay": Key(float, 0.9999, 0, 1),
-    "grad_clip": Key(float, None, 0),
-    "seed": Key(int, 0, 0),
+    "grad_clip": Key(float, None, 1e-9),
+    "seed": Key(int, 0, 0, 2**63 - 1),
     "precision": Key(("auto", "fp32", "bf16"), "fp32"),
     "compile": Key(bool, False),
     "save_every": Key(int, 1000, 1),
-    "keep_checkpoints": Key(int, 2, 1),
+    "keep_checkpoints": Key(int, 2, 1, 1000),
     "sample_every": Key(int, 5000, 1),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
@@ -103,7 +104,7 @@ def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), fla
         if chain[-1] in chain[:-1]:
             raise ConfigError(f"{config}: Train_Data: the bases run in a circle: {' -> '.join(chain)}")
     layers.append((f"{config}: Train_Setting", _mapping(content.get("Train_Setting"), f"{config}: Train_Setting")))
-    layers.insert(0, ("--set", dict(_parse_override(text) for text in overrides) | (flags or {})))
+    layers.insert(0, ("--set", _parse_overrides(overrides) | (flags or {})))
 
     values = {}
     for where, layer in reversed(layers):
@@ -115,15 +116,19 @@ def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), fla
     if recipe["data_path"] is None:
         if dataset == "Folder":
             raise ConfigError(f"{config}: Train_Data.{data_name} needs a data_path: the folder with its pictures")
-        recipe["data_path"] = f"data/{data_name.lower()}"
+        recipe["data_path"] = f"data/{dataset.lower()}"
+    recipe |= {key: os.path.expanduser(recipe[key]) for key in ("data_path", "save_dir")}
     return check_recipe(recipe, str(config))
 
 
 def check_recipe(recipe: dict, where: str) -> dict:
     """A recipe, also one out of a checkpoint, with every value coerced; ConfigError names `where` it is wrong."""
     checked = {k: v if k in ("data_name", "dataset") else _coerce(where, k, v) for k, v in recipe.items()}
-    if checked.get("dataset") not in LOADERS:
-        raise ConfigError(f"{where}: dataset: {_unknown(checked.get('dataset'), LOADERS)}")
+    if not isinstance(checked["dataset"], str) or checked["dataset"] not in LOADERS:
+        raise ConfigError(f"{where}: dataset: {_unknown(checked['dataset'], LOADERS)}")
+    for key in ("data_path", "pth_save_name"):
+        if checked[key] is None:
+            raise ConfigError(f"{where}: {key} must be a text, not null")
     if checked["image_channel"] not in (1, 3):
         raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
     if checked["channel_mult"] == []:
@@ -156,7 +161,7 @@ def _read_yaml(config: Path) -> dict:
             content = yaml.load(stream, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML's own dates and numbers raise ValueError
         raise ConfigError(f"{config}: {error}") from error
     content = _mapping(content, str(config))
     for key in content:
@@ -177,14 +182,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse_override(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {text}: write it as KEY=VALUE")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: {error}") from error
+def _parse_overrides(texts: Sequence[str]) -> dict:
+    """KEY=VALUE texts as a dict: a text key takes its value as it stands, any other as YAML."""
+    values = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ConfigError(f"--set {text}: write it as KEY=VALUE")
+        if key in values:
+            raise ConfigError(f"--set {text}: {key} is set twice")
+        try:
+            is_text = key in KEYS and KEYS[key].kind is str and value != "null"
+            values[key] = value if is_text else yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"--set {text}: {error}") from error
+    return values
 
 
 def _coerce(where: str, name: str, value):
@@ -213,14 +225,14 @@ def _number(value, key: Key, wrong: ConfigError) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise wrong
     try:
-        number = float(value)
+        number = value if isinstance(value, int) and key.kind is int else float(value)
     except (ValueError, OverflowError):
         raise wrong from None
-    if not math.isfinite(number) or (key.kind is int and not number.is_integer()):
+    if (isinstance(number, float) and not math.isfinite(number)) or number != key.kind(number):
         raise wrong
     if (key.least is not None and number < key.least) or (key.most is not None and number > key.most):
         raise wrong
-    return int(number) if key.kind is int else number
+    return key.kind(number)
 
 
 def _describe(key: Key) -> str:

@@ -15,7 +15,11 @@ class ConfigError(Exception):
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used: exit 1."""
+    """A checkpoint that cannot be used or written: exit 1."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file that is cut or garbled, so that the one before it may take its place."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -30,6 +34,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main. What a user can cause becomes one line and an exit code; a bug keeps its traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be anything
     try:
         main()
     except ConfigError as error:
@@ -39,8 +44,10 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _stop(1, f"{what}; what was saved before is untouched")
-    except torch.OutOfMemoryError:
-        _stop(1, "out of memory on the device: use a smaller batch_size or sample_num")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        _stop(1, "out of memory: use a smaller batch_size, sample_num or network")
     except KeyboardInterrupt:
         _stop(130, "stopped by the keyboard")
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from diffusion import GaussianDiffusion
+from utils.errors import ConfigError
 
 
 def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
@@ -30,7 +31,15 @@ def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape
 
 
 def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None) -> str:
-    """Shapes, parameters, memory and steps, a line each. images: how many there are, None if unknown."""
+    """Shapes, parameters, memory and steps, a line each. images: how many there are, None if unknown.
+
+    Raises ConfigError if they are fewer than a batch takes.
+    """
+    if images is not None and images < recipe["batch_size"]:
+        raise ConfigError(
+            f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={recipe['batch_size']}: "
+            "set a smaller batch_size"
+        )
     B, C, S = recipe["batch_size"], recipe["image_channel"], recipe["image_size"]
     parameters = sum(p.numel() for p in model.parameters())
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
@@ -59,4 +68,4 @@ def steps_text(recipe: dict, images: int | None) -> str:
         return f"{known} (an epoch's length is known when the pictures are there)"
     per_epoch = images // recipe["batch_size"]
     steps = total_steps(recipe, per_epoch)
-    return f"{steps:,}: {steps / max(1, per_epoch):,.1f} epochs of {per_epoch:,}"
+    return f"{steps:,}: {steps / per_epoch:,.1f} epochs of {per_epoch:,}"
