@@ -3,11 +3,16 @@
 import os
 import pickle
 import resource
+import sys
 
 import pytest
 import torch
 from PIL import Image
-from solvers import refused, script, train
+from solvers import TINY, refused, script, train
+
+import train_solver
+from diffusion import GaussianDiffusion
+from utils.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -61,8 +66,13 @@ def test_no_space_leaves_the_older_checkpoints(trained, tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path):
-    refused(train(tmp_path, settings={"learning_rate": 1e30}), 1, "no longer finite at step 3", "lower learning_rate")
+def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path, monkeypatch):
+    losses = GaussianDiffusion.training_losses
+    monkeypatch.setattr(GaussianDiffusion, "training_losses", lambda *args: losses(*args) * torch.nan)
+    settings = [f"{key}={value}" for key, value in TINY.items()]
+    monkeypatch.setattr(sys, "argv", ["x", "--data_name", "Digits", "--save_dir", str(tmp_path), "--set", *settings])
+    with pytest.raises(CheckpointError, match="no longer finite at step 3.*lower learning_rate"):
+        train_solver.main()
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -100,6 +110,8 @@ def bad_checkpoint(kind, trained, folder):
         torch.save(content | {"recipe": content["recipe"] | {"num_heads": 3}}, file)
     elif kind == "weights missing":
         torch.save(content | {"ema": dict(list(content["ema"].items())[1:])}, file)
+    elif kind == "weights not finite":
+        torch.save(content | {"ema": {name: w * torch.nan for name, w in content["ema"].items()}}, file)
     elif kind == "weights of another width":
         torch.save(content | {"recipe": content["recipe"] | {"model_channels": 16}}, file)
     return file
@@ -121,6 +133,7 @@ def bad_checkpoint(kind, trained, folder):
         ("recipe wrong", "image_size must be a whole number"),
         ("recipe impossible", "num_heads=3"),
         ("weights missing", "time_embed.0.weight"),
+        ("weights not finite", "time_embed.0.weight is not finite"),
         ("weights of another width", "do not fit its recipe"),
     ],
 )

@@ -184,12 +184,15 @@ def load_run(file: str | Path, weights: str = "ema") -> Run:
 
 
 def load_weights(model: nn.Module, weights: dict, file: Path | str) -> None:
-    """load_state_dict, strict, with the first name or shape that does not fit in a CheckpointError."""
+    """load_state_dict, strict; CheckpointError with the first name or shape that does not fit or is not finite."""
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(f"{file}: its weights do not fit its recipe: {' '.join(lines[1:2] or lines)}") from error
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{file}: its weight {name} is not finite: take an older checkpoint")
 
 
 def _what_it_holds(content) -> str:
