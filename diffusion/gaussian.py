@@ -109,11 +109,6 @@ class GaussianDiffusion:
         mean = ac_prev.sqrt() * beta / (1 - ac) * x_start + (1 - beta).sqrt() * (1 - ac_prev) / (1 - ac) * x_t
         return mean, beta * (1 - ac_prev) / (1 - ac)
 
-    def p_mean_variance(self, model: Model, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance of p(x_{t_prev} | x_t), the posterior at the predicted x_start; and pred_x_start."""
-        pred_x_start, _ = self.predict(model, x_t, t)
-        return *self.q_posterior(pred_x_start, x_t, t, t_prev), pred_x_start
-
     def predict(self, model: Model, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         """(pred_x_start, pred_noise) of one network call with every picture at timestep t."""
         ts = torch.full((len(x_t),), t, device=x_t.device)
