@@ -1,43 +1,70 @@
 """Samples from a trained checkpoint:   python test_solver.py --model_path train_results/digits/digits.pt
 
-random_gen writes the final pictures and how they came out of noise; interpolate goes from one picture to another.
+random_gen writes the final pictures and how they came out of noise; compare one table over methods and steps;
+interpolate goes from one picture to another.
 """
 
 import time
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import load_images, normalize
-from diffusion import interpolate
+from datasets import SPLITS, normalize, to_uint8
+from diffusion import INTERP_MODES, SampleNoise, SampleSpec, interpolate
 from utils.checkpoint import load_run
-from utils.config import load_recipe, parse_spec
-from utils.device import pick_device
-from utils.errors import ArgumentParser, ConfigError, run
-from utils.images import grid_columns, picture_path, progress_frames, save_grid
+from utils.compare import save_comparison
+from utils.config import parse_spec
+from utils.device import pick_device, rank_and_world, ready_to_sample, resolve_precision
+from utils.errors import ArgumentParser, ConfigError, number, run
+from utils.images import grid, grid_columns, save_grid
+from utils.pairs import choose_pairs
+from utils.progress import Progress
+from utils.sample_dir import SampleDir, identity_of
+from utils.smoothness import jump, save_smoothness, step_sizes
 
 
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_path", required=True, type=Path, metavar="P", help="a checkpoint")
-    parser.add_argument("--test_mode", required=True, choices=("random_gen", "interpolate"))
-    parser.add_argument(
-        "--sample_info",
-        nargs="+",
-        metavar="DDIM_50_0p0",
-        help="METHOD_STEPS_ETA, one or several; unless given, DDIM_50_0p0, or DDPM of all steps to interpolate",
+    add = parser.add_argument
+    add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint")
+    add("--test_mode", required=True, choices=MODES)
+    add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="METHOD_STEPS_ETA, one or several")
+    add("--sample_num", type=number(1), metavar="N", help="pictures (a cell's, to compare: 16); the pairs are sqrt(N)")
+    add(
+        "--batch_size",
+        type=number(1),
+        default=100,
+        metavar="B",
+        help="pictures at a time; changes nothing but the speed",
     )
-    parser.add_argument(
-        "--sample_num", type=int, metavar="N", help="pictures; to interpolate, as many pairs as a square of N is wide"
+    add(
+        "--seed",
+        type=number(0, 2**63 - 1),
+        default=0,
+        metavar="S",
+        help="sample i is a function of the seed and i alone",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--save_dir", type=Path, default=Path("results"), metavar="D")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or the last")
-    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
-    parser.add_argument("--data_name", metavar="NAME", help="take the pairs from this block's data, not the training's")
-    parser.add_argument("--data_path", metavar="P", help="where the pairs' data are")
+    add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go")
+    add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or the last")
+    add("--device", metavar="cuda:0|cpu", help="unless given, the CUDA device if there is one")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the device has it")
+    add("--compile", action="store_true", help="compile the network, with CUDA graphs")
+    random = parser.add_argument_group("random_gen")
+    random.add_argument("--sample_dir", type=Path, metavar="D", help="also write each sample there, and go on there")
+    random.add_argument("--animate", choices=("gif", "webp"), help="also write how they came out of noise as a film")
+    pairs = parser.add_argument_group("interpolate")
+    add = pairs.add_argument
+    add("--interp_mode", nargs="+", choices=INTERP_MODES, help="one or several; unless given, lerp")
+    add("--diffusion_step", type=number(1), metavar="N", help="timesteps of noise to mix at; unless given, half of all")
+    add("--lambda_num", type=number(2), metavar="N", help="mixtures from lambda 0 to 1; unless given, 11")
+    add("--image_indices", type=int, nargs="+", metavar="I", help="pairs of pictures by number: I J, or I J K L …")
+    add("--image_files", type=Path, nargs=2, metavar="FILE", help="a pair of picture files")
+    add("--data_name", metavar="NAME", help="take the pairs from this block's data, not the training's")
+    add("--data_path", metavar="P", help="where the pairs' data are")
+    add("--split", choices=SPLITS, help="which of the data; unless given, the split trained on")
+    add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
     checked = parser.add_argument_group("checked against the checkpoint's recipe, where given")
     checked.add_argument("--image_size", type=int)
     checked.add_argument("--image_channel", type=int)
@@ -48,70 +75,138 @@ def parse_arguments():
 
 def main() -> None:
     args = parse_arguments()
-    if args.sample_num is not None and args.sample_num < 1:
-        raise ConfigError(f"--sample_num must be at least 1, not {args.sample_num}")
-    if not 0 <= args.seed < 2**63:
-        raise ConfigError(f"--seed must be from 0 to 2**63 - 1, not {args.seed}")
-    if args.test_mode == "random_gen" and (args.data_name or args.data_path):
-        raise ConfigError("--data_name and --data_path say where pairs to interpolate come from; random_gen has none")
+    check_arguments(args)
+    device = pick_device(args.device)
+    args.precision = resolve_precision(args.precision, device)
     trained = load_run(args.model_path, args.weights)
     recipe = trained.recipe
     for flag in ("image_size", "image_channel", "training_timestep_num", "beta_schedule"):
         given, in_recipe = getattr(args, flag), recipe[flag.removeprefix("training_")]
         if given is not None and given != in_recipe:
             raise ConfigError(f"--{flag} {given}: {args.model_path} was trained with {in_recipe}")
-    T = recipe["timestep_num"]
-    texts = args.sample_info or [f"DDPM_{T}_0p0" if args.test_mode == "interpolate" else f"DDIM_{min(50, T)}_0p0"]
-    texts = list(dict.fromkeys(texts))
+    T, mode = recipe["timestep_num"], args.test_mode
+    few = [f"{method}_{min(steps, T)}_0p0" for method in ("DDIM", "DPMpp") for steps in (10, 50)]
+    default = {"random_gen": few[1:2], "compare": few, "interpolate": [f"DDPM_{T}_0p0"]}[mode]
+    if "ddim" in (args.interp_mode or []):
+        default = few[1:2]
+    texts = list(dict.fromkeys(args.sample_info or default))
     specs = [parse_spec(text, T, "--sample_info") for text in texts]
+    if args.sample_dir and len(specs) > 1:
+        raise ConfigError("--sample_dir takes the samples of one --sample_info")
     args.save_dir.mkdir(parents=True, exist_ok=True)
-    device = pick_device()
-    trained.model.to(device)
+    network = ready_to_sample(trained.model, device, args.precision, args.compile)
     trained.diffusion.to(device)
-    for spec in specs:
-        began = time.monotonic()
-        mode = random_gen if args.test_mode == "random_gen" else interpolate_pairs
-        for file in mode(args, trained, spec, device):
-            print(file)
-        print(f"{spec}: {time.monotonic() - began:.1f} s on {device}")
+    began = time.monotonic()
+    if mode == "compare":
+        files = compare(args, trained, network, specs, device)
+    else:
+        draw = random_gen if mode == "random_gen" else interpolate_pairs
+        files = [file for spec in specs for file in draw(args, trained, network, spec, device)]
+    print(*files, f"{time.monotonic() - began:.1f} s on {device} in {args.precision}", sep="\n")
 
 
-def random_gen(args, trained, spec, device) -> list[Path]:
-    """The samples in a grid, and the way of the first of them out of noise: time goes down the picture."""
-    recipe, generator = trained.recipe, torch.Generator().manual_seed(args.seed)
-    shape = (recipe["image_channel"], recipe["image_size"], recipe["image_size"])
-    x = torch.randn(args.sample_num or recipe["sample_num"], *shape, generator=generator).to(device)
-    columns = grid_columns(len(x))
-    shown, rows = set(progress_frames(spec.steps, columns)), [x[:columns].cpu()]
-    frames = trained.diffusion.sample_progressive(trained.model, x, spec, generator)
-    for done, frame in enumerate(tqdm(frames, total=spec.steps, desc=str(spec), leave=False), 1):
-        if done in shown:
-            rows.append(frame.sample[:columns].cpu())
-    name = args.model_path.stem
-    return [
-        save_grid(frame.sample, picture_path(args.save_dir, name, f"{spec}_final"), columns),
-        save_grid(torch.cat(rows), picture_path(args.save_dir, name, f"{spec}_progress"), columns),
-    ]
+def check_arguments(args) -> None:
+    """Refuses a flag that the mode has no use for, before anything is loaded."""
+    only = {"random_gen": ("sample_dir", "animate"), "interpolate": ("interp_mode", "diffusion_step", "lambda_num")}
+    only["interpolate"] += ("image_indices", "image_files", "data_name", "data_path", "split")
+    for mode, flags in only.items():
+        for flag in flags:
+            if mode != args.test_mode and getattr(args, flag) is not None:
+                raise ConfigError(f"--{flag} is for --test_mode {mode}, and {args.test_mode} has no use for it")
 
 
-def interpolate_pairs(args, trained, spec, device) -> list[Path]:
-    """A column a pair: the first picture, lambda 0 to 1 in 11 steps, the second picture."""
-    recipe, lambdas = trained.recipe, [i / 10 for i in range(11)]
-    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
-    data = (source["dataset"], args.data_path or source["data_path"], source["split"])
-    images = load_images(*data, recipe["image_size"], recipe["image_channel"])
-    pairs = grid_columns(args.sample_num or recipe["sample_num"])
-    if len(images) < 2 * pairs:
-        raise ConfigError(
-            f"{pairs} pairs take {2 * pairs} pictures, and {data[1]} has {len(images)}: lower --sample_num"
-        )
-    chosen = np.random.default_rng(args.seed).choice(len(images), 2 * pairs, replace=False)
-    first, second = normalize(torch.from_numpy(images[chosen])).to(device).chunk(2)
-    generator, depth = torch.Generator().manual_seed(args.seed), -(-recipe["timestep_num"] // 2)
-    mixed = interpolate(trained.diffusion, trained.model, first, second, spec, depth, lambdas, generator)
-    rows = [first, *tqdm(mixed, total=len(lambdas), desc=str(spec), leave=False), second]
-    return [save_grid(torch.cat(rows), picture_path(args.save_dir, args.model_path.stem, f"{spec}_interpolate"), pairs)]
+def picture_path(args, what: str) -> Path:
+    """<save_dir>/<timestamp>_<model>_<what>.png"""
+    return args.save_dir / f"{datetime.now():%Y%m%d%H%M%S}_{args.model_path.stem}_{what}.png"
 
+
+def in_batches(count: int, batch_size: int) -> list[range]:
+    """The numbers of `count` samples, cut into batches."""
+    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+
+
+def start(recipe: dict, seed: int, indices: range, device: torch.device) -> tuple[torch.Tensor, SampleNoise]:
+    """x_T of these samples, (B, C, H, W), and their noise along the way."""
+    noise = SampleNoise(seed, indices)
+    shape = (len(indices), recipe["image_channel"], recipe["image_size"], recipe["image_size"])
+    return noise.draw(shape, torch.float32, device), noise
+
+
+def random_gen(args, trained, network, spec, device) -> list[Path]:
+    """The samples in a grid, and the way of the first of them out of noise: time goes down that picture.
+
+    With --sample_dir the pictures show the first batch, and what the folder has already is not drawn again.
+    """
+    count, kept, files = args.sample_num or trained.recipe["sample_num"], [], []
+    final, progress_file = (picture_path(args, f"{spec}_{what}") for what in ("final", "progress"))
+    batches = in_batches(count, args.batch_size)
+    if args.sample_dir:
+        rank, world = rank_and_world()
+        folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision))
+        batches = [batch for batch in batches[rank::world] if not folder.has(batch)]
+    bar = tqdm(total=len(batches) * spec.steps, desc=str(spec), unit="step", leave=False)
+    for batch in batches:
+        x, noise = start(trained.recipe, args.seed, batch, device)
+        progress = Progress(spec.steps, grid_columns(len(batch)), bool(args.animate)) if batch.start == 0 else None
+        for done, frame in enumerate(trained.diffusion.sample_progressive(network, x, spec, noise)):
+            if progress:
+                progress.watch(done, x, frame.pred_x_start, f"t = {frame.t}")
+            x = frame.sample
+            bar.update()
+        pixels = to_uint8(x).cpu()
+        if args.sample_dir:
+            folder.save(batch, pixels)
+        if progress or not args.sample_dir:
+            kept.append(pixels)
+        if progress:
+            progress.watch(spec.steps, x, x, "the end")
+            files += progress.save(progress_file, args.animate)
+    bar.close()
+    if kept:
+        pixels = torch.cat(kept)
+        files.insert(0, save_grid(pixels, final, grid_columns(len(pixels))))
+    return [*files, args.sample_dir] if args.sample_dir else files
+
+
+def compare(args, trained, network, specs, device) -> list[Path]:
+    """One table of samples, methods down and steps across, all from the same noise; seconds per image below each."""
+    count, cells = args.sample_num or 16, {}
+    warm_up = SampleSpec("DDIM", 1, 0.0)  # what a first call costs is no sampler's fault
+    for spec in [warm_up, *tqdm(specs, desc="compare", leave=False)]:
+        pixels, began = [], time.monotonic()
+        for batch in in_batches(count, args.batch_size):
+            x, noise = start(trained.recipe, args.seed, batch, device)
+            pixels.append(to_uint8(trained.diffusion.sample(network, x, spec, noise)).cpu())
+        cells[spec] = grid(torch.cat(pixels), grid_columns(count)), (time.monotonic() - began) / count
+    facts = {"images": count, "device": device, "precision": args.precision}
+    return save_comparison({spec: cells[spec] for spec in specs}, picture_path(args, "compare"), **facts)
+
+
+def interpolate_pairs(args, trained, network, spec, device) -> list[Path]:
+    """A column a pair: the first picture, the mixtures from lambda 0 to 1, the second; and how evenly it goes."""
+    pixels = choose_pairs(args, trained.recipe)
+    first, second = normalize(torch.from_numpy(pixels)).to(device)
+    T, depth = trained.recipe["timestep_num"], args.diffusion_step or -(-trained.recipe["timestep_num"] // 2)
+    if depth > T:
+        raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
+    L, modes = args.lambda_num or 11, list(dict.fromkeys(args.interp_mode or ["lerp"]))
+    lambdas = [i / (L - 1) for i in range(L)]
+    files, curves = [], {}
+    for mode in modes:
+        try:
+            mixed = interpolate(trained.diffusion, network, first, second, spec, depth, lambdas, args.seed, mode)
+        except ValueError as error:
+            raise ConfigError(f"--interp_mode {mode}: {error}") from error
+        rows = list(tqdm(mixed, total=L, desc=f"{mode} {spec}", leave=False))
+        curves[mode] = step_sizes(rows)
+        error = sum(((row - end) / 2).square().mean().item() for row, end in ((rows[0], first), (rows[-1], second))) / 2
+        print(f"{mode}: largest step {jump(curves[mode]):.2f} times the mean step; the ends' MSE {error:.5f} of [0, 1]")
+        what = f"{spec}_interpolate" if mode == "lerp" else f"{spec}_{mode}_interpolate"
+        files.append(save_grid(torch.cat([first, *rows, second]), picture_path(args, what), len(first)))
+    return [*files, save_smoothness(curves, lambdas, picture_path(args, f"{spec}_smoothness"))]
+
+
+MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate_pairs}
 
 if __name__ == "__main__":
     run(main)

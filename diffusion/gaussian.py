@@ -5,12 +5,14 @@ The paper's symbols and the names here (Ho et al. 2020; t counts from 0):
     v -> sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0     SNR_t -> ᾱ_t / (1 - ᾱ_t)
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from diffusion.noise import SampleNoise
 from diffusion.sampling import Frame, SampleSpec, sample_progressive
 from diffusion.schedule import BETA_SCHEDULES
 
@@ -52,7 +54,7 @@ class GaussianDiffusion:
         self.loss_type, self.objective, self.clip_denoised = loss_type, objective, clip_denoised
         self.betas = BETA_SCHEDULES[beta_schedule](timestep_num)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
-        self._alpha_bars = self.alphas_cumprod  # stays on the CPU: samplers read scalars without a synchronisation
+        self._alpha_bars = self.alphas_cumprod.tolist()  # for samplers: numbers, whatever the device
         self.loss_weights = _loss_weights(loss_weight, objective, self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
@@ -81,12 +83,8 @@ class GaussianDiffusion:
         loss = error.abs() if self.loss_type == "l1" else error.square()
         return loss.flatten(1).mean(1) * self.loss_weights.to(t.device)[t].to(x_start.dtype)
 
-    def predictions(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(pred_x_start, pred_noise) that a network output means, x_start clipped if clip_denoised.
-
-        The noise is the one that leads from the clipped x_start to x_t, so that both stay consistent:
-        ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t).
-        """
+    def predict_x_start(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """The x_start that a network output means, clipped if clip_denoised. t: (B,), or one for all."""
         signal, sigma = self._signal_and_noise(t, x_t)
         if self.objective == "pred_noise":
             pred_x_start = (x_t - sigma * output) / signal
@@ -94,59 +92,77 @@ class GaussianDiffusion:
             pred_x_start = output
         else:
             pred_x_start = signal * x_t - sigma * output
-        if self.clip_denoised:
-            pred_x_start = pred_x_start.clamp(-1, 1)
-        return pred_x_start, (x_t - signal * pred_x_start) / sigma
+        return pred_x_start.clamp(-1, 1) if self.clip_denoised else pred_x_start
 
-    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, Tensor]:
-        """Mean (B, C, H, W) and variance (a float64 scalar) of q(x_{t_prev} | x_t, x_0); t_prev = -1 is x_0.
+    def predict_noise(self, pred_x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """The noise that leads from a (clipped) x_start to x_t: ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t)."""
+        signal, sigma = self._signal_and_noise(t, x_t)
+        return (x_t - signal * pred_x_start) / sigma
+
+    def posterior_coefficients(self, t: int, t_prev: int) -> tuple[float, float, float]:
+        """(a, b, variance) of q(x_{t_prev} | x_t, x_0) = N(a x_t + b x_0, variance); t_prev = -1 is x_0.
 
         Ho et al. 2020, eq. 6 and 7, with the β of the step actually taken, β = 1 - ᾱ_t / ᾱ_{t_prev}
         (Nichol & Dhariwal 2021, section 4): for t_prev = t - 1 that is betas[t].
         """
         ac, ac_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         beta = 1 - ac / ac_prev
-        mean = ac_prev.sqrt() * beta / (1 - ac) * x_start + (1 - beta).sqrt() * (1 - ac_prev) / (1 - ac) * x_t
-        return mean, beta * (1 - ac_prev) / (1 - ac)
+        of_x_t = (1 - beta) ** 0.5 * (1 - ac_prev) / (1 - ac)
+        return of_x_t, ac_prev**0.5 * beta / (1 - ac), beta * (1 - ac_prev) / (1 - ac)
 
-    def predict(self, model: Model, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """(pred_x_start, pred_noise) of one network call with every picture at timestep t."""
+    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, float]:
+        """Mean (B, C, H, W) and variance of q(x_{t_prev} | x_t, x_0), by `posterior_coefficients`."""
+        of_x_t, of_x_start, variance = self.posterior_coefficients(t, t_prev)
+        return of_x_t * x_t + of_x_start * x_start, variance
+
+    def predict(self, model: Model, x_t: Tensor, t: int) -> Tensor:
+        """pred_x_start of one network call with every picture at timestep t."""
         ts = torch.full((len(x_t),), t, device=x_t.device)
-        return self.predictions(model(x_t, ts).to(x_t.dtype), x_t, ts)
+        return self.predict_x_start(model(x_t, ts).to(x_t.dtype), x_t, t)
 
     def sample_progressive(
         self,
         model: Model,
         noise: Tensor,
         spec: SampleSpec,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | SampleNoise | None = None,
         depth: int | None = None,
     ) -> Iterator[Frame]:
         """Yields a `Frame` after each of the sampler's steps; the last one's sample is the result.
 
         noise: x_T, (B, C, H, W); or, with `depth`, x_t after that many training timesteps of noise.
-        generator: draws the reverse process's noise, on the generator's own device.
+        generator: draws the reverse process's noise: a torch.Generator, on its own device; or a `SampleNoise`,
+        with which a sample does not depend on what else is in its batch.
         """
-        return sample_progressive(self, model, noise, spec, generator, self.timestep_num if depth is None else depth)
+        timesteps = spec.timesteps(self.timestep_num if depth is None else depth)
+        return sample_progressive(self, model, noise, spec, timesteps, generator)
 
     def sample(
         self,
         model: Model,
         noise: Tensor,
         spec: SampleSpec,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | SampleNoise | None = None,
         depth: int | None = None,
     ) -> Tensor:
         """The last frame's sample: (B, C, H, W), in [-1, 1] where x_start is clipped."""
         frames = self.sample_progressive(model, noise, spec, generator, depth)
         return deque(frames, maxlen=1).pop().sample
 
-    def alpha_bar(self, t: int) -> Tensor:
-        """ᾱ_t as a float64 scalar on the CPU; 1 at t = -1, where nothing is noise any more."""
-        return self._alpha_bars[t] if t >= 0 else torch.ones((), dtype=torch.float64)
+    def alpha_bar(self, t: int) -> float:
+        """ᾱ_t; 1 at t = -1, where nothing is noise any more."""
+        return self._alpha_bars[t] if t >= 0 else 1.0
 
-    def _signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t), (B, 1, 1, 1), in the dtype of `like`."""
+    def log_snr(self, t: int) -> float:
+        """ln(ᾱ_t / (1 - ᾱ_t)) at a timestep t >= 0."""
+        ac = self.alpha_bar(t)
+        return math.log(ac / (1 - ac))
+
+    def _signal_and_noise(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t): (B, 1, 1, 1) in the dtype of `like`, or two numbers where t is one."""
+        if isinstance(t, int):
+            ac = self.alpha_bar(t)
+            return ac**0.5, (1 - ac) ** 0.5
         ac = self.alphas_cumprod.to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
         return ac.sqrt().to(like.dtype), (1 - ac).sqrt().to(like.dtype)
 

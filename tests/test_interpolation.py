@@ -2,34 +2,34 @@
 
 import pytest
 import torch
-from walks import METHODS, T, knows, network, randn, seeded
+from walks import METHODS, T, knows, network, randn
 
-from diffusion import GaussianDiffusion, SampleSpec, interpolate
+from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, interpolate
+from diffusion.interpolation import slerp
 
 FIRST, SECOND = (randn(2, 1, 4, 4, seed=s).clamp(-1, 1) for s in (8, 9))
 
 
-def between(lambdas, method="DDIM_{}_1p0", steps=10, depth=500, first=FIRST, second=SECOND, model=network):
+def between(lambdas, method="DDIM_{}_1p0", steps=10, depth=500, first=FIRST, second=SECOND, model=network, mode="lerp"):
     d = GaussianDiffusion(T)
     spec = SampleSpec.parse(method.format(steps))
-    return list(interpolate(d, model, first, second, spec, depth, lambdas, seeded(10)))
+    return list(interpolate(d, model, first, second, spec, depth, lambdas, 10, mode))
 
 
+@pytest.mark.parametrize("mode", ["lerp", "slerp"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_ends_are_the_two_pictures_denoised(method):
-    """The generator draws the first picture's noise, the second's, then that of the reverse process."""
-    d = GaussianDiffusion(T)
-    pictures = [FIRST.float(), SECOND.float()]
-    generator, t = seeded(10), torch.full((2,), 499)
-    noises = [torch.randn(picture.shape, generator=generator) for picture in pictures]
-    state = generator.get_state()
-    for lam, picture, noise in zip((0.0, 1.0), pictures, noises, strict=True):
-        generator.set_state(state)
-        x_t = d.q_sample(picture, t, noise)
+def test_the_ends_are_the_two_pictures_denoised(method, mode):
+    """A pair's stream gives the first picture's noise, the second's, then that of the reverse process."""
+    d, t = GaussianDiffusion(T), torch.full((2,), 499)
+    for lam, picture in ((0.0, FIRST), (1.0, SECOND)):
+        noise = SampleNoise(10, range(2))
+        draws = [noise.draw(picture.shape, picture.dtype, "cpu") for _ in range(2)]
+        x_t = d.q_sample(picture, t, draws[int(lam)])
         # 10 steps of 1000 timesteps are 5 of these 500.
         spec = SampleSpec.parse(method.format(5))
-        *_, frame = d.sample_progressive(network, x_t, spec, generator=generator, depth=500)
-        assert torch.equal(between([lam], method, first=pictures[0], second=pictures[1])[0], frame.sample)
+        *_, frame = d.sample_progressive(network, x_t, spec, generator=noise, depth=500)
+        # Slerp's sines at its ends: 1e-16, times a few steps of the network.
+        torch.testing.assert_close(between([lam], method, mode=mode)[0], frame.sample, rtol=0, atol=1e-12)
 
 
 def test_the_ends_do_not_know_the_other_picture():
@@ -77,6 +77,63 @@ def test_depth_counts_training_timesteps(steps, depth):
     between([0.5], steps=steps, depth=depth, model=spy)
     assert seen[0] == [depth - 1, depth - 1]
     assert len(seen) == -(-steps * depth // T)  # this share of the sampler's steps, rounded up
+
+
+def test_slerp_keeps_the_norm_that_lerp_loses():
+    """Two independent noises: half-way their lerp has 0.707 of the deviation that the network was trained on."""
+    a, b = randn(50, 1, 32, 32, seed=1), randn(50, 1, 32, 32, seed=2)
+    # Each of 1,024 pixels: the deviation is known to 1 / sqrt(2 · 1024) a picture, and over 50 to 0.3 %.
+    assert torch.lerp(a, b, 0.5).std().item() == pytest.approx(0.5**0.5, rel=0.02)
+    for lam in (0.0, 0.25, 0.5, 1.0):
+        assert slerp(a, b, lam).std().item() == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 0.5, 1.0])
+def test_slerp_walks_the_arc_evenly(lam):
+    a, b = (torch.tensor(v, dtype=torch.float64).view(1, 1, 1, 2) for v in ([2.0, 0.0], [0.0, 2.0]))
+    angle = torch.tensor(lam * torch.pi / 2, dtype=torch.float64)
+    expected = 2 * torch.stack([angle.cos(), angle.sin()]).view(1, 1, 1, 2)
+    # float64 in another order; and where the two are the same, they stay what they are.
+    torch.testing.assert_close(slerp(a, b, lam), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(slerp(a, a, lam), a, rtol=0, atol=1e-9)
+
+
+def test_redrawn_noise_changes_with_lambda_and_held_noise_does_not():
+    held, redrawn = ([r[0] for r in between([0.0, 0.0, 0.0], mode=mode)] for mode in ("lerp", "redrawn"))
+    assert torch.equal(held[0], held[1]) and torch.equal(held[1], held[2])
+    assert torch.equal(redrawn[0], held[0])
+    assert not torch.equal(redrawn[0], redrawn[1]) and not torch.equal(redrawn[1], redrawn[2])
+
+
+def test_a_pair_does_not_depend_on_the_others():
+    alone = between([0.3], first=FIRST[:1], second=SECOND[:1])[0]
+    assert torch.equal(alone[0], between([0.3])[0][0])
+
+
+def test_ddim_goes_there_and_back():
+    """With a smooth network the ends are the pictures again, the better the more steps are taken."""
+
+    def smooth(x, t):
+        return 0.5 * torch.tanh(x) + 0.1 * torch.cos(t / 300).view(-1, 1, 1, 1)
+
+    errors = []
+    for steps in (10, 100, 1000):
+        # pictures away from black and white: where x_start is clipped, the way up is not the way down
+        pictures = {"first": FIRST / 2, "second": SECOND / 2}
+        ends = between([0.0, 1.0], "DDIM_{}_0p0", steps, model=smooth, mode="ddim", **pictures)
+        errors.append(max((x - end).abs().max().item() for x, end in zip(pictures.values(), ends, strict=True)))
+    assert errors[1] < 0.3 * errors[0] and errors[2] < 0.3 * errors[1] and errors[2] < 0.02, errors
+
+
+@pytest.mark.parametrize("method", ["DDPM_{}_0p0", "DDIM_{}_0p5", "DPMpp_{}_0p0"])
+def test_only_deterministic_ddim_is_inverted(method):
+    with pytest.raises(ValueError, match="only DDIM with eta 0 can be inverted, such as DDIM_50_0p0"):
+        between([0.5], method, mode="ddim")
+
+
+def test_a_mode_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="one of lerp, slerp, ddim, redrawn, not 'cubic'"):
+        between([0.5], mode="cubic")
 
 
 @pytest.mark.parametrize("depth", [0, -1, 1001])

@@ -5,10 +5,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from walks import METHODS, PREDICTION_TYPES, X_T, T, knows, network, randn, seeded, walk
+from walks import METHODS, NAIVE, PREDICTION_TYPES, X_T, T, knows, network, randn, seeded, walk
 
 from diffusion import GaussianDiffusion, SampleSpec
 
@@ -17,7 +17,9 @@ relaxed = settings(deadline=None)  # a busy machine is no failure
 
 # --- SampleSpec ---
 
-SPEC_TEXTS = st.from_regex(r"(DDPM|DDIM)_[1-9][0-9]{0,5}_(0p[0-9]{1,3}|1p0{1,3})", fullmatch=True)
+SPEC_TEXTS = st.from_regex(
+    r"(DDPM|NaiveDDPM|DDIM|DPMpp)_[1-9][0-9]{0,5}_(0p[0-9]{1,3}|1p0{1,3})(_quad)?", fullmatch=True
+)
 
 
 @given(text=SPEC_TEXTS)
@@ -25,12 +27,15 @@ SPEC_TEXTS = st.from_regex(r"(DDPM|DDIM)_[1-9][0-9]{0,5}_(0p[0-9]{1,3}|1p0{1,3})
 @relaxed
 def test_a_spec_reads_what_it_writes(text):
     spec = SampleSpec.parse(text)
-    method, steps, eta = text.split("_")
+    method, steps, eta, *quad = text.split("_")
     assert (spec.method, spec.steps, spec.eta) == (method, int(steps), float(eta.replace("p", ".")))
+    assert spec.quad == bool(quad)
     assert SampleSpec.parse(str(spec)) == spec
 
 
-@pytest.mark.parametrize("text", ["DDPM_1000_0p0", "DDIM_50_0p0", "DDIM_1_0p25", "DDIM_7_1p0"])
+@pytest.mark.parametrize(
+    "text", ["DDPM_1000_0p0", "DDIM_50_0p0", "DDIM_1_0p25", "DPMpp_7_1p0", "NaiveDDPM_50_0p0", "DDIM_9_0p0_quad"]
+)
 def test_a_spec_writes_what_it_read(text):
     assert str(SampleSpec.parse(text)) == text
 
@@ -38,7 +43,7 @@ def test_a_spec_writes_what_it_read(text):
 NO_METHOD = ["ddim_50_0p0", "PLMS_50_0p0", " DDIM_50_0p0", "_50_0p0", ""]
 NO_STEPS = ["DDIM_0_0p0", "DDIM_-5_0p0", "DDIM_050_0p0", "DDIM_1e3_0p0", "DDIM_5٠_0p0", "DDIM__0p0"]
 NO_ETA = ["DDIM_50_0.0", "DDIM_50_1p5", "DDIM_50_2p0", "DDIM_50_-0p5", "DDIM_50_0p", "DDIM_50_0p٠"]
-NO_END = ["DDPM", "DDIM_50", "DDIM_50_", "DDIM_50_0p0_x", "DDIM_50_0p0\n"]
+NO_END = ["DDPM", "DDIM_50", "DDIM_50_", "DDIM_50_0p0_x", "DDIM_50_0p0\n", "DDIM_50_0p0_", "DDIM_50_0p0_quad_quad"]
 
 
 @pytest.mark.parametrize("text", NO_METHOD + NO_STEPS + NO_ETA + NO_END)
@@ -73,6 +78,18 @@ def test_timesteps_of_any_number_of_steps(pair):
     assert SampleSpec("DDIM", depth, 0.0).timesteps(depth) == list(range(depth))
 
 
+@given(pair=st.tuples(st.integers(1, 1200), st.integers(1, 1200)))
+@relaxed
+def test_quadratic_timesteps_of_any_number_of_steps(pair):
+    steps, depth = sorted(pair)
+    timesteps = SampleSpec("DDIM", steps, 0.0, quad=True).timesteps(depth)
+    assert len(timesteps) == steps and timesteps == sorted(set(timesteps))
+    assert timesteps[0] >= 0 and timesteps[-1] == depth - 1
+    exact = [Fraction(k * k * depth, steps * steps) - 1 for k in range(1, steps + 1)]
+    # rounded up, or moved up to the next that is free: where two would be the same, all below are 0, 1, 2, …
+    assert all(e <= t and (t < e + 1 or t == k) for k, (t, e) in enumerate(zip(timesteps, exact, strict=True)))
+
+
 # --- against diffusers ---
 
 
@@ -81,11 +98,12 @@ def diffusers_walk(diffusion, method, steps, seed=3):
     spec = SampleSpec.parse(method.format(steps))
     timesteps = np.floor(np.linspace(-1, T - 1, steps + 1))[:0:-1].astype(int).tolist()
     shared = {"num_train_timesteps": T, "prediction_type": PREDICTION_TYPES[diffusion.objective]}
-    if spec.method == "DDPM":
+    if spec.method in ("DDPM", "NaiveDDPM"):
         # Two conventions differ, both without weight: its variance is never below 1e-20, and it draws
         # noise, of that size, in a last step that goes from t > 0 to x_start. That moves x by 1e-10.
         scheduler = DDPMScheduler(variance_type="fixed_small", clip_sample=True, **shared)
-        scheduler.set_timesteps(timesteps=timesteps)
+        if spec.method == "DDPM":  # without a list of timesteps it steps from t to t - 1
+            scheduler.set_timesteps(timesteps=timesteps)
         extra = {}
     else:
         scheduler = DDIMScheduler(set_alpha_to_one=True, clip_sample=True, **shared)
@@ -95,21 +113,51 @@ def diffusers_walk(diffusion, method, steps, seed=3):
     for t, t_prev in zip(timesteps, [*timesteps[1:], -1], strict=True):
         # DDIMScheduler knows no list of timesteps: it goes from t to t - T // num_inference_steps. A fraction
         # makes that stride ours, also where the strides are uneven. (DDPMScheduler does not look at it.)
-        scheduler.num_inference_steps = Fraction(T, t - t_prev)
+        if spec.method == "DDIM":
+            scheduler.num_inference_steps = Fraction(T, t - t_prev)
         output = network(x, torch.full((len(x),), t))
         step = scheduler.step(output, t, x, generator=generator, **extra)
         x = step.prev_sample
         yield t, x, step.pred_original_sample
 
 
-@pytest.mark.parametrize("steps", [1000, 100, 50, 7, 1])
+def diffusers_dpm_walk(diffusion, method, steps, seed=3):
+    """The same of DPMSolverMultistepScheduler, by its own updates: its step() would cast a float64 x to float32.
+
+    It clips no x_start, and so is handed ours, clipped, as its prediction.
+    """
+    spec = SampleSpec.parse(method.format(steps))
+    timesteps = spec.timesteps(T)[::-1]  # which have their own tests
+    algorithm = "sde-dpmsolver++" if spec.eta else "dpmsolver++"
+    scheduler = DPMSolverMultistepScheduler(T, prediction_type="sample", algorithm_type=algorithm)
+    ac = diffusion.alphas_cumprod[timesteps]
+    scheduler.sigmas = torch.cat([((1 - ac) / ac).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    x, outputs, generator = X_T, [None], seeded(seed)
+    for i, t in enumerate(timesteps):
+        scheduler._step_index = i
+        ts = torch.full((len(x),), t)
+        outputs.append(diffusion.predict_x_start(network(x, ts), x, ts))
+        noise = None
+        if spec.eta:
+            # Its last step's noise is multiplied by a sigma of 0.
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype) if i < steps - 1 else torch.zeros_like(x)
+        first = i == 0 or i == steps - 1
+        update = (
+            scheduler.dpm_solver_first_order_update if first else scheduler.multistep_dpm_solver_second_order_update
+        )
+        x = update(outputs[-1] if first else outputs[-2:], sample=x, noise=noise)
+        yield t, x, outputs[-1]
+
+
+@pytest.mark.parametrize("steps", [1000, 100, 50, 7, 2, 1])
 @pytest.mark.parametrize("objective", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad"])
 def test_each_step_is_diffusers(method, schedule, objective, steps):
     d = GaussianDiffusion(T, schedule, objective=objective)
     frames = walk(d, method, steps)
-    for frame, (t, x, x_start) in zip(frames, diffusers_walk(d, method, steps), strict=True):
+    theirs = (diffusers_dpm_walk if "DPMpp" in method else diffusers_walk)(d, method, steps)
+    for frame, (t, x, x_start) in zip(frames, theirs, strict=True):
         assert frame.t == t
         # float64 in another order, 1e-16, times 2e4 where cosine betas divide by sqrt(ᾱ_T); and the
         # 1e-10 of DDPM's last step. Each chain goes on from its own state.
@@ -126,59 +174,11 @@ def test_respaced_ddpm_is_ddim_with_eta_1(schedule, steps):
         torch.testing.assert_close(ddpm.sample, ddim.sample, rtol=0, atol=1e-9)
 
 
-# --- data of which the perfect network is known: x_0 ~ N(MU, S²), every pixel on its own ---
-
-MU, S = 0.3, 0.5
-
-
-def moments(diffusion, method, timesteps):
-    """Mean and variance of what the method's steps make of x_T ~ N(0, 1): each step is linear in x_t.
-
-    x_start and noise are E[x_0 | x_t] and E[ε | x_t] of Gaussians; the steps are Song et al.'s eq. 12
-    and 16 and Ho et al.'s eq. 7 with the β of the step taken.
-    """
-    mean, variance = 0.0, 1.0
-    for t, t_prev in reversed(list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))):
-        ac = diffusion.alphas_cumprod[t].item()
-        ac_prev = diffusion.alphas_cumprod[t_prev].item() if t_prev >= 0 else 1.0
-        marginal = ac * S**2 + 1 - ac  # the variance of x_t
-        x_start_slope, noise_slope = ac**0.5 * S**2 / marginal, (1 - ac) ** 0.5 / marginal
-        beta = 1 - ac / ac_prev
-        posterior_variance = (1 - ac_prev) / (1 - ac) * beta
-        if method.startswith("DDPM"):
-            drawn = posterior_variance
-            of_x_start, of_noise = ac_prev**0.5 * beta / (1 - ac), 0
-            of_x_t = (1 - beta) ** 0.5 * (1 - ac_prev) / (1 - ac)
-        else:
-            drawn = SampleSpec.parse(method.format(1)).eta ** 2 * posterior_variance
-            of_x_start, of_noise, of_x_t = ac_prev**0.5, max(0, 1 - ac_prev - drawn) ** 0.5, 0
-        slope = of_x_start * x_start_slope + of_noise * noise_slope + of_x_t
-        centred = mean - ac**0.5 * MU  # x_start is MU, and the noise 0, where x_t is sqrt(ᾱ) MU
-        mean = slope * centred + of_x_start * MU + of_x_t * ac**0.5 * MU
-        variance = slope**2 * variance + drawn
-    return mean, variance
-
-
-@pytest.mark.parametrize("steps", [1000, 50, 10])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("method", METHODS)
-def test_gaussian_data_come_out(method, schedule, steps):
-    d = GaussianDiffusion(T, schedule, clip_denoised=False)
-
-    def perfect(x, t):
-        ac = d.alphas_cumprod[t].view(-1, 1, 1, 1)
-        return (1 - ac).sqrt() * (x - ac.sqrt() * MU) / (ac * S**2 + 1 - ac)
-
-    noise = randn(1, 1, 150, 150, seed=5)
-    result = walk(d, method, steps, perfect, noise)[-1].sample
-    mean, variance = moments(d, method, SampleSpec.parse(method.format(steps)).timesteps(T))
-    if steps == T:
-        # With all of the steps the data themselves; what is left of the steps' size is 0.001 and 1.6%.
-        assert (mean, variance) == (pytest.approx(MU, abs=0.002), pytest.approx(S**2, rel=0.02))
-    # Five standard errors of the mean and of the variance of n Gaussian pixels.
-    n = noise.numel()
-    assert result.mean().item() == pytest.approx(mean, abs=5 * (variance / n) ** 0.5)
-    assert result.var().item() == pytest.approx(variance, abs=5 * variance * (2 / n) ** 0.5)
+def test_naive_ddpm_is_ddpm_with_all_steps(schedule):
+    d = GaussianDiffusion(T, schedule)
+    for naive, ddpm in zip(walk(d, NAIVE, T), walk(d, "DDPM_{}_0p0", T), strict=True):
+        assert torch.equal(naive.sample, ddpm.sample)
 
 
 # --- the walk itself ---
@@ -216,7 +216,7 @@ def test_the_generator_decides_the_noise(method):
     first = walk(d, method, 10, seed=1)[-1].sample
     torch.manual_seed(1)
     assert torch.equal(first, walk(d, method, 10, seed=1)[-1].sample)
-    assert torch.equal(first, walk(d, method, 10, seed=2)[-1].sample) == (method == "DDIM_{}_0p0")
+    assert torch.equal(first, walk(d, method, 10, seed=2)[-1].sample) == (method in ("DDIM_{}_0p0", "DPMpp_{}_0p0"))
 
 
 def test_sampling_keeps_no_graph():

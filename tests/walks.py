@@ -5,7 +5,8 @@ import torch
 from diffusion import SampleSpec
 
 T = 1000
-METHODS = ("DDPM_{}_0p0", "DDIM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0")
+METHODS = ("DDPM_{}_0p0", "DDIM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_0p0", "DPMpp_{}_1p0")
+NAIVE = "NaiveDDPM_{}_0p0"
 PREDICTION_TYPES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
 
 

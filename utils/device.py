@@ -1,20 +1,70 @@
-"""Where to compute, and in which precision."""
+"""Where to compute, in which precision, and as which of several processes."""
+
+import os
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
+from utils.errors import ConfigError
 
 
-def pick_device() -> torch.device:
-    """The CUDA device if there is one (CUDA_VISIBLE_DEVICES chooses among several), else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device; or the CUDA device if there is one (CUDA_VISIBLE_DEVICES chooses among several), else the CPU.
+
+    Under torchrun each process takes its own. ConfigError for a name that is none or is not there.
+    """
+    if name is None:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device {name!r} is not there: this machine has {', '.join(there)}") from error
+    return device
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Which process this is, from 0, and of how many: torchrun's RANK and WORLD_SIZE, or 0 of 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 where the device computes it in hardware."""
+    if precision != "auto":
+        return precision
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda"
+        else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return "bf16" if native else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context to train in: bfloat16 for "bf16", and for "auto" where the device computes it in hardware."""
-    if precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if device.type == "cuda"
-            else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-        precision = "bf16" if native else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """The context to run a network in: bfloat16 for "bf16", and for "auto" where the device has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")
+
+
+def ready_to_sample(
+    model: nn.Module, device: torch.device, precision: str, compile: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network on the device as a function of (x, t), in a precision, float32 going in and coming out.
+
+    compile: torch.compile with CUDA graphs, for which the device must be a CUDA one (ConfigError): the first
+    call takes a minute, and so does each new batch size; after that the CPU no longer sets the pace.
+    """
+    model = model.to(device).eval()
+    if compile and device.type != "cuda":
+        raise ConfigError(f"--compile is for CUDA devices, and this is {device}")
+    network = torch.compile(model, mode="reduce-overhead") if compile else model
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        with autocast(precision, device):
+            if not compile:
+                return network(x, t).float()
+            torch.compiler.cudagraph_mark_step_begin()
+            return network(x, t).float().clone()  # the graph's own output is overwritten by its next run
+
+    return call

@@ -32,6 +32,23 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (--help lists every argument)")
 
 
+def number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument's type: a whole number from `least` on, up to `most`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(
+                f"{value} is not {f'from {least} to {most}' if most else f'at least {least}'}"
+            )
+        return value
+
+    return parse
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main. What a user can cause becomes one line and an exit code; a bug keeps its traceback."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be anything

@@ -1,0 +1,126 @@
+"""How good are few steps? Fréchet distances of samples to real pictures, a line for each sampler.
+
+    python benchmarks/quality.py --model_path train_results/digits/digits.pt --sample_info DDIM_50_0p0 DPMpp_10_0p0
+
+The features are the last hidden layer of a small classifier, which is first trained here on the real labels of Digits
+or Fashion_Mnist. Distances in other features, or from another number of samples, are other numbers: compare only what
+one call prints. "±" is a jackknife standard error over ten groups of samples.
+"""
+
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from datasets import load_images, normalize, to_uint8
+from datasets.mnist import DEBIAN_FASHION, read_idx
+from diffusion import SampleNoise, SampleSpec
+from utils.checkpoint import load_run
+from utils.device import autocast, pick_device
+
+FEATURES = 64
+
+
+def labels_of(dataset: str, data_path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(train, test) labels of a data set, in the order of its pictures."""
+    if dataset == "Digits":
+        return np.split(load_digits().target, [1500])
+    roots = (Path(data_path), Path(data_path) / "FashionMNIST" / "raw", DEBIAN_FASHION)
+    root = next(root for root in roots if (root / "train-labels-idx1-ubyte.gz").is_file())
+    return tuple(read_idx(root / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
+
+
+def classifier(channels: int) -> nn.Sequential:
+    """Three convolutions, the mean over the picture, FEATURES numbers, ten classes."""
+
+    def block(inside: int, outside: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU()]
+
+    convolutions = [*block(channels, 32, 1), *block(32, 64, 2), *block(64, 128, 2)]
+    pooled = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, FEATURES), nn.ReLU()]
+    return nn.Sequential(*convolutions, *pooled, nn.Linear(FEATURES, 10))
+
+
+def train_classifier(pictures: np.ndarray, labels: np.ndarray, device: torch.device) -> nn.Sequential:
+    torch.manual_seed(0)
+    x, y = normalize(torch.tensor(pictures)), torch.tensor(labels).long()
+    net = classifier(x.shape[1]).to(device)
+    epochs = max(3, round(45_000 / len(x)))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(x) // 100))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x))[: len(x) // 100 * 100].view(-1, 100):
+            loss = F.cross_entropy(net(x[rows].to(device)), y[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    return net.eval()
+
+
+@torch.inference_mode()
+def features(net: nn.Sequential, pictures: Tensor, device: torch.device) -> np.ndarray:
+    """(N, FEATURES), float64, of uint8 pictures: all of them through the same eight bits."""
+    parts = [net[:-1](normalize(part.to(device))).cpu() for part in pictures.split(500)]
+    return torch.cat(parts).double().numpy()
+
+
+def frechet(first: np.ndarray, second: np.ndarray) -> float:
+    """|m - m'|² + tr(C + C' - 2 (C C')^½) of the Gaussians with the same means and covariances (Heusel et al. 2017)."""
+    c, d = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    roots = np.sqrt(np.linalg.eigvals(c @ d).real.clip(0))
+    return float(((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(c + d) - 2 * roots.sum())
+
+
+def with_error(samples: np.ndarray, real: np.ndarray) -> str:
+    parts = [frechet(np.delete(samples, np.s_[i::10], axis=0), real) for i in range(10)]
+    return f"{frechet(samples, real):8.3f} ± {(9 * np.var(parts)) ** 0.5:.3f}"
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_path", required=True, type=Path)
+    parser.add_argument("--sample_info", nargs="+", default=["DDIM_50_0p0"])
+    parser.add_argument("--sample_num", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=100)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    device = pick_device()
+    run = load_run(args.model_path)
+    model, diffusion, recipe = run.model.to(device), run.diffusion.to(device), run.recipe
+    C, S = recipe["image_channel"], recipe["image_size"]
+    train, test = (load_images(recipe["dataset"], recipe["data_path"], split, S, C) for split in ("train", "test"))
+    train_labels, test_labels = labels_of(recipe["dataset"], recipe["data_path"])
+
+    net = train_classifier(train, train_labels, device)
+    with torch.inference_mode():
+        classes = torch.cat([net(normalize(part.to(device))).argmax(1).cpu() for part in torch.tensor(test).split(500)])
+    print(f"classifier: {(classes.numpy() == test_labels).mean():.1%} of {len(test)} held-out pictures right")
+    reference = features(net, torch.tensor(train[:10_000]), device)
+    floor = features(net, torch.tensor(test[: args.sample_num]), device)
+    print(
+        f"{f'{len(floor)} held-out pictures':<20}{with_error(floor, reference)}   (to {len(reference)} training ones)"
+    )
+
+    for text in args.sample_info:
+        spec, began, parts = SampleSpec.parse(text), time.monotonic(), []
+        for start in range(0, args.sample_num, args.batch_size):
+            noise = SampleNoise(args.seed, range(start, min(start + args.batch_size, args.sample_num)))
+            x = noise.draw((min(args.batch_size, args.sample_num - start), C, S, S), torch.float32, device)
+            with autocast(args.precision, device):
+                parts.append(to_uint8(diffusion.sample(model, x, spec, noise)).cpu())
+        seconds = time.monotonic() - began
+        samples = features(net, torch.cat(parts), device)
+        print(f"{spec!s:<20}{with_error(samples, reference)}   {len(samples)} samples, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
