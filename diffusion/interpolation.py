@@ -74,14 +74,14 @@ def slerp(first: Tensor, second: Tensor, lam: float) -> Tensor:
 def invert(diffusion: GaussianDiffusion, model: Model, x_start: Tensor, spec: SampleSpec, depth: int) -> Tensor:
     """The x_t, `depth` timesteps deep, from which DDIM with eta 0 comes back to x_start: its steps, walked upwards.
 
-    A step down would use the noise predicted at its upper end, which is not known yet; the one predicted at
-    its lower end stands for it (Song et al. 2021, section 4.3, eq. 14), so that the way back is exact only
-    in the limit of many steps.
+    A step down uses the noise predicted at its upper end, which is not known on the way up; the noise predicted
+    at its lower end takes its place (Song et al. 2021, section 4.3), so that the way there and back is exact in
+    the limit of many steps. The noise in x_0 itself is predicted at t = 0, the nearest that the network knows.
     """
     x_t, timesteps = x_start, spec.timesteps(depth)
     for t, t_next in zip([-1, *timesteps[:-1]], timesteps, strict=True):
         pred_x_start = diffusion.predict(model, x_t, max(t, 0))
         pred_noise = diffusion.predict_noise(pred_x_start, x_t, max(t, 0))
-        signal, sigma = diffusion.alpha_bar(t_next) ** 0.5, (1 - diffusion.alpha_bar(t_next)) ** 0.5
-        x_t = signal * pred_x_start + sigma * pred_noise
+        ac_next = diffusion.alpha_bar(t_next)
+        x_t = ac_next**0.5 * (x_start if t < 0 else pred_x_start) + (1 - ac_next) ** 0.5 * pred_noise
     return x_t
