@@ -93,6 +93,8 @@ def main() -> None:
     specs = [parse_spec(text, T, "--sample_info") for text in texts]
     if args.sample_dir and len(specs) > 1:
         raise ConfigError("--sample_dir takes the samples of one --sample_info")
+    if rank_and_world()[1] > 1 and not args.sample_dir:
+        raise ConfigError("several processes share the work of a --sample_dir only")
     args.save_dir.mkdir(parents=True, exist_ok=True)
     network = ready_to_sample(trained.model, device, args.precision, args.compile)
     trained.diffusion.to(device)
@@ -142,8 +144,9 @@ def random_gen(args, trained, network, spec, device) -> list[Path]:
     batches = in_batches(count, args.batch_size)
     if args.sample_dir:
         rank, world = rank_and_world()
-        folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision))
+        folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), count)
         batches = [batch for batch in batches[rank::world] if not folder.has(batch)]
+        print(f"{count - sum(map(len, batches))} of {count} samples were there" if world == 1 else f"process {rank}")
     bar = tqdm(total=len(batches) * spec.steps, desc=str(spec), unit="step", leave=False)
     for batch in batches:
         x, noise = start(trained.recipe, args.seed, batch, device)

@@ -144,16 +144,20 @@ def test_sampling_refuses_a_bad_checkpoint(trained, tmp_path, kind, says):
     assert not (tmp_path / "owned").exists() and not (tmp_path / "results").exists()
 
 
-INTERPOLATE = ["--test_mode", "interpolate"]
+BETWEEN = ["--test_mode", "interpolate"]
 
 
 @pytest.mark.parametrize(
     "args, code, says",
     [
         (["--sample_info", "DDIM50"], 2, ["'DDIM50'", "METHOD_STEPS_ETA", "DDIM_50_0p0"]),
+        (["--sample_info", "PLMS_50_0p0"], 2, ["'PLMS_50_0p0'", "DDPM, NaiveDDPM, DDIM, DPMpp"]),
+        (["--sample_info", "DPMpp_0_0p0"], 2, ["'DPMpp_0_0p0'", "steps from 1"]),
+        (["--sample_info", "DDIM_50_1p5"], 2, ["'DDIM_50_1p5'", "eta from 0p0 to 1p0"]),
         (["--sample_info", "DDIM_1001_0p0"], 2, ["1001 steps", "1000 timesteps"]),
-        (["--sample_num", "0"], 2, ["--sample_num"]),
+        (["--sample_num", "0"], 2, ["--sample_num", "0 is not at least 1"]),
         (["--sample_num", "two"], 2, ["--sample_num", "two"]),
+        (["--batch_size", "0"], 2, ["--batch_size", "0 is not at least 1"]),
         (["--seed", "-1"], 2, ["--seed"]),
         (["--image_size", "32"], 2, ["--image_size 32", "trained with 8"]),
         (["--image_channel", "3"], 2, ["--image_channel 3", "trained with 1"]),
@@ -161,13 +165,33 @@ INTERPOLATE = ["--test_mode", "interpolate"]
         (["--beta_schedule", "linear"], 2, ["--beta_schedule linear", "trained with cosine"]),
         (["--test_mode", "generate"], 2, ["--test_mode", "random_gen"]),
         (["--save_dir", "LICENSE"], 1, ["LICENSE"]),
-        (["--data_name", "Digits"], 2, ["--data_name", "random_gen has none"]),
+        (["--device", "cuda:99"], 2, ["'cuda:99' is not there", "cpu"]),
+        (["--device", "gpu"], 2, ["'gpu' is not there"]),
+        (["--device", "cpu", "--compile"], 2, ["--compile is for CUDA devices"]),
+        (["--data_name", "Digits"], 2, ["--data_name is for --test_mode interpolate"]),
+        (["--lambda_num", "5"], 2, ["--lambda_num is for --test_mode interpolate"]),
+        (["--test_mode", "compare", "--sample_dir", "d"], 2, ["--sample_dir is for --test_mode random_gen"]),
+        ([*BETWEEN, "--data_name", "Cifar10", "--data_path", "LICENSE"], 1, ["Cifar10: no data in LICENSE"]),
+        ([*BETWEEN, "--sample_num", "1000000"], 2, ["1000 pairs", "1500"]),
+        ([*BETWEEN, "--lambda_num", "1"], 2, ["--lambda_num", "1 is not at least 2"]),
+        ([*BETWEEN, "--interp_mode", "cubic"], 2, ["--interp_mode", "cubic", "slerp"]),
         (
-            ["--test_mode", "interpolate", "--data_name", "Cifar10", "--data_path", "LICENSE"],
-            1,
-            ["Cifar10: no data in LICENSE"],
+            [*BETWEEN, "--interp_mode", "ddim", "--sample_info", "DDPM_5_0p0"],
+            2,
+            ["only DDIM with eta 0", "DDIM_50_0p0"],
         ),
-        (["--test_mode", "interpolate", "--sample_num", "1000000"], 2, ["1000 pairs", "1500"]),
+        ([*BETWEEN, "--diffusion_step", "1001"], 2, ["--diffusion_step 1001", "1000 timesteps"]),
+        ([*BETWEEN, "--image_indices", "3", "1500"], 2, ["--image_indices 1500", "1500 pictures, from 0 on"]),
+        ([*BETWEEN, "--image_indices", "-1", "3"], 2, ["--image_indices -1"]),
+        ([*BETWEEN, "--image_indices", "3"], 2, ["--image_indices takes pairs"]),
+        ([*BETWEEN, "--image_files", "none.png", "images/digits_final.png"], 2, ["none.png", "No such file"]),
+        ([*BETWEEN, "--image_files", "LICENSE", "images/digits_final.png"], 2, ["LICENSE", "cannot identify"]),
+        (
+            [*BETWEEN, "--image_files", "images/digits_final.png", "images/digits_interpolate.png"],
+            2,
+            ["a pair must be of one size", "342x342 and 342x444"],
+        ),
+        ([*BETWEEN, "--image_files", "a.png", "b.png", "--split", "test"], 2, ["no other choice of pictures"]),
     ],
 )
 def test_sampling_refuses(trained, tmp_path, args, code, says):

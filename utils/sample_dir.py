@@ -31,16 +31,19 @@ def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str) -> dict:
 class SampleDir:
     """000000.png, 000001.png, … and samples.json, which says what they are samples of (`identity`).
 
-    ConfigError if the folder holds samples of something else, or files but no samples.json.
+    ConfigError if the folder holds samples of something else, more of them than `count`, or files but no samples.json.
     """
 
-    def __init__(self, folder: Path, identity: dict):
+    def __init__(self, folder: Path, identity: dict, count: int):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / IDENTITY
         if file.exists():
             self._check(file, identity)
-        elif any(folder.iterdir()):
+            there = sum(other.stem.isdigit() for other in folder.glob("*.png"))
+            if there > count:
+                raise ConfigError(f"{folder} holds {there} samples, more than --sample_num {count}: choose another")
+        elif any(other.suffix != ".part" for other in folder.iterdir()):
             raise ConfigError(f"{folder} holds files but no {IDENTITY}: choose an empty or a new --sample_dir")
         else:
             self._write(file, lambda part: part.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8"))
