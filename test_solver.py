@@ -85,10 +85,14 @@ def main() -> None:
         if given is not None and given != in_recipe:
             raise ConfigError(f"--{flag} {given}: {args.model_path} was trained with {in_recipe}")
     T, mode = recipe["timestep_num"], args.test_mode
-    few = [f"{method}_{min(steps, T)}_0p0" for method in ("DDIM", "DPMpp") for steps in (10, 50)]
-    default = {"random_gen": few[1:2], "compare": few, "interpolate": [f"DDPM_{T}_0p0"]}[mode]
-    if "ddim" in (args.interp_mode or []):
-        default = few[1:2]
+    ddim = f"DDIM_{min(50, T)}_0p0"
+    default = {
+        "random_gen": [ddim],
+        "compare": [
+            f"{method}_{steps}_0p0" for method in ("DDPM", "DDIM", "DPMpp") for steps in (10, 50) if steps <= T
+        ],
+        "interpolate": [ddim if "ddim" in (args.interp_mode or []) else f"DDPM_{T}_0p0"],  # the only one to be inverted
+    }[mode]
     texts = list(dict.fromkeys(args.sample_info or default))
     specs = [parse_spec(text, T, "--sample_info") for text in texts]
     if args.sample_dir and len(specs) > 1:
