@@ -37,7 +37,7 @@ def parse_arguments():
         type=number(1),
         default=100,
         metavar="B",
-        help="pictures at a time; changes nothing but the speed",
+        help="samples at a time",
     )
     add(
         "--seed",
@@ -85,16 +85,13 @@ def main() -> None:
         if given is not None and given != in_recipe:
             raise ConfigError(f"--{flag} {given}: {args.model_path} was trained with {in_recipe}")
     T, mode = recipe["timestep_num"], args.test_mode
-    ddim = f"DDIM_{min(50, T)}_0p0"
+    ddim, steps = f"DDIM_{min(50, T)}_0p0", (min(10, T), min(50, T))
     default = {
         "random_gen": [ddim],
-        "compare": [
-            f"{method}_{steps}_0p0" for method in ("DDPM", "DDIM", "DPMpp") for steps in (10, 50) if steps <= T
-        ],
-        "interpolate": [ddim if "ddim" in (args.interp_mode or []) else f"DDPM_{T}_0p0"],  # the only one to be inverted
+        "compare": [f"{method}_{n}_0p0" for method in ("DDPM", "DDIM", "DPMpp") for n in steps],
+        "interpolate": [ddim if "ddim" in (args.interp_mode or []) else f"DDPM_{T}_0p0"],  # DDIM can be inverted
     }[mode]
-    texts = list(dict.fromkeys(args.sample_info or default))
-    specs = [parse_spec(text, T, "--sample_info") for text in texts]
+    specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in args.sample_info or default))
     if args.sample_dir and len(specs) > 1:
         raise ConfigError("--sample_dir takes the samples of one --sample_info")
     if rank_and_world()[1] > 1 and not args.sample_dir:
@@ -103,11 +100,7 @@ def main() -> None:
     network = ready_to_sample(trained.model, device, args.precision, args.compile)
     trained.diffusion.to(device)
     began = time.monotonic()
-    if mode == "compare":
-        files = compare(args, trained, network, specs, device)
-    else:
-        draw = random_gen if mode == "random_gen" else interpolate_pairs
-        files = [file for spec in specs for file in draw(args, trained, network, spec, device)]
+    files = MODES[mode](args, trained, network, specs, device)
     print(*files, f"{time.monotonic() - began:.1f} s on {device} in {args.precision}", sep="\n")
 
 
@@ -138,79 +131,82 @@ def start(recipe: dict, seed: int, indices: range, device: torch.device) -> tupl
     return noise.draw(shape, torch.float32, device), noise
 
 
-def random_gen(args, trained, network, spec, device) -> list[Path]:
-    """The samples in a grid, and the way of the first of them out of noise: time goes down that picture.
-
-    With --sample_dir the pictures show the first batch, and what the folder has already is not drawn again.
-    """
-    count, kept, files = args.sample_num or trained.recipe["sample_num"], [], []
-    final, progress_file = (picture_path(args, f"{spec}_{what}") for what in ("final", "progress"))
-    batches = in_batches(count, args.batch_size)
-    if args.sample_dir:
-        rank, world = rank_and_world()
-        folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), count)
-        batches = [batch for batch in batches[rank::world] if not folder.has(batch)]
-        print(f"{count - sum(map(len, batches))} of {count} samples were there" if world == 1 else f"process {rank}")
-    bar = tqdm(total=len(batches) * spec.steps, desc=str(spec), unit="step", leave=False)
-    for batch in batches:
-        x, noise = start(trained.recipe, args.seed, batch, device)
-        progress = Progress(spec.steps, grid_columns(len(batch)), bool(args.animate)) if batch.start == 0 else None
-        for done, frame in enumerate(trained.diffusion.sample_progressive(network, x, spec, noise)):
-            if progress:
-                progress.watch(done, x, frame.pred_x_start, f"t = {frame.t}")
-            x = frame.sample
-            bar.update()
-        pixels = to_uint8(x).cpu()
-        if args.sample_dir:
-            folder.save(batch, pixels)
-        if progress or not args.sample_dir:
-            kept.append(pixels)
-        if progress:
-            progress.watch(spec.steps, x, x, "the end")
-            files += progress.save(progress_file, args.animate)
-    bar.close()
-    if kept:
-        pixels = torch.cat(kept)
-        files.insert(0, save_grid(pixels, final, grid_columns(len(pixels))))
+def random_gen(args, trained, network, specs, device) -> list[Path]:
+    """The samples of each sampler in a grid, and the way of the first of them out of noise."""
+    files = []
+    for spec in specs:
+        batches = in_batches(args.sample_num or trained.recipe["sample_num"], args.batch_size)
+        final, progress_file = (picture_path(args, f"{spec}_{what}") for what in ("final", "progress"))
+        if args.sample_dir:  # the pictures show its first batch; what it has already is not drawn again
+            rank, world = rank_and_world()
+            folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), batches[-1].stop)
+            batches = [batch for batch in batches[rank::world] if not all(map(folder.has, batch))]
+            print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
+        pixels = []
+        with tqdm(total=len(batches) * spec.steps, desc=str(spec), unit="step", leave=False) as bar:
+            for batch in batches:
+                x, noise = start(trained.recipe, args.seed, batch, device)
+                progress = Progress(spec.steps, grid_columns(len(batch)), bool(args.animate)) if batch[0] == 0 else None
+                for done, frame in enumerate(trained.diffusion.sample_progressive(network, x, spec, noise)):
+                    if progress:
+                        progress.watch(done, x, frame.pred_x_start, f"t = {frame.t}")
+                    x = frame.sample
+                    bar.update()
+                if progress:
+                    progress.watch(spec.steps, x, x, "the end")
+                    files += progress.save(progress_file, args.animate)
+                drawn = to_uint8(x).cpu()
+                if args.sample_dir:
+                    folder.save(batch, drawn)
+                if progress or not args.sample_dir:
+                    pixels.append(drawn)
+                if progress if args.sample_dir else batch == batches[-1]:
+                    files.append(save_grid(torch.cat(pixels), final, grid_columns(sum(map(len, pixels)))))
     return [*files, args.sample_dir] if args.sample_dir else files
 
 
 def compare(args, trained, network, specs, device) -> list[Path]:
     """One table of samples, methods down and steps across, all from the same noise; seconds per image below each."""
     count, cells = args.sample_num or 16, {}
-    warm_up = SampleSpec("DDIM", 1, 0.0)  # what a first call costs is no sampler's fault
-    for spec in [warm_up, *tqdm(specs, desc="compare", leave=False)]:
-        pixels, began = [], time.monotonic()
+    warm_up = SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0)  # first calls are no sampler's fault
+    for spec in tqdm([warm_up, *specs], desc="compare", leave=False):
+        parts, began = [], time.monotonic()
         for batch in in_batches(count, args.batch_size):
             x, noise = start(trained.recipe, args.seed, batch, device)
-            pixels.append(to_uint8(trained.diffusion.sample(network, x, spec, noise)).cpu())
-        cells[spec] = grid(torch.cat(pixels), grid_columns(count)), (time.monotonic() - began) / count
+            parts.append(to_uint8(trained.diffusion.sample(network, x, spec, noise)).cpu())
+        seconds = time.monotonic() - began
+        if spec in specs:
+            cells[spec] = grid(torch.cat(parts), grid_columns(count)), seconds / count
     facts = {"images": count, "device": device, "precision": args.precision}
-    return save_comparison({spec: cells[spec] for spec in specs}, picture_path(args, "compare"), **facts)
+    return save_comparison(cells, picture_path(args, "compare"), **facts)
 
 
-def interpolate_pairs(args, trained, network, spec, device) -> list[Path]:
+def interpolate_pairs(args, trained, network, specs, device) -> list[Path]:
     """A column a pair: the first picture, the mixtures from lambda 0 to 1, the second; and how evenly it goes."""
-    pixels = choose_pairs(args, trained.recipe)
-    first, second = normalize(torch.from_numpy(pixels)).to(device)
-    T, depth = trained.recipe["timestep_num"], args.diffusion_step or -(-trained.recipe["timestep_num"] // 2)
+    T, L = trained.recipe["timestep_num"], args.lambda_num or 11
+    depth, lambdas = args.diffusion_step or -(-T // 2), [i / (L - 1) for i in range(L)]
     if depth > T:
         raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
-    L, modes = args.lambda_num or 11, list(dict.fromkeys(args.interp_mode or ["lerp"]))
-    lambdas = [i / (L - 1) for i in range(L)]
-    files, curves = [], {}
-    for mode in modes:
-        try:
-            mixed = interpolate(trained.diffusion, network, first, second, spec, depth, lambdas, args.seed, mode)
-        except ValueError as error:
-            raise ConfigError(f"--interp_mode {mode}: {error}") from error
-        rows = list(tqdm(mixed, total=L, desc=f"{mode} {spec}", leave=False))
-        curves[mode] = step_sizes(rows)
-        error = sum(((row - end) / 2).square().mean().item() for row, end in ((rows[0], first), (rows[-1], second))) / 2
-        print(f"{mode}: largest step {jump(curves[mode]):.2f} times the mean step; the ends' MSE {error:.5f} of [0, 1]")
+    first, second = normalize(torch.from_numpy(choose_pairs(args, trained.recipe))).to(device)
+    try:  # nothing is computed before the rows are asked for
+        jobs = {
+            (spec, mode): interpolate(trained.diffusion, network, first, second, spec, depth, lambdas, args.seed, mode)
+            for spec in specs
+            for mode in args.interp_mode or ["lerp"]
+        }
+    except ValueError as error:
+        raise ConfigError(f"--interp_mode and --sample_info: {error}") from error
+    files, curves = [], {spec: {} for spec in specs}
+    for (spec, mode), mixtures in jobs.items():
+        rows = list(tqdm(mixtures, total=L, desc=f"{mode} {spec}", leave=False))
+        curves[spec][mode] = steps = step_sizes(rows)
+        mse = torch.stack([rows[0] - first, rows[-1] - second]).div(2).square().mean().item()
+        print(f"{mode} {spec}: largest step {jump(steps):.2f} times the mean; MSE of the ends {mse:.6f} (of 0 to 1)")
         what = f"{spec}_interpolate" if mode == "lerp" else f"{spec}_{mode}_interpolate"
         files.append(save_grid(torch.cat([first, *rows, second]), picture_path(args, what), len(first)))
-    return [*files, save_smoothness(curves, lambdas, picture_path(args, f"{spec}_smoothness"))]
+    for spec in specs:
+        files.append(save_smoothness(curves[spec], lambdas, picture_path(args, f"{spec}_smoothness")))
+    return files
 
 
 MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate_pairs}

@@ -17,7 +17,8 @@ class SampleNoise:
     """
 
     def __init__(self, seed: int, indices: Iterable[int]):
-        self._streams = [np.random.default_rng((seed, i)) for i in indices]
+        # the index first: as words of 32 bits, (i, seed) are told apart for any seed and i < 2³²
+        self._streams = [np.random.default_rng((i, seed)) for i in indices]
 
     def draw(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """The next draw: shape (B, …) with B the number of indices, float32 or float64."""

@@ -44,7 +44,7 @@ def ddim_step(diffusion, t: int, t_prev: int, eta: float) -> tuple[float, float,
     return of_x_t, ac_prev**0.5 - of_x_t * ac**0.5, variance
 
 
-# DPM-Solver++ (2M) is DDIM from a better x_start: that of the step's middle in log-SNR, extrapolated from two calls.
+# DPM-Solver++(2M) is DDIM from a better x_start: that of the step's middle in log-SNR, extrapolated from two calls.
 STEPS = {"DDPM": ddpm_step, "NaiveDDPM": naive_ddpm_step, "DDIM": ddim_step, "DPMpp": ddim_step}
 
 GRAMMAR = (
@@ -57,9 +57,9 @@ GRAMMAR = (
 class SampleSpec:
     """How to sample: "DDIM_50_0p0" is DDIM, 50 steps, eta 0.0.
 
-    eta: 0 is deterministic, 1 as random as DDPM. For DDIM (Song et al. 2021) it scales the noise's standard
-    deviation; for DPMpp (Lu et al. 2022b) 0 is DPM-Solver++(2M) and 1 SDE-DPM-Solver++(2M). DDPM and NaiveDDPM
-    have no use for it.
+    eta: scales the fresh noise's standard deviation, from 0, none, to 1, as much as DDPM's (Song et al. 2021, eq. 16).
+    For DPMpp (Lu et al. 2022b) 0 is DPM-Solver++(2M), 1 SDE-DPM-Solver++(2M), and between it scales as in DDIM.
+    DDPM and NaiveDDPM have no use for it.
     quad: timesteps dense near x_0 (Song et al. 2021, appendix D.2), "DDIM_50_0p0_quad", and not evenly spaced.
     """
 
@@ -118,6 +118,11 @@ def sample_progressive(
 
 def second_order(diffusion, t_before: int, t: int, t_prev: int) -> float:
     """How far to extrapolate x_start: half of this step over the last one, h / (2 h_before), in the logarithm
-    of the signal-to-noise ratio's root, λ = ln sqrt(ᾱ / (1 - ᾱ)) (Lu et al. 2022b, algorithm 2)."""
+    of the signal-to-noise ratio's root, λ = ln sqrt(ᾱ / (1 - ᾱ)) (Lu et al. 2022b, algorithm 2).
+
+    With cosine betas λ starts near -10 and the first step is by far the longest: it is followed by a small
+    h / h_before, and x_start is clipped, so that the noisy end needs no other care. At the other end λ is
+    infinite at x_0: the last step cannot extrapolate, and returns x_start itself, first-order.
+    """
     before, now, then = (diffusion.log_snr(i) / 2 for i in (t_before, t, t_prev))
     return (then - now) / (2 * (now - before))

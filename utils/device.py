@@ -10,19 +10,17 @@ from utils.errors import ConfigError
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device; or the CUDA device if there is one (CUDA_VISIBLE_DEVICES chooses among several), else the CPU.
+    """cpu, cuda or cuda:N; unless named, the CUDA device if there is one (CUDA_VISIBLE_DEVICES chooses), else the CPU.
 
-    Under torchrun each process takes its own. ConfigError for a name that is none or is not there.
+    Under torchrun each process takes its own of several. ConfigError for a device that is not there.
     """
-    if name is None:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ConfigError(f"device {name!r} is not there: this machine has {', '.join(there)}") from error
-    return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if name is not None and name not in there:
+        raise ConfigError(f"device {name!r} is not there: this machine has {', '.join(there)}")
+    if name == "cuda" or (name is None and count):
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}"
+    return torch.device(name or "cpu")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -65,6 +63,6 @@ def ready_to_sample(
             if not compile:
                 return network(x, t).float()
             torch.compiler.cudagraph_mark_step_begin()
-            return network(x, t).float().clone()  # the graph's own output is overwritten by its next run
+            return network(x, t).to(torch.float32, copy=True)  # the graph's next run writes over its output
 
     return call

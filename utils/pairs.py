@@ -51,5 +51,5 @@ def choose_pairs(args, recipe: dict) -> np.ndarray:
 def _open(file: Path) -> Image.Image:
     try:
         return open_picture(file)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's own for what is missing, cut or no picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow has many kinds
         raise ConfigError(f"--image_files {file}: {getattr(error, 'strerror', None) or error}") from error

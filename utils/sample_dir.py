@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,47 +37,44 @@ class SampleDir:
     def __init__(self, folder: Path, identity: dict, count: int):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / IDENTITY
-        if file.exists():
-            self._check(file, identity)
-            there = sum(other.stem.isdigit() for other in folder.glob("*.png"))
-            if there > count:
-                raise ConfigError(f"{folder} holds {there} samples, more than --sample_num {count}: choose another")
-        elif any(other.suffix != ".part" for other in folder.iterdir()):
+        file, used = folder / IDENTITY, any(folder.iterdir())
+        if used and not file.exists():  # it is written before anything else is
             raise ConfigError(f"{folder} holds files but no {IDENTITY}: choose an empty or a new --sample_dir")
-        else:
-            self._write(file, lambda part: part.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8"))
+        try:
+            with open(file, "x", encoding="utf-8") as stream:  # of several processes one is the first
+                stream.write(json.dumps(identity, indent=1) + "\n")
+        except FileExistsError:
+            self._check(file, identity)
+        there = sum(other.stem.isdigit() for other in folder.glob("*.png"))
+        if there > count:
+            raise ConfigError(f"{folder} holds {there} samples, more than --sample_num {count}: choose another")
 
     @staticmethod
     def _check(file: Path, identity: dict) -> None:
+        patience = time.monotonic() + 5  # for the process that has just opened it
+        while not (text := file.read_text(encoding="utf-8", errors="replace")) and time.monotonic() < patience:
+            time.sleep(0.05)
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(text)
             differ = [f"{k}: was {found.get(k)}, is {v}" for k, v in identity.items() if found.get(k) != v]
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
         if differ:
             raise ConfigError(f"{file.parent} holds samples of another run ({'; '.join(differ)}): choose another")
 
-    def file(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.png"
-
-    def has(self, indices: Iterable[int]) -> bool:
-        """Whether all of these samples are there. What is there is whole: files are renamed when written."""
-        return all(self.file(i).exists() for i in indices)
+    def has(self, index: int) -> bool:
+        """Whether this sample is there. What is there is whole: files are renamed when they are written."""
+        return self._file(index).exists()
 
     def save(self, indices: Iterable[int], pixels: Tensor) -> None:
-        """Writes uint8 pixels (B, 1 or 3, H, W), each under its number."""
+        """Writes uint8 pixels (B, 1 or 3, H, W), each under its number; what is there already stays."""
         for index, picture in zip(indices, pixels.numpy(), strict=True):
-            image = Image.fromarray(
-                picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0))
-            )
-            self._write(self.file(index), lambda part, image=image: image.save(part, "png"))
+            file = self._file(index)
+            if not file.exists():
+                picture = picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0))
+                part = file.with_name(f".{file.name}.part")
+                Image.fromarray(picture).save(part, "png")
+                part.replace(file)
 
-    @staticmethod
-    def _write(file: Path, write) -> None:
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
-        try:
-            write(part)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.png"
