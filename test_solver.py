@@ -16,7 +16,7 @@ from diffusion import INTERP_MODES, SampleNoise, SampleSpec, interpolate
 from utils.checkpoint import load_run
 from utils.compare import save_comparison
 from utils.config import parse_spec
-from utils.device import pick_device, rank_and_world, ready_to_sample, resolve_precision
+from utils.device import pick_device, rank_and_world, ready_to_sample, sampling_precision
 from utils.errors import ArgumentParser, ConfigError, number, run
 from utils.images import grid, grid_columns, save_grid
 from utils.pairs import choose_pairs
@@ -49,7 +49,7 @@ def parse_arguments():
     add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or the last")
     add("--device", metavar="cuda:0|cpu", help="unless given, the CUDA device if there is one")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the device has it")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
     random = parser.add_argument_group("random_gen")
     random.add_argument("--sample_dir", type=Path, metavar="D", help="also write each sample there, and go on there")
@@ -77,9 +77,9 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     device = pick_device(args.device)
-    args.precision = resolve_precision(args.precision, device)
     trained = load_run(args.model_path, args.weights)
     recipe = trained.recipe
+    args.precision = sampling_precision(args.precision, device, recipe["objective"])
     for flag in ("image_size", "image_channel", "training_timestep_num", "beta_schedule"):
         given, in_recipe = getattr(args, flag), recipe[flag.removeprefix("training_")]
         if given is not None and given != in_recipe:

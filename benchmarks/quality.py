@@ -23,7 +23,7 @@ from datasets import load_images, normalize, to_uint8
 from datasets.mnist import DEBIAN_FASHION, read_idx
 from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
-from utils.device import autocast, pick_device
+from utils.device import pick_device, ready_to_sample, sampling_precision
 
 FEATURES = 64
 
@@ -95,7 +95,9 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device()
     run = load_run(args.model_path)
-    model, diffusion, recipe = run.model.to(device), run.diffusion.to(device), run.recipe
+    diffusion, recipe = run.diffusion.to(device), run.recipe
+    precision = sampling_precision(args.precision, device, recipe["objective"])
+    network = ready_to_sample(run.model, device, precision)
     C, S = recipe["image_channel"], recipe["image_size"]
     train, test = (load_images(recipe["dataset"], recipe["data_path"], split, S, C) for split in ("train", "test"))
     train_labels, test_labels = labels_of(recipe["dataset"], recipe["data_path"])
@@ -115,8 +117,7 @@ def main() -> None:
         for start in range(0, args.sample_num, args.batch_size):
             noise = SampleNoise(args.seed, range(start, min(start + args.batch_size, args.sample_num)))
             x = noise.draw((min(args.batch_size, args.sample_num - start), C, S, S), torch.float32, device)
-            with autocast(args.precision, device):
-                parts.append(to_uint8(diffusion.sample(model, x, spec, noise)).cpu())
+            parts.append(to_uint8(diffusion.sample(network, x, spec, noise)).cpu())
         seconds = time.monotonic() - began
         samples = features(net, torch.cat(parts), device)
         print(f"{spec!s:<20}{with_error(samples, reference)}   {len(samples)} samples, {seconds:.0f} s", flush=True)

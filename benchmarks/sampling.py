@@ -23,7 +23,7 @@ from diffusion import GaussianDiffusion, SampleNoise, SampleSpec
 from models import UNet
 from models.unet import AttentionBlock, Downsample, ResidualBlock, Upsample, norm_groups
 from utils.checkpoint import load_run
-from utils.device import pick_device, ready_to_sample, resolve_precision
+from utils.device import pick_device, ready_to_sample, sampling_precision
 
 
 def diffusers_twin(net: UNet, recipe: dict) -> UNet2DModel:
@@ -160,8 +160,7 @@ def main() -> None:
         all_, network = statistics.median(whole), statistics.median(bare)
         overhead = f"{1e3 * (all_ - network) / args.steps:8.2f} ms ({(all_ - network) / all_:5.1%})"
         print(f"{name:22}{args.batch_size / all_:8.2f}{base / all_:23.2f}{network:14.3f} s   {overhead}")
-    default = resolve_precision("auto", device)
-    print(f"our default precision here is {default}")
+    print(f"our default precision here is {sampling_precision('auto', device, recipe['objective'])}")
     if args.model_path:
         full, half = (ours(precision)[0]().int() for precision in ("fp32", "bf16"))
         apart = (full - half).abs()

@@ -20,6 +20,7 @@ from solvers import ROOT, refused, script
 import test_solver
 from diffusion import GaussianDiffusion
 from utils.checkpoint import Run
+from utils.device import resolve_precision, sampling_precision
 from utils.images import progress_frames
 from utils.progress import FILM, ROWS, Progress
 from utils.smoothness import jump, step_sizes
@@ -164,7 +165,9 @@ def test_a_film_on_request(trained, tmp_path, kind):
 def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     """random_gen itself, 100 pictures of 32x32 in 1000 steps: big tensors are counted all along the way."""
     recipe = {"image_size": 32, "image_channel": 1, "timestep_num": 1000, "sample_num": 100}
-    run = Run(torch.nn.Identity(), GaussianDiffusion(1000), recipe | {"beta_schedule": "cosine"}, 0)
+    run = Run(
+        torch.nn.Identity(), GaussianDiffusion(1000), recipe | {"beta_schedule": "cosine", "objective": "pred_noise"}, 0
+    )
     alive, watched = [], []
 
     def network(x, t):
@@ -189,6 +192,14 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     (progress,) = watched
     assert len(progress.cells) == len(progress_frames(1000, ROWS)) == 10
     assert {cell.size for row in progress.cells for cell in row} == {(342, 36)}  # pictures of a row, no tensors
+
+
+def test_noise_is_predicted_in_full_precision_unless_told_otherwise():
+    cpu = torch.device("cpu")
+    assert sampling_precision("auto", cpu, "pred_noise") == "fp32"
+    assert sampling_precision("bf16", cpu, "pred_noise") == "bf16"
+    for objective in ("pred_x0", "pred_v"):
+        assert sampling_precision("auto", cpu, objective) == resolve_precision("auto", cpu)
 
 
 # --- compare ---

@@ -40,6 +40,15 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
+def sampling_precision(precision: str, device: torch.device, objective: str) -> str:
+    """The same for sampling, where "auto" is fp32 for networks that predict noise.
+
+    Their x_start is (x_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ): at the noisy end it multiplies a rounded ε by up to 2e4, and
+    other pictures come out. Of x_start or v nothing is magnified, and the pictures stay the same to the eye.
+    """
+    return "fp32" if precision == "auto" and objective == "pred_noise" else resolve_precision(precision, device)
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context to run a network in: bfloat16 for "bf16", and for "auto" where the device has it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")
