@@ -32,6 +32,8 @@ def labels_of(dataset: str, data_path: str) -> tuple[np.ndarray, np.ndarray]:
     """(train, test) labels of a data set, in the order of its pictures."""
     if dataset == "Digits":
         return np.split(load_digits().target, [1500])
+    if dataset != "Fashion_Mnist":
+        raise SystemExit(f"error: labels are at hand for Digits and Fashion_Mnist, not for {dataset}")
     roots = (Path(data_path), Path(data_path) / "FashionMNIST" / "raw", DEBIAN_FASHION)
     root = next(root for root in roots if (root / "train-labels-idx1-ubyte.gz").is_file())
     return tuple(read_idx(root / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))

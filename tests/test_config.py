@@ -27,7 +27,7 @@ def test_train_setting_spells_out_every_default():
         assert (float(value) if name == "learning_rate" else value) == KEYS[name].default, name
 
 
-def test_the_missions_defaults():
+def test_the_published_defaults():
     recipe = load_recipe(CONFIG, "Cifar10")
     expected = yaml.safe_load("""
         {dataset: Cifar10, model_channels: 128, channel_mult: [1, 2, 2, 2], num_res_blocks: 2, num_heads: 4,

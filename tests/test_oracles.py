@@ -191,7 +191,7 @@ def test_all_steps_give_the_data(method, schedule):
 
 
 def test_few_steps_with_the_small_variance_are_too_narrow_and_naive_ones_far_too_wide():
-    """What the mission's table shows: the noise that NaiveDDPM leaves in, in numbers."""
+    """What people saw who strode so: the noise that NaiveDDPM leaves in, in numbers."""
     width = COVARIANCE.diag().sum()
     narrow, wide = (moments("cosine", method, 50)[1].diag().sum() / width for method in RANDOM[:2])
     assert 0.8 < narrow < 0.97

@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 
 from datasets import to_uint8
 
-COARSE_TO_FINE = 0.3  # the mission's exponent; see progress_frames
+COARSE_TO_FINE = 0.3  # see progress_frames
 
 
 def grid_columns(count: int) -> int:
@@ -78,7 +78,7 @@ def save_animation(frames: Sequence[Image.Image], file: Path) -> Path:
 def progress_frames(steps: int, rows: int) -> list[int]:
     """Which states a progress picture shows, of 0 (pure noise) to `steps` (the result): first coarse, then fine.
 
-    linspace(0, 1, rows) ** 0.3 of the way, as in the mission; fewer rows where steps are fewer. With ten rows
+    linspace(0, 1, rows) ** 0.3 of the way; fewer rows where steps are fewer. With ten rows
     the second one is already at (1/9)^0.3 = 52 % of the way, and the other half of the chain has nine: with
     cosine betas the signal outweighs the noise only from the middle on, and nothing can be seen before.
     """

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,9 +46,9 @@ class SampleDir:
                 stream.write(json.dumps(identity, indent=1) + "\n")
         except FileExistsError:
             self._check(file, identity)
-        there = sum(other.stem.isdigit() for other in folder.glob("*.png"))
-        if there > count:
-            raise ConfigError(f"{folder} holds {there} samples, more than --sample_num {count}: choose another")
+        numbers = [int(other.stem) for other in folder.glob("*.png") if other.stem.isdigit()]
+        if numbers and max(numbers) >= count:
+            raise ConfigError(f"{folder} holds a sample {max(numbers)}, beyond --sample_num {count}: choose another")
 
     @staticmethod
     def _check(file: Path, identity: dict) -> None:
@@ -72,9 +73,12 @@ class SampleDir:
             file = self._file(index)
             if not file.exists():
                 picture = picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0))
-                part = file.with_name(f".{file.name}.part")
-                Image.fromarray(picture).save(part, "png")
-                part.replace(file)
+                part = file.with_name(f".{file.name}.{os.getpid()}.part")
+                try:
+                    Image.fromarray(picture).save(part, "png")
+                    part.replace(file)
+                finally:
+                    part.unlink(missing_ok=True)
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"
