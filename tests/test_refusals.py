@@ -4,15 +4,17 @@ import os
 import pickle
 import resource
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from solvers import TINY, refused, script, train
+from solvers import NO_NETWORK, ROOT, TINY, refused, script, train
 
+import test_solver
 import train_solver
 from diffusion import GaussianDiffusion
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, run
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,27 @@ def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.pt"))
 
 
+@pytest.fixture
+def sampling(monkeypatch, capsys):
+    """test_solver.py as a script, but in this process: there are many refusals, and torch takes seconds to load."""
+
+    def call(*args):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["test_solver.py", *map(str, args)])
+        for name, value in NO_NETWORK.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            run(test_solver.main)
+        return SimpleNamespace(returncode=ended.value.code, stderr=capsys.readouterr().err)
+
+    return call
+
+
+def test_the_script_itself_refuses(tmp_path):
+    run = script("test_solver.py", "--model_path", tmp_path / "none.pt", "--test_mode", "random_gen", "--seed", "-1")
+    refused(run, 2, "--seed")
+
+
 def bad_checkpoint(kind, trained, folder):
     file = folder / "bad.pt"
     content = torch.load(trained, weights_only=True)
@@ -137,10 +160,10 @@ def bad_checkpoint(kind, trained, folder):
         ("weights of another width", "do not fit its recipe"),
     ],
 )
-def test_sampling_refuses_a_bad_checkpoint(trained, tmp_path, kind, says):
+def test_sampling_refuses_a_bad_checkpoint(trained, tmp_path, sampling, kind, says):
     file = bad_checkpoint(kind, trained, tmp_path)
     args = ["--model_path", file, "--test_mode", "random_gen", "--save_dir", tmp_path / "results"]
-    refused(script("test_solver.py", *args), 1, "bad.pt", says)
+    refused(sampling(*args), 1, "bad.pt", says)
     assert not (tmp_path / "owned").exists() and not (tmp_path / "results").exists()
 
 
@@ -199,7 +222,7 @@ BETWEEN = ["--test_mode", "interpolate"]
         ([*BETWEEN, "--image_files", "a.png", "b.png", "--split", "test"], 2, ["no other choice of pictures"]),
     ],
 )
-def test_sampling_refuses(trained, tmp_path, args, code, says):
+def test_sampling_refuses(trained, tmp_path, sampling, args, code, says):
     base = ["--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path / "results"]
-    refused(script("test_solver.py", *base, *args), code, *says)
+    refused(sampling(*base, *args), code, *says)
     assert not list(tmp_path.rglob("*.png"))

@@ -74,4 +74,4 @@ def test_run_test_sh_runs(trained, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "MODEL_PATH": str(trained), "OMP_NUM_THREADS": "1"}
     subprocess.run(["bash", tmp_path / "run_test.sh"], cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert len(list((tmp_path / "pictures").iterdir())) == 11
+    assert len(list((tmp_path / "pictures").iterdir())) == 13
