@@ -156,12 +156,12 @@ def random_gen(args, trained, network, specs, device) -> list[Path]:
                     progress.watch(spec.steps, x, x, "the end")
                     files += progress.save(progress_file, args.animate)
                 drawn = to_uint8(x).cpu()
-                if args.sample_dir:
-                    folder.save(batch, drawn)
                 if progress or not args.sample_dir:
                     pixels.append(drawn)
                 if progress if args.sample_dir else batch == batches[-1]:
                     files.append(save_grid(torch.cat(pixels), final, grid_columns(sum(map(len, pixels)))))
+                if args.sample_dir:
+                    folder.save(batch, drawn)  # last: when a batch is there, its pictures are too
     return [*files, args.sample_dir] if args.sample_dir else files
 
 
