@@ -32,20 +32,8 @@ def parse_arguments():
     add("--test_mode", required=True, choices=MODES)
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="METHOD_STEPS_ETA, one or several")
     add("--sample_num", type=number(1), metavar="N", help="pictures (a cell's, to compare: 16); the pairs are sqrt(N)")
-    add(
-        "--batch_size",
-        type=number(1),
-        default=100,
-        metavar="B",
-        help="samples at a time; not for interpolate",
-    )
-    add(
-        "--seed",
-        type=number(0, 2**63 - 1),
-        default=0,
-        metavar="S",
-        help="sample i is a function of the seed and i alone",
-    )
+    add("--batch_size", type=number(1), default=100, metavar="B", help="samples at a time; not for interpolate")
+    add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="with i alone it decides sample i's noise")
     add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go")
     add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or the last")
     add("--device", metavar="cuda:0|cpu", help="unless given, the CUDA device if there is one")

@@ -124,5 +124,5 @@ def second_order(diffusion, t_before: int, t: int, t_prev: int) -> float:
     h / h_before, and x_start is clipped, so that the noisy end needs no other care. At the other end λ is
     infinite at x_0: the last step cannot extrapolate, and returns x_start itself, first-order.
     """
-    before, now, then = (diffusion.log_snr(i) / 2 for i in (t_before, t, t_prev))
+    before, now, then = (diffusion.log_snr(i) for i in (t_before, t, t_prev))  # 2 λ: the ratio is the same
     return (then - now) / (2 * (now - before))

@@ -40,16 +40,14 @@ def save_table(
     columns: Sequence[str],
     file: Path,
     notes: Sequence[Sequence[str]] | None = None,
-    gap: int = 8,
 ) -> Path:
     """Writes pictures of one size as a table with labels: `rows` on the left, `columns` above, a note below a cell.
 
     A cell that is None stays empty.
     """
-    font, ink = ImageFont.load_default(14), "black"
+    font, ink, gap, line = ImageFont.load_default(14), "black", 8, 18  # pixels: the text's size, gap and height
     width, height = next(cell.size for row in cells for cell in row if cell)
     left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
-    line = 18
     row_height = height + gap + (line if notes else 0)
     table = Image.new("RGB", (left + len(columns) * (width + gap), line + gap + len(rows) * row_height), "white")
     draw = ImageDraw.Draw(table)
@@ -63,7 +61,6 @@ def save_table(
                 table.paste(cell, (left + c * (width + gap), top))
                 if notes:
                     draw.text((left + c * (width + gap) + width / 2, top + height), notes[r][c], ink, font, anchor="ma")
-    file.parent.mkdir(parents=True, exist_ok=True)
     table.save(file)
     return file
 

@@ -13,7 +13,7 @@ class Progress:
     """Watches a walk of `steps` steps and keeps the shown frames of its first `columns` samples, as small pictures."""
 
     def __init__(self, steps: int, columns: int, film: bool):
-        self.columns, self.steps = columns, steps
+        self.columns = columns
         self.rows = set(progress_frames(steps, ROWS))
         self.film = set(progress_frames(steps, FILM)) if film else set()
         self.cells, self.labels, self.pictures = [], [], []

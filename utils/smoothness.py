@@ -30,6 +30,5 @@ def save_smoothness(curves: dict[str, Tensor], lambdas: list[float], file: Path)
         axes.fill_between(middles, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set(xlabel="lambda", ylabel="distance between neighbouring rows (RMS)", xlim=(0, 1), ylim=(0, None))
     axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     return file
