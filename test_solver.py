@@ -16,10 +16,11 @@ from diffusion import INTERP_MODES, SampleNoise, SampleSpec, interpolate
 from utils.checkpoint import load_run
 from utils.compare import save_comparison
 from utils.config import parse_spec
-from utils.device import pick_device, rank_and_world, ready_to_sample, sampling_precision
+from utils.device import pick_device, ready_to_sample, sampling_precision
 from utils.errors import ArgumentParser, ConfigError, number, run
 from utils.images import grid, grid_columns, save_grid
 from utils.pairs import choose_pairs
+from utils.processes import rank_and_world
 from utils.progress import Progress
 from utils.sample_dir import SampleDir, identity_of
 from utils.smoothness import jump, save_smoothness, step_sizes

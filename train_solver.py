@@ -1,25 +1,33 @@
 """Trains a diffusion model on one data set of config.yaml:   python train_solver.py --data_name Flower102
 
-The same command, run again, goes on where it stopped.
+The same command, run again, goes on where it stopped. On several devices: torchrun --nproc_per_node=4 train_solver.py …
 """
 
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 from tqdm import tqdm
 
 from datasets import DataError, find_images, load_images
-from diffusion import SampleSpec
+from diffusion import GaussianDiffusion, SampleSpec
 from utils.batches import Batches, seed_of
-from utils.checkpoint import build, check_same_run, find_checkpoint, load_into, save_checkpoint, save_recipe
+from utils.checkpoint import alone_in, build, check_same_run, find_checkpoint, load_into, save_checkpoint, save_recipe
 from utils.config import load_recipe
-from utils.device import autocast, pick_device
+from utils.device import autocast, compiled, memory_format, pick_device, prepare, ready_to_sample, sampling_precision
 from utils.ema import EMA
-from utils.errors import ArgumentParser, CheckpointError, run
+from utils.errors import ArgumentParser, Stopped, out_of_memory_means, run
+from utils.held_out import HeldOut
 from utils.images import grid_columns, save_grid
-from utils.plan import describe, total_steps
+from utils.metrics import Metrics, read_metrics, save_loss_curve, summary
+from utils.optimizer import backward, learning_rate, make_optimizer, update
+from utils.plan import describe, memory_advice, total_steps
+from utils.processes import Processes
+from utils.stop import StopRequest
 
 
 def parse_arguments():
@@ -42,96 +50,114 @@ def main() -> None:
     recipe = load_recipe(args.config, args.data_name, args.set, {k: v for k, v in paths.items() if v})
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
-    print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
+    with Processes(pick_device()) as processes, out_of_memory_means(memory_advice(recipe)), ExitStack() as stack:
+        print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
+        if args.dry_run:
+            dry_run(recipe, model, diffusion, processes)
+        else:
+            train(recipe, model, diffusion, processes, args.resume, stack)
 
-    data = (recipe["dataset"], recipe["data_path"], recipe["split"])
-    if args.dry_run:
-        try:
-            images = len(find_images(*data, download=False))
-        except DataError as error:
-            print(f"data        {error}")
-            images = None
-        print(describe(recipe, model, diffusion, images))
-        return
 
-    checkpoint = Path(recipe["save_dir"]) / recipe["pth_save_name"] / f"{recipe['pth_save_name']}.pt"
-    resume = find_checkpoint(checkpoint, args.resume)
-    if resume:
-        check_same_run(resume, recipe)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    device = pick_device()
-    images = load_images(*data, recipe["image_size"], recipe["image_channel"])
-    print(describe(recipe, model, diffusion, len(images)))
-    batches = Batches(images, recipe["batch_size"], recipe["horizontal_flip"], recipe["seed"], device)
+def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes) -> None:
+    try:
+        images = len(find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download=False))
+    except DataError as error:
+        print(f"data        {error}")
+        images = None
+    print(describe(recipe, model, diffusion, images, processes.world))
 
-    model, diffusion = model.to(device), diffusion.to(device)
-    ema = EMA(model, recipe["ema_decay"])
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=recipe["learning_rate"], betas=(recipe["Adam_beta1"], recipe["Adam_beta2"])
-    )
-    start = load_into(resume, recipe, model, ema.model, optimizer) if resume else 0
-    if resume and resume.get("images") != len(images):
-        print(f"the pictures were {resume.get('images')} and are {len(images)}: from here on the run is another")
-    del resume
+
+def train(
+    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, resume: str, stack: ExitStack
+) -> None:
+    folder = Path(recipe["save_dir"]) / recipe["pth_save_name"]
+    checkpoint = folder / f"{recipe['pth_save_name']}.pt"
+    device, lead = processes.device, processes.rank == 0  # of several processes only the first one writes
+    prepare(device)
+    with processes.first():
+        if lead:
+            stack.enter_context(alone_in(folder))
+        last = find_checkpoint(checkpoint, resume)
+        if last:
+            check_same_run(last, recipe)
+        data = (recipe["dataset"], recipe["data_path"], recipe["split"])
+        images = load_images(*data, recipe["image_size"], recipe["image_channel"])
+        print(describe(recipe, model, diffusion, len(images), processes.world))
+    batches = Batches(images, recipe, device, processes.rank, processes.world)
+
+    model, diffusion = model.to(device, memory_format=memory_format(device)), diffusion.to(device)
+    ema, optimizer = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe)
+    circumstances = {"images": len(images), "processes": processes.world}
+    start = load_into(last, model, ema.model, optimizer, circumstances) if last else 0
+    del last
     steps = total_steps(recipe, batches.steps_per_epoch)
     if start >= steps:
         print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to go on")
         return
-    save_recipe(checkpoint.parent / "recipe.yaml", recipe)
+    parallel = processes.parallel(model.train())
+    network = compiled(parallel, recipe["compile"], device)
+    sampler = ready_to_sample(ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"]))
+    stop, metrics = stack.enter_context(StopRequest(processes)), Metrics(folder, recipe, processes, start)
+    held_out = HeldOut(recipe, images, device) if lead else None
+    bar = stack.enter_context(tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not lead))
+    if lead:
+        save_recipe(folder / "recipe.yaml", recipe)
 
+    @metrics.paused()
     def save(step: int) -> None:
-        if not all(p.isfinite().all() for p in ema.model.parameters()):
-            raise CheckpointError(
-                f"the weights are no longer finite at step {step}; they were not saved: lower learning_rate, set "
-                "grad_clip or use precision=fp32, and go on from the last good checkpoint"
-            )
-        weights = {"model": model.state_dict(), "ema": ema.model.state_dict()}
-        content = {
-            "recipe": recipe,
-            "step": step,
-            "images": len(images),
-            **weights,
-            "optimizer": optimizer.state_dict(),
-        }
+        content = {"recipe": recipe, "step": step, **circumstances, "optimizer": optimizer.state_dict()}
+        content |= {"model": model.state_dict(), "ema": ema.model.state_dict()}
         save_checkpoint(checkpoint, content, recipe["keep_checkpoints"])
 
+    @metrics.paused()
     def preview(step: int) -> None:
         C, S = recipe["image_channel"], recipe["image_size"]
         generator = torch.Generator().manual_seed(recipe["seed"])  # the same noise for every preview
         noise = torch.randn(recipe["sample_num"], C, S, S, generator=generator).to(device)
-        x = diffusion.sample(ema.model, noise, SampleSpec.parse(recipe["preview_info"]), generator)
-        save_grid(x, checkpoint.parent / f"preview_{step:08d}.png", grid_columns(len(x)))
+        for frame in diffusion.sample_progressive(sampler, noise, SampleSpec.parse(recipe["preview_info"]), generator):
+            x = frame.sample
+            if stop.signum:
+                return
+        save_grid(x, folder / f"preview_{step:08d}.png", grid_columns(len(noise)))
 
-    network = torch.compile(model) if recipe["compile"] else model
-    model.train()
-    loss_sum, loss_count, began = torch.zeros((), device=device), 0, time.monotonic()
-    with tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True) as bar:
-        for step in range(start, steps):
-            torch.manual_seed(seed_of(recipe["seed"], step))  # all that is random in this step follows from it
-            x_start = batches.batch(step)
-            t = torch.randint(diffusion.timestep_num, (len(x_start),), device=device)
-            noise = torch.randn_like(x_start)
-            with autocast(recipe["precision"], device):
-                loss = diffusion.training_losses(network, x_start, t, noise).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe["grad_clip"] is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["grad_clip"])
-            optimizer.step()
-            ema.update(model, step)
+    began, parts, generator = time.monotonic(), recipe["gradient_accumulation"], torch.Generator(device)
+    for step, pixels in enumerate(batches.pixels(start, steps), start):
+        generator.manual_seed(seed_of(recipe["seed"], step))  # all that is random in this step follows from it,
+        torch.manual_seed(seed_of(recipe["seed"], step, processes.rank))  # and dropout from this
+        x_start = batches.prepare(pixels, generator)
+        shape = (recipe["batch_size"], *x_start.shape[1:])
+        t = torch.randint(diffusion.timestep_num, shape[:1], generator=generator, device=device)[batches.share]
+        noise = torch.randn(shape, generator=generator, device=device)[batches.share]
 
-            loss_sum, loss_count, done = loss_sum + loss.detach(), loss_count + 1, step + 1
-            bar.update()
-            if done % 50 == 0:
-                bar.set_postfix(loss=f"{loss_sum.item() / loss_count:.4f}")
-            if done % batches.steps_per_epoch == 0 or done == steps:
-                epoch = -(-done // batches.steps_per_epoch)
-                bar.write(f"epoch {epoch}  step {done}  mean loss {loss_sum.item() / loss_count:.4f}")
-                loss_sum, loss_count = torch.zeros_like(loss_sum), 0
-            if done % recipe["save_every"] == 0 or done == steps:
-                save(done)
-            if done % recipe["sample_every"] == 0 or done == steps:
-                preview(done)
+        optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for i, part in enumerate(zip(x_start.chunk(parts), t.chunk(parts), noise.chunk(parts), strict=True), 1):
+            with processes.quiet(parallel, last=i == parts):
+                with autocast(recipe["precision"], device):
+                    losses.append(diffusion.training_losses(network, *part))
+                backward(losses[-1].mean() / parts)
+        rate = learning_rate(recipe, step, steps)
+        norm, taken = update(optimizer, rate, recipe["grad_clip"])
+        ema.update(model, step, taken)
+        metrics.add(torch.cat(losses).detach(), t, norm, taken)
+        bar.update()
+
+        done, signum = step + 1, stop.agreed()
+        saving = done % recipe["save_every"] == 0 or done == steps or signum != 0
+        if saving or done % recipe["log_every"] == 0:
+            more = partial(held_out.loss, sampler, diffusion, stop) if saving and lead else dict
+            line = metrics.log(done, batches.steps_per_epoch, rate, more)
+            if saving or line["skipped"]:
+                bar.write(summary(line))
+            bar.set_postfix(loss=line["loss"])
+        if saving and lead:
+            save(done)
+        if signum:
+            raise Stopped(signum, f"after step {done:,}, which {checkpoint} holds: the same command goes on")
+        if (done % recipe["sample_every"] == 0 or done == steps) and lead:
+            preview(done)
+    if lead:
+        save_loss_curve(read_metrics(metrics.file), folder / "loss.png")
     seconds = time.monotonic() - began
     seen = (steps - start) * recipe["batch_size"]
     print(f"{seen:,} images in {seconds:.0f} s, {seen / seconds:.1f} images/s on {device}; saved {checkpoint}")

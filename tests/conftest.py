@@ -13,5 +13,5 @@ def trained(tmp_path_factory):
     run = train(save_dir)
     assert run.returncode == 0, run.stderr
     assert re.search(r"48 images in \d+ s, [\d.]+ images/s on (cpu|cuda)", run.stdout)
-    assert "mean loss" in run.stdout + run.stderr
+    assert "held out loss" in run.stdout + run.stderr
     return save_dir / "digits" / "digits.pt"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.checkpoint import build
-from utils.config import KEYS, changed_keys, load_recipe
+from utils.config import KEYS, RESUMABLE, changed_keys, load_recipe
 from utils.errors import ConfigError
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
@@ -186,9 +186,17 @@ def test_any_value_is_taken_as_its_type_or_refused(key, value):
 
 
 def test_what_may_change_when_a_run_goes_on():
-    recipe = load_recipe(CONFIG, "Digits")
-    assert changed_keys(recipe, recipe | {"max_steps": 9, "learning_rate": 1.0, "save_every": 3}) == []
-    assert changed_keys(recipe, recipe | {"seed": 9, "objective": "pred_x0"}) == [
+    recipe, fixed = load_recipe(CONFIG, "Digits"), set(KEYS) - RESUMABLE
+    longer = recipe | {"max_steps": 9, "learning_rate": 1.0, "save_every": 3}
+    assert changed_keys(recipe, longer, fixed) == []
+    assert changed_keys(recipe, longer, RESUMABLE) == [
+        "max_steps: was 2000, is 9",
+        "learning_rate: was 0.001, is 1.0",
+        "save_every: was 500, is 3",
+    ]
+    other = recipe | {"seed": 9, "objective": "pred_x0", "dataset": "Mnist"}
+    assert sorted(changed_keys(recipe, other, fixed)) == [
+        "dataset: was Digits, is Mnist",
         "objective: was pred_v, is pred_x0",
         "seed: was 0, is 9",
     ]

@@ -9,12 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from solvers import NO_NETWORK, ROOT, TINY, refused, script, train
+from solvers import NO_NETWORK, ROOT, refused, script, train
 
 import test_solver
-import train_solver
-from diffusion import GaussianDiffusion
-from utils.errors import CheckpointError, run
+from utils.errors import run
 
 
 @pytest.mark.parametrize(
@@ -63,19 +61,9 @@ def test_no_space_leaves_the_older_checkpoints(trained, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     run = train(tmp_path, settings={"max_steps": 9}, preexec_fn=limited)
-    refused(run, 1, "digits.pt was not written", "Older checkpoints stay")
+    refused(run, 1, "digits.pt was not written", "MiB are free there", "Older checkpoints stay")
     assert (tmp_path / "digits" / "digits.pt").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))
-
-
-def test_weights_that_are_no_longer_finite_are_not_saved(tmp_path, monkeypatch):
-    losses = GaussianDiffusion.training_losses
-    monkeypatch.setattr(GaussianDiffusion, "training_losses", lambda *args: losses(*args) * torch.nan)
-    settings = [f"{key}={value}" for key, value in TINY.items()]
-    monkeypatch.setattr(sys, "argv", ["x", "--data_name", "Digits", "--save_dir", str(tmp_path), "--set", *settings])
-    with pytest.raises(CheckpointError, match="no longer finite at step 3.*lower learning_rate"):
-        train_solver.main()
-    assert not list(tmp_path.rglob("*.pt"))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""The parts of training: what a step sees, the averaged weights, the counted memory, what a checkpoint keeps."""
+"""The parts of training: what a step sees, the averaged weights, the optimizer's step, the counted memory."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +10,32 @@ from torch import nn
 
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils.batches import ON_DEVICE, Batches, seed_of
-from utils.checkpoint import build, find_checkpoint, load_checkpoint, save_checkpoint
+from utils.batches import Batches, seed_of
+from utils.checkpoint import build
 from utils.config import load_recipe
 from utils.device import autocast
 from utils.ema import EMA
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import ConfigError
 from utils.images import progress_frames
+from utils.optimizer import backward, learning_rate, make_optimizer, update
 from utils.plan import activation_bytes, describe
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 CPU = torch.device("cpu")
 
 
-def numbered(n, **keywords):
+def numbered(n, rank=0, world=1, **recipe):
     """Batches of n pictures, each of which is its number in all pixels but a first column of zeros."""
     images = np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
     images[..., 0] = 0
-    return Batches(images, **{"batch_size": 8, "horizontal_flip": False, "seed": 0, "device": CPU} | keywords)
+    recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None} | recipe
+    return Batches(images, recipe, CPU, rank, world)
+
+
+def batch(batches, step, seed=0):
+    """What training sees in one step."""
+    (pixels,) = batches.pixels(step, step + 1)
+    return batches.prepare(pixels, torch.Generator().manual_seed(seed))
 
 
 def test_an_epoch_is_a_permutation_cut_into_whole_batches():
@@ -49,9 +58,8 @@ def test_a_step_depends_on_seed_and_number_alone():
 
 
 def test_batches_are_the_pictures_in_range_and_flipped_only_when_asked():
-    torch.manual_seed(0)
     plain, flipped = numbered(200, batch_size=200), numbered(200, batch_size=200, horizontal_flip=True)
-    x, y = plain.batch(0), flipped.batch(0)
+    x, y = batch(plain, 0), batch(flipped, 0)
     numbers = ((x[:, 0, 0, 1] + 1) * 127.5).round().long()
     assert x.dtype == torch.float32 and x.shape == (200, 1, 4, 4) and numbers.tolist() == plain.indices(0).tolist()
     assert (x[..., 0] == -1).all()
@@ -60,13 +68,22 @@ def test_batches_are_the_pictures_in_range_and_flipped_only_when_asked():
     assert torch.equal(torch.where(turned[:, None, None, None], y.flip(-1), y), x)
 
 
-def test_large_data_stay_where_they_are(monkeypatch):
-    monkeypatch.setattr("utils.batches.ON_DEVICE", 10)
-    assert ON_DEVICE > 10
-    mapped = numbered(50)
-    assert isinstance(mapped.images, np.ndarray)
-    monkeypatch.undo()
-    assert torch.equal(mapped.batch(4), numbered(50).batch(4))
+@pytest.mark.parametrize("num_workers", [None, 0, 2])
+def test_pictures_that_do_not_fit_are_fetched_alike(monkeypatch, num_workers):
+    here = numbered(50)
+    assert isinstance(here.images, torch.Tensor) and here.num_workers == 0
+    monkeypatch.setattr("utils.batches.fits", lambda images, device: False)
+    there = numbered(50, num_workers=num_workers)
+    assert isinstance(there.images, np.ndarray) and there.num_workers == (2 if num_workers is None else num_workers)
+    pairs = list(zip(here.pixels(4, 20), there.pixels(4, 20), strict=True))  # from the middle of an epoch into a third
+    assert len(pairs) == 16 and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_a_batch(world):
+    whole = batch(numbered(50, horizontal_flip=True), 3)
+    parts = [batch(numbered(50, rank, world, horizontal_flip=True), 3) for rank in range(world)]
+    assert all(len(part) == 8 // world for part in parts) and torch.equal(torch.cat(parts), whole)
 
 
 def test_fewer_pictures_than_a_batch():
@@ -77,6 +94,13 @@ def test_fewer_pictures_than_a_batch():
     assert numbered(8).steps_per_epoch == 1
 
 
+def test_a_batch_is_shared_out_evenly():
+    recipe = load_recipe(CONFIG, "Digits", ["batch_size=8", "gradient_accumulation=2"])
+    assert "(8, 1, 8, 8), 2 at a time in 2 process(es)" in describe(recipe, *build(recipe), images=8, world=2)
+    with pytest.raises(ConfigError, match="batch_size=8 is not a multiple of 6, 3 process"):
+        describe(recipe, *build(recipe), images=8, world=3)
+
+
 def test_ema_is_the_average_its_docstring_writes():
     model = nn.Linear(3, 2).double()
     ema, expected = EMA(model, 0.9), [p.detach().clone() for p in model.parameters()]
@@ -84,12 +108,94 @@ def test_ema_is_the_average_its_docstring_writes():
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
-        ema.update(model, step)
-        decay = min(0.9, (1 + step) / (10 + step))
+        taken = step % 7 != 3
+        ema.update(model, step, torch.tensor(taken))
+        decay = min(0.9, (1 + step) / (10 + step)) if taken else 1
         expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, model.parameters(), strict=True)]
     for ours, theirs in zip(ema.model.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)  # the same arithmetic in another order
         assert not ours.requires_grad
+
+
+# --- the optimizer's step -------------------------------------------------------------------------------------------
+
+
+def settings(**recipe):
+    return {
+        "learning_rate": 0.01,
+        "Adam_beta1": 0.9,
+        "Adam_beta2": 0.99,
+        "warmup_steps": 0,
+        "lr_schedule": "constant",
+    } | recipe
+
+
+def test_the_learning_rate_is_torchs_own_schedulers():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 20, 1, total_iters=19)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 80)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], milestones=[20])
+    for step in range(100):
+        ours = learning_rate(settings(warmup_steps=20, lr_schedule="cosine"), step, 100)
+        assert ours == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)  # theirs multiplies up step by step
+        assert learning_rate(settings(), step, 100) == 0.01
+        optimizer.step()
+        scheduler.step()
+    assert learning_rate(settings(warmup_steps=200), 49, 50) == 0.01  # a warm-up ends with the training at the latest
+
+
+def problem():
+    torch.manual_seed(0)
+    return nn.Linear(5, 3), torch.randn(4, 5)
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.05])
+def test_a_step_is_torchs_adam(grad_clip):
+    (ours, x), (theirs, _) = problem(), problem()
+    optimizer, reference = make_optimizer(ours, settings()), torch.optim.Adam(theirs.parameters(), 0.5, (0.9, 0.99))
+    for step in range(5):
+        optimizer.zero_grad()
+        backward(ours(x).square().mean())
+        norm, taken = update(optimizer, 0.01 / (1 + step), grad_clip)
+        reference.zero_grad()
+        theirs(x).square().mean().backward()
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), grad_clip or 1e9)
+        reference.param_groups[0]["lr"] = 0.01 / (1 + step)
+        reference.step()
+        assert taken
+        torch.testing.assert_close(norm, expected)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the fused kernel rounds in another order
+
+
+@pytest.mark.parametrize("wrong", ["loss inf", "loss nan", "gradient"])
+@pytest.mark.parametrize("grad_clip", [None, 0.05])
+def test_a_step_that_goes_wrong_changes_nothing(wrong, grad_clip):
+    model, x = problem()
+    optimizer, ema = make_optimizer(model, settings()), EMA(model, 0.9)
+
+    def states():
+        return copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"], ema.model.state_dict()))
+
+    for step in range(3):
+        before = states()
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        if step == 1:
+            loss = {"loss inf": loss + torch.inf, "loss nan": loss * torch.nan, "gradient": loss}[wrong]
+        backward(loss)
+        if step == 1 and wrong == "gradient":
+            model.bias.grad[1] = torch.inf
+        norm, taken = update(optimizer, 0.01, grad_clip)
+        ema.update(model, step, taken)
+        assert bool(taken) == (step != 1) == bool(norm.isfinite())
+        if step == 1:
+            torch.testing.assert_close(states(), before, rtol=0, atol=0)
+        else:
+            assert not torch.equal(states()[0]["bias"], before[0]["bias"])
+            assert not torch.equal(states()[2]["bias"], before[2]["bias"])
+
+
+# --- what it takes and what it shows ----------------------------------------------------------------------------------
 
 
 def test_the_counted_memory_is_what_a_real_step_keeps():
@@ -124,53 +230,3 @@ def test_progress_goes_from_noise_to_the_result_coarse_to_fine():
 def test_precision(precision, dtype):
     with autocast(precision, CPU):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------------
-
-
-def content(step):
-    recipe = load_recipe(CONFIG, "Digits")
-    return {"recipe": recipe, "step": step, "model": {"w": torch.ones(5)}, "ema": {}, "optimizer": {}}
-
-
-def test_the_newest_checkpoints_are_kept(tmp_path):
-    file = tmp_path / "run" / "x.pt"
-    for step in range(1, 6):
-        save_checkpoint(file, content(step), keep=3)
-    assert sorted(f.name for f in file.parent.iterdir()) == ["x.1.pt", "x.2.pt", "x.pt"]
-    assert [load_checkpoint(file.with_name(n))["step"] for n in ("x.pt", "x.1.pt", "x.2.pt")] == [5, 4, 3]
-    assert find_checkpoint(file, "auto")["step"] == 5
-
-
-def test_a_bad_newest_is_named_and_the_one_before_is_taken(tmp_path, capsys):
-    file = tmp_path / "x.pt"
-    for step in (1, 2):
-        save_checkpoint(file, content(step), keep=2)
-    file.write_bytes(file.read_bytes()[:-50])
-    assert find_checkpoint(file, "auto")["step"] == 1 and "x.pt is damaged" in capsys.readouterr().err
-    save_checkpoint(file, content(3), keep=2)  # the damaged one was set aside, and does not push the good one out
-    assert [load_checkpoint(file.with_name(n))["step"] for n in ("x.pt", "x.1.pt")] == [3, 1]
-    assert (tmp_path / "x.pt.damaged").exists()
-    file.write_bytes(file.read_bytes()[:-50])
-    (tmp_path / "x.1.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no good checkpoint"):
-        find_checkpoint(file, "auto")
-
-
-def test_a_newer_format_is_never_replaced_by_an_older_file(tmp_path):
-    file = tmp_path / "x.pt"
-    save_checkpoint(file, content(1), keep=2)
-    save_checkpoint(file, content(2) | {"format": 2}, keep=2)
-    with pytest.raises(CheckpointError, match="format 2"):
-        find_checkpoint(file, "auto")
-    with pytest.raises(CheckpointError, match=r"x\.pt exists and would be written over"):
-        find_checkpoint(file, str(tmp_path / "x.1.pt"))
-
-
-def test_a_write_that_fails_leaves_the_older_ones(tmp_path):
-    file = tmp_path / "x.pt"
-    save_checkpoint(file, content(1), keep=2)
-    with pytest.raises(TypeError):
-        save_checkpoint(file, content(2) | {"extra": (i for i in ())}, keep=2)  # cannot be pickled
-    assert [f.name for f in tmp_path.iterdir()] == ["x.pt"] and load_checkpoint(file)["step"] == 1

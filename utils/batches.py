@@ -3,13 +3,19 @@
 An epoch is a permutation of the pictures cut into whole batches; what is left over waits for the next.
 """
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from datasets import normalize
 
-ON_DEVICE = 4 << 30  # data sets up to this many bytes live on the training device
+WORKERS = 2  # that fetch pictures which do not fit into memory
 
 
 def seed_of(*numbers: int) -> int:
@@ -17,36 +23,82 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-class Batches:
-    """Batches of a uint8 array of pictures (N, C, H, W), N >= batch_size, flipped and normalised on the device."""
+def fits(images: np.ndarray, device: torch.device) -> bool:
+    """Whether the pictures may live on the device: in a quarter of its free memory, or of the machine's own."""
+    if device.type == "cuda":
+        return images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return images.nbytes <= memory // 4
 
-    def __init__(self, images: np.ndarray, batch_size: int, horizontal_flip: bool, seed: int, device: torch.device):
-        if images.nbytes <= ON_DEVICE:
+
+class Batches:
+    """Batches of a uint8 array of pictures (N, C, H, W), N >= batch_size, flipped and normalised on the device.
+
+    They follow the recipe's batch_size, horizontal_flip, seed and num_workers. Of each batch, batch_size pictures in
+    all, process `rank` of `world` has its `share`.
+
+    num_workers: processes that fetch pictures ahead, out of memory or a memory-mapped file; 0: nobody does, which is
+    fastest where all pictures are on the device; None: 0 where they fit, else 2.
+    """
+
+    def __init__(self, images: np.ndarray, recipe: dict, device: torch.device, rank: int = 0, world: int = 1):
+        room, self.num_workers = fits(images, device), recipe["num_workers"]
+        if self.num_workers is None:
+            self.num_workers = 0 if room else WORKERS
+        if room and not self.num_workers:
             images = torch.from_numpy(np.array(images) if isinstance(images, np.memmap) else images).to(device)
-        self.images = images
-        self.batch_size, self.horizontal_flip, self.seed, self.device = batch_size, horizontal_flip, seed, device
-        self.steps_per_epoch = len(images) // batch_size
+        self.images, self.device = images, device
+        self.batch_size, self.horizontal_flip, self.seed = (
+            recipe[key] for key in ("batch_size", "horizontal_flip", "seed")
+        )
+        self.share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        self.steps_per_epoch = len(images) // self.batch_size
         self._epoch, self._order = None, None
 
     def indices(self, step: int) -> np.ndarray:
-        """Which pictures, int64 (batch_size,), optimizer step number `step` (from 0) trains on."""
+        """Which pictures, int64 (batch_size,), optimizer step number `step` (from 0) trains on, in all processes."""
         epoch, i = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
             self._epoch, self._order = epoch, rng.permutation(len(self.images))
         return self._order[i * self.batch_size : (i + 1) * self.batch_size]
 
-    def batch(self, step: int) -> Tensor:
-        """The pictures of a step as float32 (batch_size, C, H, W) in [-1, 1].
-
-        Flips come from torch's global generator, which the caller seeds for the step.
-        """
-        indices = self.indices(step)
+    def pixels(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The pictures of steps start to stop - 1, a step at a time: this process's share, uint8, on the device."""
+        rows = (self.indices(step)[self.share] for step in range(start, stop))
         if isinstance(self.images, Tensor):
-            x = self.images[torch.from_numpy(indices).to(self.device)]
-        else:
-            x = torch.from_numpy(self.images[indices]).to(self.device)
+            for indices in rows:
+                yield self.images[torch.from_numpy(indices).to(self.device)]
+            return
+        loader = DataLoader(
+            _Rows(self.images),
+            batch_size=None,  # an item is a batch already
+            sampler=rows,
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_parent,
+            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,  # maps stay maps
+        )
+        for pixels in loader:
+            yield pixels.to(self.device, non_blocking=True)
+
+    def prepare(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """float32 (B, C, H, W) in [-1, 1], flipped by the generator, which draws for the whole batch."""
         if self.horizontal_flip:
-            flips = torch.rand(len(x), device=self.device) < 0.5
-            x = torch.where(flips[:, None, None, None], x.flip(-1), x)
-        return normalize(x)
+            flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
+            pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+        return normalize(pixels)
+
+
+class _Rows(Dataset):
+    def __init__(self, images: np.ndarray):
+        self.images = images
+
+    def __getitem__(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.images[indices])
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent still needs batches to finish its step."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

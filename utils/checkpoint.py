@@ -1,9 +1,13 @@
 """Checkpoints: {format, recipe, model, ema, optimizer, step}, written so that a good one always remains."""
 
+import fcntl
 import glob
 import os
 import pickle
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +18,9 @@ from torch.optim import Optimizer
 
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, changed_keys, check_recipe
+from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, RESUMABLE, changed_keys, check_recipe
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from utils.seal import Sealing, check_seal
 
 FORMAT = 1
 
@@ -39,25 +44,65 @@ def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a run's folder, made where it is missing: CheckpointError if another training does. What a killed one had
+    half written is removed. The hold ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(f"another training is at work in {folder}: wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        for part in folder.glob("*.part"):
+            part.unlink()
+        yield
+    finally:
+        os.close(holder)
+
+
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
     """Writes beside `file`, syncs, and only then renames; the `keep` newest stay: x.pt, x.1.pt, x.2.pt, …"""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     try:
         with open(part, "wb") as stream:
-            torch.save({"format": FORMAT, **content}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+            sealing = Sealing(stream)
+            torch.save({"format": FORMAT, **content}, sealing)
+            sealing.seal()
         ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, keep))]  # newest first
         for older, newer in reversed(list(zip(ages[1:], ages, strict=False))):
             if newer.exists():
                 newer.replace(older)
         part.replace(file)
+        _sync_folder(file.parent)
     except (RuntimeError, OSError) as error:  # torch's writer makes a RuntimeError of a full disk
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file} was not written ({reason}): no space left? Older checkpoints stay") from error
+        needed, free = _bytes(content) / 2**20, shutil.disk_usage(file.parent).free / 2**20
+        raise CheckpointError(
+            f"{file} was not written ({reason}): it takes {needed:,.1f} MiB, and {free:,.1f} MiB are free there. "
+            "Older checkpoints stay"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _bytes(content) -> int:
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    return sum(map(_bytes, content.values())) if isinstance(content, dict) else 0
+
+
+def _sync_folder(folder: Path) -> None:
+    """The renames are on the disk when this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_recipe(file: Path, recipe: dict) -> None:
@@ -105,30 +150,31 @@ def _age(file: Path) -> int:
 
 
 def check_same_run(content: dict, recipe: dict) -> None:
-    """CheckpointError with every key that differs from the checkpoint's and may not while a run goes on."""
-    if changed := changed_keys(content["recipe"], recipe):
+    """Prints every key that differs from the checkpoint's; CheckpointError with those that may not."""
+    if changed := changed_keys(content["recipe"], recipe, set(KEYS) - RESUMABLE):
         raise CheckpointError(
             f"the checkpoint to go on from was trained otherwise ({'; '.join(changed)}): "
             "keep these keys, or train under another pth_save_name"
         )
+    for change in changed_keys(content["recipe"], recipe, RESUMABLE):
+        print(change)
 
 
-def load_into(content: dict, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer) -> int:
+def load_into(content: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, circumstances: dict) -> int:
     """Puts a checkpoint into a training; returns the number of steps it has done.
 
-    The learning rate may have changed, and this is said.
+    circumstances: other items of the content, which may differ; this is then said.
     """
     load_weights(model, content["model"], "the checkpoint")
     load_weights(ema, content["ema"], "the checkpoint")
-    try:
-        optimizer.load_state_dict(content["optimizer"])
+    try:  # how the optimizer works comes from the recipe, from the file its state alone
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
-    for group in optimizer.param_groups:
-        group["lr"] = recipe["learning_rate"]
+    for name, value in circumstances.items():
+        if content.get(name, value) != value:
+            print(f"{name}: were {content[name]}, are {value}: from here on the run is another")
     print(f"going on from step {content['step']:,}")
-    if content["recipe"]["learning_rate"] != recipe["learning_rate"]:
-        print(f"learning_rate: was {content['recipe']['learning_rate']}, is {recipe['learning_rate']}")
     return content["step"]
 
 
@@ -139,7 +185,10 @@ def load_checkpoint(file: Path) -> dict:
     subclass DamagedCheckpointError for one that is cut or garbled.
     """
     try:
+        check_seal(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
+    except DamagedCheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
     except (OSError, MemoryError) as error:
@@ -161,11 +210,12 @@ def load_checkpoint(file: Path) -> dict:
         raise CheckpointError(f"{file}: its step is {content['step']!r}, not a number of steps")
     recipe, missing = content["recipe"], []
     if isinstance(recipe, dict):
-        missing = [key for key in ("data_name", "dataset", *KEYS) if key not in recipe]
+        missing = [key for key in ("data_name", "dataset", *MODEL_KEYS, *DIFFUSION_KEYS) if key not in recipe]
     if missing or not isinstance(recipe, dict):
         raise CheckpointError(f"{file}: its recipe lacks {', '.join(missing) or 'everything'}")
     try:
-        content["recipe"] = check_recipe(recipe, f"{file}: its recipe")
+        loop = {key: KEYS[key].default for key in KEYS if key not in recipe}  # younger than the checkpoint
+        content["recipe"] = check_recipe(recipe | loop, f"{file}: its recipe")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     return content

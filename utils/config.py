@@ -18,6 +18,7 @@ from diffusion import SampleSpec
 from diffusion.gaussian import LOSS_TYPES, LOSS_WEIGHTS, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
 from utils.errors import ConfigError
+from utils.optimizer import LR_SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,25 @@ KEYS = {
     "Adam_beta2": Key(float, 0.99, 0, 0.999999),
     "ema_decay": Key(float, 0.9999, 0, 1),
     "grad_clip": Key(float, None, 1e-9),
+    "warmup_steps": Key(int, 0, 0),
+    "lr_schedule": Key(LR_SCHEDULES, "constant"),
+    "gradient_accumulation": Key(int, 1, 1),
     "seed": Key(int, 0, 0, 2**63 - 1),
-    "precision": Key(("auto", "fp32", "bf16"), "fp32"),
-    "compile": Key(bool, False),
+    "precision": Key(("auto", "fp32", "bf16"), "auto"),
+    "compile": Key(("auto", True, False), "auto"),
+    "num_workers": Key(int, None, 0, 64),
+    "log_every": Key(int, 50, 1),
     "save_every": Key(int, 1000, 1),
-    "keep_checkpoints": Key(int, 2, 1, 1000),
+    "keep_checkpoints": Key(int, 2, 2, 1000),
     "sample_every": Key(int, 5000, 1),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
-# What may differ when a run goes on: how long it goes, where it stands, how fast it learns and what it shows.
+# What may differ when a run goes on: how long it goes, where it stands and how it is computed, what it shows, and what
+# one turns when it goes wrong.
 RESUMABLE = {
-    "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps", "learning_rate",
-    "compile", "save_every", "keep_checkpoints", "sample_every", "preview_info",
+    "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
+    "learning_rate", "warmup_steps", "lr_schedule", "grad_clip", "gradient_accumulation", "precision", "compile",
+    "num_workers", "log_every", "save_every", "keep_checkpoints", "sample_every", "preview_info",
 }  # fmt: skip
 
 
@@ -149,9 +157,9 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
     return spec
 
 
-def changed_keys(old: dict, new: dict) -> list[str]:
-    """What keeps `new` from going on with a run of `old`: "key: was …, is …" for each."""
-    keys = [key for key in new if key not in RESUMABLE and old.get(key) != new[key]]
+def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
+    """The keys of two recipes that differ: "key: was …, is …" for each."""
+    keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
     return [f"{key}: was {old.get(key)}, is {new[key]}" for key in keys]
 
 
@@ -237,7 +245,7 @@ def _number(value, key: Key, wrong: ConfigError) -> int | float:
 
 def _describe(key: Key) -> str:
     if isinstance(key.kind, tuple):
-        return "one of " + ", ".join(key.kind)
+        return "one of " + ", ".join(str(value).lower() for value in key.kind)
     text = {
         int: "a whole number",
         float: "a number",

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and as which of several processes."""
+"""Where to compute, in which precision, and how the device does it best."""
 
 import os
 from collections.abc import Callable
@@ -23,9 +23,25 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name or "cpu")
 
 
-def rank_and_world() -> tuple[int, int]:
-    """Which process this is, from 0, and of how many: torchrun's RANK and WORLD_SIZE, or 0 of 1."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def prepare(device: torch.device) -> None:
+    """On CUDA: float32 products in TF32, and the same kernels every time, so that a run can be repeated to the bit."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of pictures in memory that the device's convolutions are fastest in."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> nn.Module:
+    """torch.compile for True, and for "auto" on CUDA devices, where what cannot be compiled runs as it is."""
+    if compile == "auto" and device.type == "cuda":
+        torch._dynamo.config.suppress_errors = True
+    return torch.compile(network) if compile is True or (compile == "auto" and device.type == "cuda") else network
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -18,7 +18,14 @@ class EMA:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Takes in the weights after optimizer step number `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+    def update(self, model: nn.Module, step: int, taken: Tensor) -> None:
+        """Takes in the weights after optimizer step number `step`, from 0, if it was `taken`: a bool tensor, ()."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        averages, weights = list(self.model.parameters()), list(model.parameters())
+        if taken.device.type == "cpu":  # where a tensor can be asked without waiting
+            if taken:
+                torch._foreach_lerp_(averages, weights, share)
+        else:
+            moves = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(moves, share * taken)
+            torch._foreach_add_(averages, moves)

@@ -30,10 +30,10 @@ def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None) -> str:
+def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1) -> str:
     """Shapes, parameters, memory and steps, a line each. images: how many there are, None if unknown.
 
-    Raises ConfigError if they are fewer than a batch takes.
+    Raises ConfigError if they are fewer than a batch takes, or the batch cannot be shared out evenly.
     """
     if images is not None and images < recipe["batch_size"]:
         raise ConfigError(
@@ -41,12 +41,19 @@ def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, image
             "set a smaller batch_size"
         )
     B, C, S = recipe["batch_size"], recipe["image_channel"], recipe["image_size"]
+    parts = world * recipe["gradient_accumulation"]
+    if B % parts:
+        raise ConfigError(
+            f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {world} process(es) times "
+            f"gradient_accumulation={recipe['gradient_accumulation']}"
+        )
     parameters = sum(p.numel() for p in model.parameters())
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
-    activations = activation_bytes(model, diffusion, (B, C, S, S))
+    activations = activation_bytes(model, diffusion, (B // parts, C, S, S))
     return "\n".join(
         [
-            f"batch       ({B}, {C}, {S}, {S})",
+            f"batch       ({B}, {C}, {S}, {S})"
+            + (f", {B // parts} at a time in {world} process(es)" if parts > 1 else ""),
             f"parameters  {parameters:,}",
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
@@ -54,6 +61,16 @@ def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, image
             f"steps       {steps_text(recipe, images)}",
         ]
     )
+
+
+def memory_advice(recipe: dict) -> str:
+    """What to do when a training runs out of memory."""
+    text = (
+        "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision} take more "
+        "than there is: raise gradient_accumulation (the same batch in smaller parts), or set precision=bf16 or a "
+        "smaller batch_size"
+    )
+    return text.format(**recipe)
 
 
 def total_steps(recipe: dict, steps_per_epoch: int) -> int:

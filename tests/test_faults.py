@@ -1,0 +1,200 @@
+"""What can happen to a training: signals, kills, numbers gone wrong, no memory. Nothing is lost.
+
+The quick ones run with all tests; those marked `faults`, which do the same many times over, by make test-faults.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from solvers import (
+    ENVIRONMENT,
+    LONG,
+    ROOT,
+    goes_on_to_the_same_end,
+    refused,
+    start_training,
+    state_hash,
+    stopped_by,
+    tiny,
+    train,
+    wait_for,
+)
+
+import train_solver
+from diffusion import GaussianDiffusion
+from utils.checkpoint import load_checkpoint
+from utils.errors import run
+from utils.metrics import read_metrics
+
+faults = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The state in which 400 steps end that nothing disturbs: (its hash, the checkpoint)."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(folder, settings=LONG).returncode == 0
+    return state_hash(folder / "digits" / "digits.pt"), folder / "digits" / "digits.pt"
+
+
+# --- exactness --------------------------------------------------------------------------------------------------------
+
+
+def test_two_clean_runs_are_equal(uninterrupted, tmp_path):
+    assert train(tmp_path, settings=LONG).returncode == 0
+    assert state_hash(tmp_path / "digits" / "digits.pt") == uninterrupted[0]
+
+
+@faults
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("at", [187, 188, 280, 374])
+def test_a_run_goes_on_from_the_start_the_middle_and_the_end_of_an_epoch(uninterrupted, tmp_path, num_workers, at):
+    settings = LONG | {"num_workers": num_workers}  # 1,500 pictures in batches of 8: 187 steps an epoch
+    assert train(tmp_path, settings=settings | {"max_steps": at}).returncode == 0
+    assert goes_on_to_the_same_end(tmp_path, settings, uninterrupted[0]) == at
+
+
+@faults
+def test_twenty_kills_at_random_moments(uninterrupted, tmp_path):
+    lines = read_metrics(uninterrupted[1].parent / "metrics.jsonl")
+    chance, whole, killed = random.Random(0), lines[-1]["seconds"], 0
+    for i in range(100):
+        save_dir = tmp_path / str(i)
+        process = start_training(save_dir, **LONG)
+        wait_for(10, save_dir, process)
+        time.sleep(chance.uniform(0, whole))
+        process.kill()
+        text, _ = process.communicate()
+        if process.returncode == 0:  # it was faster
+            continue
+        assert process.returncode == -signal.SIGKILL, text
+        done = read_metrics(save_dir / "digits" / "metrics.jsonl")[-1]["step"]
+        assert done - goes_on_to_the_same_end(save_dir, LONG, uninterrupted[0]) <= LONG["save_every"]
+        killed += 1
+        if killed == 20:
+            return
+    raise AssertionError(f"only {killed} of 100 were killed in time")
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_signal_saves_and_ends(uninterrupted, tmp_path, signum, num_workers):
+    settings = LONG | {"save_every": 100_000, "num_workers": num_workers}
+    process = start_training(tmp_path, **settings)
+    wait_for(30, tmp_path, process)
+    if num_workers and signum == signal.SIGINT:  # as from a terminal, which tells the workers too
+        began = time.monotonic()
+        os.killpg(process.pid, signum)
+        text = process.communicate(timeout=60)[0]
+        assert time.monotonic() - began < 5
+    else:
+        text = stopped_by(signum, process)
+    assert process.returncode == 128 + signum, text
+    assert "Traceback" not in text, text
+    step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", text)[1])
+    assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == step >= 30
+    assert goes_on_to_the_same_end(tmp_path, settings, uninterrupted[0]) == step
+
+
+STUCK = """
+import sys, time, diffusion, train_solver
+from utils.errors import run
+losses = diffusion.GaussianDiffusion.training_losses
+def slow(*args):
+    if not args[2].is_meta:  # not where the memory is counted
+        print("in a step", flush=True)
+        time.sleep(300)
+    return losses(*args)
+diffusion.GaussianDiffusion.training_losses = slow
+run(train_solver.main)
+"""
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    command = [sys.executable, "-c", STUCK, *tiny(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while b"in a step" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    while b"SIGINT: one moment" not in process.stderr.readline():
+        assert process.poll() is None
+    assert process.poll() is None  # it would still finish its step
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == -signal.SIGINT  # which a shell calls 130
+
+
+# --- numbers and memory -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(monkeypatch, capsys, tmp_path):
+    """train_solver.py in this process, with something else in place of the loss of the n-th step, from 0."""
+
+    def call(change, **settings):
+        losses, steps = GaussianDiffusion.training_losses, iter(range(1000))
+
+        def changed(*args):
+            training = torch.is_grad_enabled() and not args[2].is_meta  # not held out, not where the memory is counted
+            return change(next(steps), losses(*args)) if training else losses(*args)
+
+        monkeypatch.setattr(GaussianDiffusion, "training_losses", changed)
+        monkeypatch.setattr(sys, "argv", ["train_solver.py", *tiny(tmp_path, **settings)])
+        code = 0
+        try:
+            run(train_solver.main)
+        except SystemExit as ended:
+            code = ended.code
+        monkeypatch.undo()
+        text = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=text.out, stderr=text.err, folder=tmp_path / "digits")
+
+    return call
+
+
+def finite(content):
+    return all(w.isfinite().all() for part in ("model", "ema") for w in content[part].values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_one_step_that_goes_wrong_is_skipped(training, value, parts):
+    ended = training(lambda n, loss: loss + value if n == 3 else loss, gradient_accumulation=parts)
+    content = load_checkpoint(ended.folder / "digits.pt")
+    assert ended.returncode == 0 and content["step"] == 6 and finite(content)
+    assert {int(state["step"]) for state in content["optimizer"]["state"].values()} == {5}
+    assert sum(line["skipped"] for line in read_metrics(ended.folder / "metrics.jsonl")) == 1
+    assert "1 step(s) skipped: the loss or the gradient was not finite" in ended.stdout
+
+
+def test_three_steps_in_a_row_that_go_wrong_end_the_run(training):
+    ended = training(lambda n, loss: loss * torch.nan if n in (4, 5, 6) else loss, max_steps=12)
+    refused(ended, 1, "3 steps in a row, up to step 9", "lower learning_rate", "the last checkpoint is good")
+    contents = [load_checkpoint(file) for file in ended.folder.glob("*.pt")]
+    assert sorted(content["step"] for content in contents) == [3, 6] and all(map(finite, contents))
+    again = training(lambda n, loss: loss, max_steps=12, learning_rate=1e-4)
+    assert again.returncode == 0 and load_checkpoint(ended.folder / "digits.pt")["step"] == 12
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])
+def test_out_of_memory_says_what_to_turn(training, error):
+    def exhausted(n, loss):
+        if n == 4:
+            raise error
+        return loss
+
+    ended = training(exhausted, gradient_accumulation=1)
+    refused(ended, 1, "out of memory: batch_size=8, gradient_accumulation=1 and precision=auto take more than there is")
+    refused(ended, 1, "raise gradient_accumulation", "precision=bf16")
+    assert load_checkpoint(ended.folder / "digits.pt")["step"] == 3  # nothing was changed behind anybody's back
+    assert load_checkpoint(ended.folder / "digits.pt")["recipe"]["batch_size"] == 8

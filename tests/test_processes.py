@@ -1,0 +1,84 @@
+"""Several processes, started by torchrun: they train as one does, stop together and die together."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from solvers import LONG, goes_on_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
+
+from utils.checkpoint import load_checkpoint
+from utils.metrics import read_metrics
+
+faults = pytest.mark.faults
+
+
+def workers_of(launcher):
+    """The process ids of torchrun's workers, rank 0 first."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            parent = int(re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())[1])
+        except (OSError, UnicodeDecodeError):
+            continue
+        if parent == launcher.pid and "RANK" in environment:
+            found[int(environment["RANK"])] = int(folder.name)
+    return [pid for _, pid in sorted(found.items())]
+
+
+EXACT = {"max_steps": 50, "log_every": 1, "precision": "fp32", "save_every": 25}
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    process = start_training(tmp_path / "two", 2, **EXACT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and text.count("parameters") == 1, text  # rank 1 says nothing
+    assert train(tmp_path / "one", settings=EXACT).returncode == 0
+    one, two = (read_metrics(tmp_path / n / "digits" / "metrics.jsonl") for n in ("one", "two"))
+    assert len(one) == len(two) == 50
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)  # sums in another order, through 50 steps
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    contents = [load_checkpoint(tmp_path / n / "digits" / "digits.pt") for n in ("one", "two")]
+    for name, weight in contents[0]["model"].items():
+        # Adam divides by the gradient's size: where that is all but zero, rounding alone may turn a step of 1e-3 around
+        assert (weight - contents[1]["model"][name]).abs().max() < 5e-3
+
+
+@faults
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whom", ["launcher", "one worker", "everybody"])
+def test_a_signal_stops_two_processes_at_one_step(tmp_path, signum, whom):
+    settings = LONG | {"save_every": 100_000}
+    whole = start_training(tmp_path / "whole", 2, **settings)
+    text, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, text
+    process = start_training(tmp_path / "cut", 2, **settings)
+    wait_for(30, tmp_path / "cut", process)
+    first, second = workers_of(process)
+    text = stopped_by(
+        signum, process, *{"launcher": [], "one worker": [second]}.get(whom, [process.pid, first, second])
+    )
+    step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", text)[1])
+    if whom == "one worker":  # torchrun tells of them, and itself ends with 1
+        assert f"exitcode: {128 + signum}" in re.sub(r"exitcode\s*:", "exitcode:", text)
+    assert load_checkpoint(tmp_path / "cut" / "digits" / "digits.pt")["step"] == step
+    expected = state_hash(tmp_path / "whole" / "digits" / "digits.pt")
+    assert goes_on_to_the_same_end(tmp_path / "cut", settings, expected, processes=2) == step
+
+
+@faults
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_dead_process_ends_the_others(tmp_path, rank):
+    process = start_training(tmp_path, 2, **LONG | {"max_steps": 100_000})
+    wait_for(50, tmp_path, process)
+    pids = workers_of(process)
+    os.kill(pids[rank], signal.SIGKILL)
+    began = time.monotonic()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - began < 60
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids), text
+    assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] >= 40
