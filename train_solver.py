@@ -145,14 +145,14 @@ def train(
         done, signum = step + 1, stop.agreed()
         saving = done % recipe["save_every"] == 0 or done == steps or signum != 0
         if saving or done % recipe["log_every"] == 0:
-            more = partial(held_out.loss, sampler, diffusion, stop) if saving and lead else dict
+            more = partial(held_out.loss, sampler, diffusion, stop) if saving and lead and not signum else dict
             line = metrics.log(done, batches.steps_per_epoch, rate, more)
             if saving or line["skipped"]:
                 bar.write(summary(line))
             bar.set_postfix(loss=line["loss"])
         if saving and lead:
             save(done)
-        if signum:
+        if signum and done < steps:
             raise Stopped(signum, f"after step {done:,}, which {checkpoint} holds: the same command goes on")
         if (done % recipe["sample_every"] == 0 or done == steps) and lead:
             preview(done)

@@ -22,6 +22,7 @@ from utils.plan import activation_bytes, describe
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def numbered(n, rank=0, world=1, **recipe):
@@ -101,15 +102,16 @@ def test_a_batch_is_shared_out_evenly():
         describe(recipe, *build(recipe), images=8, world=3)
 
 
-def test_ema_is_the_average_its_docstring_writes():
-    model = nn.Linear(3, 2).double()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_ema_is_the_average_its_docstring_writes(device):
+    model = nn.Linear(3, 2).double().to(device)
     ema, expected = EMA(model, 0.9), [p.detach().clone() for p in model.parameters()]
     for step in range(100):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
         taken = step % 7 != 3
-        ema.update(model, step, torch.tensor(taken))
+        ema.update(model, step, torch.tensor(taken, device=device))
         decay = min(0.9, (1 + step) / (10 + step)) if taken else 1
         expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, model.parameters(), strict=True)]
     for ours, theirs in zip(ema.model.parameters(), expected, strict=True):

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets import normalize
 
-WORKERS = 2  # that fetch pictures which do not fit into memory
+IN_MEMORY = 4 << 30  # bytes
+WORKERS = 2  # that fetch pictures which do not fit
 
 
 def seed_of(*numbers: int) -> int:
@@ -24,11 +25,9 @@ def seed_of(*numbers: int) -> int:
 
 
 def fits(images: np.ndarray, device: torch.device) -> bool:
-    """Whether the pictures may live on the device: in a quarter of its free memory, or of the machine's own."""
-    if device.type == "cuda":
-        return images.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return images.nbytes <= memory // 4
+    """Whether all pictures may live on the device: in a quarter of its free memory, or in IN_MEMORY of the host's."""
+    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else IN_MEMORY
+    return images.nbytes * int(os.environ.get("LOCAL_WORLD_SIZE", 1) if device.type == "cpu" else 1) <= room
 
 
 class Batches:

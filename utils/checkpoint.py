@@ -1,6 +1,5 @@
 """Checkpoints: {format, recipe, model, ema, optimizer, step}, written so that a good one always remains."""
 
-import fcntl
 import glob
 import os
 import pickle
@@ -21,6 +20,11 @@ from models import build_model
 from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, RESUMABLE, changed_keys, check_recipe
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from utils.seal import Sealing, check_seal
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks and no folders to sync
+    fcntl = None
 
 FORMAT = 1
 
@@ -49,19 +53,28 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Holds a run's folder, made where it is missing: CheckpointError if another training does. What a killed one had
     half written is removed. The hold ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    holder = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CheckpointError(f"another training is at work in {folder}: wait for it, or stop it") from error
-    except OSError:  # a file system without locks
-        pass
-    try:
+    with _opened(folder) as descriptor:
+        try:
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"another training is at work in {folder}: wait for it, or stop it") from error
+        except OSError:  # a file system without locks
+            pass
         for part in folder.glob("*.part"):
             part.unlink()
         yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A descriptor of the folder, where folders have one."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        yield descriptor
     finally:
-        os.close(holder)
+        if fcntl:
+            os.close(descriptor)
 
 
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
@@ -98,11 +111,9 @@ def _bytes(content) -> int:
 
 def _sync_folder(folder: Path) -> None:
     """The renames are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _opened(folder) as descriptor:
+        if fcntl:
+            os.fsync(descriptor)
 
 
 def save_recipe(file: Path, recipe: dict) -> None:

@@ -24,7 +24,7 @@ IN_A_ROW = 3  # steps that go wrong one after the other: then the run ends
 
 def quarter_sums(losses: Tensor, t: Tensor, timestep_num: int) -> Tensor:
     """Losses (B,) summed by the quarter of t (B,), and how many they are: (8,)."""
-    of_quarter = torch.nn.functional.one_hot(t * 4 // timestep_num, 4).to(losses.dtype)  # (B, 4)
+    of_quarter = (t[:, None] * 4 // timestep_num == torch.arange(4, device=t.device)).to(losses.dtype)  # (B, 4)
     return torch.cat([losses @ of_quarter, of_quarter.sum(0)])
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import TrainingError
+from utils.errors import Stopped, TrainingError
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -50,7 +50,7 @@ class Processes:
                 f"process {self.rank} of {self.world} lost touch with another; the same command goes on from the "
                 "last checkpoint"
             ) from error
-        if error is None:
+        if error is None or isinstance(error, Stopped):  # else the others may not come
             dist.destroy_process_group()
 
     @contextmanager
