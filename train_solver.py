@@ -91,14 +91,11 @@ def train(
     start = load_into(last, model, ema.model, optimizer, circumstances) if last else 0
     del last
     steps = total_steps(recipe, batches.steps_per_epoch)
-    if start >= steps:
-        print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to go on")
-        return
     parallel = processes.parallel(model.train())
     network = compiled(parallel, recipe["compile"], device)
     sampler = ready_to_sample(ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"]))
-    stop, metrics = stack.enter_context(StopRequest(processes)), Metrics(folder, recipe, processes, start)
     held_out = HeldOut(recipe, images, device) if lead else None
+    stop, metrics = stack.enter_context(StopRequest(processes)), Metrics(folder, recipe, processes, start)
     bar = stack.enter_context(tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not lead))
     if lead:
         save_recipe(folder / "recipe.yaml", recipe)
@@ -110,6 +107,7 @@ def train(
         save_checkpoint(checkpoint, content, recipe["keep_checkpoints"])
 
     @metrics.paused()
+    @out_of_memory_means(f"a preview draws sample_num={recipe['sample_num']} pictures at a time: set a smaller one")
     def preview(step: int) -> None:
         C, S = recipe["image_channel"], recipe["image_size"]
         generator = torch.Generator().manual_seed(recipe["seed"])  # the same noise for every preview
@@ -118,8 +116,15 @@ def train(
             x = frame.sample
             if stop.signum:
                 return
-        save_grid(x, folder / f"preview_{step:08d}.png", grid_columns(len(noise)))
+        save_grid(x, picture_of(step), grid_columns(len(noise)))
 
+    def picture_of(step: int) -> Path | None:
+        """Where its preview goes, if it gets one."""
+        shown = (step % recipe["sample_every"] == 0 or step >= steps) and lead
+        return folder / f"preview_{step:08d}.png" if shown else None
+
+    if start and (picture := picture_of(start)) and not picture.exists():  # it was stopped while drawing
+        preview(start)
     began, parts, generator = time.monotonic(), recipe["gradient_accumulation"], torch.Generator(device)
     for step, pixels in enumerate(batches.pixels(start, steps), start):
         generator.manual_seed(seed_of(recipe["seed"], step))  # all that is random in this step follows from it,
@@ -153,11 +158,15 @@ def train(
         if saving and lead:
             save(done)
         if signum and done < steps:
-            raise Stopped(signum, f"after step {done:,}, which {checkpoint} holds: the same command goes on")
-        if (done % recipe["sample_every"] == 0 or done == steps) and lead:
+            how = "the same command goes on" if resume == "auto" else "the same command without --resume goes on"
+            raise Stopped(signum, f"after step {done:,}, which {checkpoint} holds: {how}")
+        if picture_of(done):
             preview(done)
     if lead:
         save_loss_curve(read_metrics(metrics.file), folder / "loss.png")
+    if start >= steps:
+        print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to go on")
+        return
     seconds = time.monotonic() - began
     seen = (steps - start) * recipe["batch_size"]
     print(f"{seen:,} images in {seconds:.0f} s, {seen / seconds:.1f} images/s on {device}; saved {checkpoint}")

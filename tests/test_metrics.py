@@ -85,7 +85,7 @@ def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(metrics, tmp_pa
         feed(metrics, 1)
         metrics.log(step, 4, 0.1, dict)
     with open(metrics.file, "a") as stream:
-        stream.write('{"step": 200, "lo')  # cut off by a kill
+        stream.write('{"step": null, "seconds": 1, "loss_by_quarter": []}\n{"step": 200, "lo')  # cut off by a kill
     again = Metrics(tmp_path, metrics.recipe, Processes(CPU), 100)
     assert [line["step"] for line in read_metrics(metrics.file)] == [50, 100]
     feed(again, 1)
@@ -148,9 +148,14 @@ def test_the_curve_is_drawn_of_whatever_there_is(tmp_path):
 
 
 def test_the_learning_rate_and_parts_of_a_batch(tmp_path):
-    settings = {"warmup_steps": 2, "lr_schedule": "cosine", "gradient_accumulation": 4, "log_every": 1, "dropout": 0.1}
-    run = train(tmp_path, settings=settings)
-    assert run.returncode == 0, run.stderr
-    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "digits" / "metrics.jsonl")]
+    settings = {"warmup_steps": 2, "lr_schedule": "cosine", "log_every": 1, "precision": "fp32"}
+    lines = []
+    for parts in (1, 4):
+        run = train(tmp_path / str(parts), settings=settings | {"gradient_accumulation": parts})
+        assert run.returncode == 0, run.stderr
+        lines.append(read_metrics(tmp_path / str(parts) / "digits" / "metrics.jsonl"))
     cosine = [0.0005 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
-    assert rates == pytest.approx([0.0005, 0.001, *cosine])
+    assert [line["learning_rate"] for line in lines[1]] == pytest.approx([0.0005, 0.001, *cosine])
+    for whole, in_parts in zip(*lines, strict=True):  # sums in another order
+        assert in_parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert in_parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)

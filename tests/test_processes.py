@@ -33,7 +33,7 @@ EXACT = {"max_steps": 50, "log_every": 1, "precision": "fp32", "save_every": 25}
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    process = start_training(tmp_path / "two", 2, **EXACT)
+    process = start_training(tmp_path / "two", 2, **EXACT, gradient_accumulation=2)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and text.count("parameters") == 1, text  # rank 1 says nothing
     assert train(tmp_path / "one", settings=EXACT).returncode == 0
@@ -48,16 +48,25 @@ def test_two_processes_train_as_one_does(tmp_path):
         assert (weight - contents[1]["model"][name]).abs().max() < 5e-3
 
 
+SIGNALLED = LONG | {"save_every": 100_000}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The hash of the state in which two undisturbed processes end."""
+    folder = tmp_path_factory.mktemp("together")
+    process = start_training(folder, 2, **SIGNALLED)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    return state_hash(folder / "digits" / "digits.pt")
+
+
 @faults
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("whom", ["launcher", "one worker", "everybody"])
-def test_a_signal_stops_two_processes_at_one_step(tmp_path, signum, whom):
-    settings = LONG | {"save_every": 100_000}
-    whole = start_training(tmp_path / "whole", 2, **settings)
-    text, _ = whole.communicate(timeout=120)
-    assert whole.returncode == 0, text
-    process = start_training(tmp_path / "cut", 2, **settings)
-    wait_for(30, tmp_path / "cut", process)
+def test_a_signal_stops_two_processes_at_one_step(together, tmp_path, signum, whom):
+    process = start_training(tmp_path, 2, **SIGNALLED)
+    wait_for(30, tmp_path, process)
     first, second = workers_of(process)
     text = stopped_by(
         signum, process, *{"launcher": [], "one worker": [second]}.get(whom, [process.pid, first, second])
@@ -65,9 +74,8 @@ def test_a_signal_stops_two_processes_at_one_step(tmp_path, signum, whom):
     step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", text)[1])
     if whom == "one worker":  # torchrun tells of them, and itself ends with 1
         assert f"exitcode: {128 + signum}" in re.sub(r"exitcode\s*:", "exitcode:", text)
-    assert load_checkpoint(tmp_path / "cut" / "digits" / "digits.pt")["step"] == step
-    expected = state_hash(tmp_path / "whole" / "digits" / "digits.pt")
-    assert goes_on_to_the_same_end(tmp_path / "cut", settings, expected, processes=2) == step
+    assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == step
+    assert goes_on_to_the_same_end(tmp_path, SIGNALLED, together, processes=2) == step
 
 
 @faults

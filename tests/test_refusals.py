@@ -24,6 +24,12 @@ from utils.errors import run
         (["--data_name", "Digits", "--set", "preview_info=DDIM_50"], 2, ["METHOD_STEPS_ETA", "DDIM_50_0p0"]),
         (["--data_name", "Digits", "--set", "image_size=10"], 2, ["image_size 10", "multiple of 4", "8 or 12"]),
         (["--data_name", "Digits", "--set", "num_heads=5"], 2, ["num_heads=5"]),
+        (["--data_name", "Digits", "--set", "compile=1"], 2, ["compile must be one of auto, true, false, not 1"]),
+        (
+            ["--data_name", "Digits", "--set", "gradient_accumulation=3"],
+            2,
+            ["batch_size=64 is not a multiple of 3", "gradient_accumulation=3"],
+        ),
         (["--data_name", "Digits", "--set", "batch_size=1501"], 2, ["1500 pictures are fewer than batch_size=1501"]),
         (["--data_name", "Digits", "--config", "none.yaml"], 2, ["none.yaml", "No such file"]),
         (["--data_name", "Digits", "--dry"], 2, ["--dry"]),

@@ -11,7 +11,7 @@ from torch import nn
 from diffusion import GaussianDiffusion
 from models import build_model
 from utils.batches import Batches, seed_of
-from utils.checkpoint import build
+from utils.checkpoint import build, load_into
 from utils.config import load_recipe
 from utils.device import autocast
 from utils.ema import EMA
@@ -56,6 +56,7 @@ def test_a_step_depends_on_seed_and_number_alone():
     )
     assert (numbered(50).indices(3) != numbered(50, seed=1).indices(3)).any()
     assert len({seed_of(a, b) for a in range(30) for b in range(30)}) == 900
+    assert len({seed_of(1), seed_of(1, 0), seed_of(1, 0, 0), seed_of(2**32, 1), seed_of(0, 1, 1)}) == 5
 
 
 def test_batches_are_the_pictures_in_range_and_flipped_only_when_asked():
@@ -195,6 +196,28 @@ def test_a_step_that_goes_wrong_changes_nothing(wrong, grad_clip):
         else:
             assert not torch.equal(states()[0]["bias"], before[0]["bias"])
             assert not torch.equal(states()[2]["bias"], before[2]["bias"])
+
+
+def test_a_checkpoint_of_another_memory_layout_goes_on_alike():
+    def trained(layout):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 8, 3).to(memory_format=layout)
+        return model, make_optimizer(model, settings())
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        backward(model(torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)).square().mean())
+        update(optimizer, 0.01, None)
+
+    (here, optimizer), (there, other) = trained(torch.channels_last), trained(torch.contiguous_format)
+    for _ in range(5):
+        step(here, optimizer)
+    content = {"step": 5, "model": here.state_dict(), "ema": here.state_dict(), "optimizer": optimizer.state_dict()}
+    assert load_into(copy.deepcopy(content), there, nn.Conv2d(3, 8, 3), other, {}) == 5
+    step(here, optimizer)
+    step(there, other)
+    assert other.state[there.weight]["exp_avg"].is_contiguous()
+    torch.testing.assert_close(there.state_dict(), here.state_dict())  # convolutions sum in another order
 
 
 # --- what it takes and what it shows ----------------------------------------------------------------------------------

@@ -4,14 +4,13 @@ An epoch is a permutation of the pictures cut into whole batches; what is left o
 """
 
 import os
-import signal
-import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from datasets import normalize
 
@@ -20,8 +19,8 @@ WORKERS = 2  # that fetch pictures which do not fit
 
 
 def seed_of(*numbers: int) -> int:
-    """One 63-bit seed out of several numbers; another number anywhere gives an unrelated seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    """One 63-bit seed out of several numbers; another number anywhere, or one more, gives an unrelated seed."""
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def fits(images: np.ndarray, device: torch.device) -> bool:
@@ -36,7 +35,7 @@ class Batches:
     They follow the recipe's batch_size, horizontal_flip, seed and num_workers. Of each batch, batch_size pictures in
     all, process `rank` of `world` has its `share`.
 
-    num_workers: processes that fetch pictures ahead, out of memory or a memory-mapped file; 0: nobody does, which is
+    num_workers: threads that fetch pictures ahead, out of memory or a memory-mapped file; 0: nobody does, which is
     fastest where all pictures are on the device; None: 0 where they fit, else 2.
     """
 
@@ -67,19 +66,20 @@ class Batches:
         rows = (self.indices(step)[self.share] for step in range(start, stop))
         if isinstance(self.images, Tensor):
             for indices in rows:
-                yield self.images[torch.from_numpy(indices).to(self.device)]
+                yield self.images[self._sent(torch.from_numpy(indices))]
             return
-        loader = DataLoader(
-            _Rows(self.images),
-            batch_size=None,  # an item is a batch already
-            sampler=rows,
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_parent,
-            multiprocessing_context="fork" if self.num_workers and sys.platform == "linux" else None,  # maps stay maps
-        )
-        for pixels in loader:
-            yield pixels.to(self.device, non_blocking=True)
+        ahead = deque()
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:  # NumPy copies, and waits for disks, in parallel
+            for indices in rows:
+                ahead.append(pool.submit(lambda indices: torch.from_numpy(self.images[indices]), indices))
+                if len(ahead) > 2 * self.num_workers:
+                    yield self._sent(ahead.popleft().result())
+            for pixels in ahead:
+                yield self._sent(pixels.result())
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """On the device, without waiting for it."""
+        return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
 
     def prepare(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """float32 (B, C, H, W) in [-1, 1], flipped by the generator, which draws for the whole batch."""
@@ -87,17 +87,3 @@ class Batches:
             flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
             pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
         return normalize(pixels)
-
-
-class _Rows(Dataset):
-    def __init__(self, images: np.ndarray):
-        self.images = images
-
-    def __getitem__(self, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.images[indices])
-
-
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent still needs batches to finish its step."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)

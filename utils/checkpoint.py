@@ -78,7 +78,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
-    """Writes beside `file`, syncs, and only then renames; the `keep` newest stay: x.pt, x.1.pt, x.2.pt, …"""
+    """Writes beside `file`, syncs, and only then renames; the `keep` newest, at least two, stay: x.pt, x.1.pt, …"""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     try:
@@ -86,7 +86,7 @@ def save_checkpoint(file: Path, content: dict, keep: int) -> None:
             sealing = Sealing(stream)
             torch.save({"format": FORMAT, **content}, sealing)
             sealing.seal()
-        ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, keep))]  # newest first
+        ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]  # newest first
         for older, newer in reversed(list(zip(ages[1:], ages, strict=False))):
             if newer.exists():
                 newer.replace(older)
@@ -138,7 +138,8 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
     if resume != "auto":
         if kept and (resume == "never" or Path(resume).resolve() != kept[0].resolve()):
             raise CheckpointError(
-                f"{kept[0]} exists and would be written over: set another pth_save_name or save_dir, or move it away"
+                f"{kept[0]} exists and would be written over: leave --resume away to go on from it, set another "
+                "pth_save_name or save_dir, or move it away"
             )
         return None if resume == "never" else load_checkpoint(Path(resume))
     for i, candidate in enumerate(kept):
@@ -180,6 +181,9 @@ def load_into(content: dict, model: nn.Module, ema: nn.Module, optimizer: Optimi
     load_weights(ema, content["ema"], "the checkpoint")
     try:  # how the optimizer works comes from the recipe, from the file its state alone
         optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
+        for weight, state in optimizer.state.items():  # in the weight's own layout in memory, as fused kernels take it
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.empty_like(weight).copy_(state[moment])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
     for name, value in circumstances.items():

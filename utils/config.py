@@ -77,7 +77,7 @@ KEYS = {
     "num_workers": Key(int, None, 0, 64),
     "log_every": Key(int, 50, 1),
     "save_every": Key(int, 1000, 1),
-    "keep_checkpoints": Key(int, 2, 2, 1000),
+    "keep_checkpoints": Key(int, 2, 1, 1000),
     "sample_every": Key(int, 5000, 1),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
@@ -216,7 +216,7 @@ def _coerce(where: str, name: str, value):
         return None
     wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {value!r}")
     if isinstance(key.kind, tuple):
-        if value not in key.kind:
+        if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
             raise wrong
         return value
     if key.kind in (bool, str):

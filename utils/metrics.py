@@ -8,6 +8,7 @@ A line of metrics.jsonl holds means since the line before:
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ class Metrics:
         self.seconds += seconds
         loss, by_quarter = quarter_means(self.sums[:8])
         if self.worst >= IN_A_ROW:
+            if self.processes.rank:  # all know it, and one says it
+                sys.exit(1)
             raise TrainingError(
                 f"{int(self.worst)} steps in a row, up to step {step}, had a loss or gradient that is not finite; the "
                 "weights were not touched and the last checkpoint is good: lower learning_rate, set grad_clip or use "
@@ -132,7 +135,8 @@ def read_metrics(file: Path) -> list[dict]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and {"step", "seconds", "loss"} <= line.keys():
+        numbers = [line.get(key) for key in ("step", "seconds")] if isinstance(line, dict) else [None]
+        if all(isinstance(number, int | float) for number in numbers) and "loss_by_quarter" in line:
             lines.append(line)
     return lines
 

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import Stopped, TrainingError
+from utils.errors import ConfigError, Stopped, TrainingError
+
+LOST = ("onnection closed", "onnection reset", "roken pipe", "remote process exited")  # how gloo and NCCL say it
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -33,6 +35,9 @@ class Processes:
     def __enter__(self) -> "Processes":
         if self.world > 1:
             if self.device.type == "cuda":
+                here, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+                if here > count:
+                    raise ConfigError(f"{here} processes want a CUDA device each, and this machine has {count}")
                 torch.cuda.set_device(self.device)
             # long, for the others wait while rank 0 downloads and decodes, or draws a preview
             dist.init_process_group(
@@ -45,7 +50,7 @@ class Processes:
     def __exit__(self, kind, error, traceback) -> None:
         if self.world == 1:
             return
-        if isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL")):
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST):
             raise TrainingError(
                 f"process {self.rank} of {self.world} lost touch with another; the same command goes on from the "
                 "last checkpoint"
@@ -55,10 +60,16 @@ class Processes:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Rank 0 runs the block, then the others: what it downloads, decodes or mends is done when they look."""
-        if self.rank:
-            self.largest(0)
-        yield
+        """Rank 0 runs the block, then the others: what it downloads, decodes or mends is done when they look. Where it
+        fails, they end without a word."""
+        if self.rank and self.largest(0):
+            sys.exit(1)
+        try:
+            yield
+        except BaseException:
+            if not self.rank:
+                self.largest(1)
+            raise
         if not self.rank:
             self.largest(0)
 
