@@ -92,15 +92,15 @@ def ours(recipe: dict, device: torch.device):
 
     def steps(n: int) -> float:
         nonlocal done
-        done += n
-        now = recipe | {"max_steps": done, "log_every": done, "save_every": done, "sample_every": done}
+        done += 2 * n  # each call starts anew, from the checkpoint: the first half warms up, the second counts
+        now = recipe | {"max_steps": done, "log_every": n, "save_every": 2 * n, "sample_every": 2 * n}
         folder = Path(recipe["save_dir"]) / recipe["pth_save_name"]
-        before = sum(line["seconds"] for line in read_metrics(folder / "metrics.jsonl")[-1:])
         model, diffusion = build(now)
         silent = io.StringIO()
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent), contextlib.ExitStack() as stack:
             train_solver.train(now, model, diffusion, Processes(device), "auto", stack)
-        return read_metrics(folder / "metrics.jsonl")[-1]["seconds"] - before
+        first, second = read_metrics(folder / "metrics.jsonl")[-2:]
+        return second["seconds"] - first["seconds"]
 
     return steps
 
@@ -182,6 +182,7 @@ def measure(width: int, batch_size: int, rounds: int, steps: int, folder: Path, 
         "denoising_diffusion_pytorch, float32": peer,
         "denoising_diffusion_pytorch, bfloat16": lucidrains(folder, work, width, recipe, True)[0],
         f"ours, {resolve_precision(recipe['precision'], device)} (auto)": ours(recipe, device),
+        "our network alone, float32": bare(recipe | {"precision": "fp32"}, device)[0],
         "our network alone": alone,
     }
     contestants = {name: call for name, call in contestants.items() if call}
@@ -192,7 +193,7 @@ def measure(width: int, batch_size: int, rounds: int, steps: int, folder: Path, 
             if round_:
                 seconds[name].append(taken)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    *peers, mine, network_alone = medians.values()
+    *_, mine, _, network_alone = medians.values()
     print(
         f"\n{sum(p.numel() for p in network.parameters()):,} parameters (denoising_diffusion_pytorch {size:,}), ",
         end="",
