@@ -143,7 +143,7 @@ def train(
                 backward(losses[-1].mean() / parts)
         rate = learning_rate(recipe, step, steps)
         norm, taken = update(optimizer, rate, recipe["grad_clip"])
-        ema.update(model, step, taken)
+        ema.update(step, taken)
         metrics.add(torch.cat(losses).detach(), t, norm, taken)
         bar.update()
 

@@ -112,7 +112,7 @@ def test_ema_is_the_average_its_docstring_writes(device):
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
         taken = step % 7 != 3
-        ema.update(model, step, torch.tensor(taken, device=device))
+        ema.update(step, torch.tensor(taken, device=device))
         decay = min(0.9, (1 + step) / (10 + step)) if taken else 1
         expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, model.parameters(), strict=True)]
     for ours, theirs in zip(ema.model.parameters(), expected, strict=True):
@@ -189,7 +189,7 @@ def test_a_step_that_goes_wrong_changes_nothing(wrong, grad_clip):
         if step == 1 and wrong == "gradient":
             model.bias.grad[1] = torch.inf
         norm, taken = update(optimizer, 0.01, grad_clip)
-        ema.update(model, step, taken)
+        ema.update(step, taken)
         assert bool(taken) == (step != 1) == bool(norm.isfinite())
         if step == 1:
             torch.testing.assert_close(states(), before, rtol=0, atol=0)
