@@ -97,7 +97,7 @@ def train(
     held_out = HeldOut(recipe, images, device) if lead else None
     stop, metrics = stack.enter_context(StopRequest(processes)), Metrics(folder, recipe, processes, start)
     bar = stack.enter_context(tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not lead))
-    if lead:
+    if lead and start < steps:
         save_recipe(folder / "recipe.yaml", recipe)
 
     @metrics.paused()

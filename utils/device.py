@@ -39,9 +39,10 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> nn.Module:
     """torch.compile for True, and for "auto" on CUDA devices, where what cannot be compiled runs as it is."""
-    if compile == "auto" and device.type == "cuda":
+    automatic = compile == "auto" and device.type == "cuda"
+    if automatic:
         torch._dynamo.config.suppress_errors = True
-    return torch.compile(network) if compile is True or (compile == "auto" and device.type == "cuda") else network
+    return torch.compile(network) if automatic or compile is True else network
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
