@@ -29,7 +29,7 @@ from utils.smoothness import jump, save_smoothness, step_sizes
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint")
+    add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint or .safetensors")
     add("--test_mode", required=True, choices=MODES)
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="METHOD_STEPS_ETA, one or several")
     add("--sample_num", type=number(1), metavar="N", help="pictures (a cell's, to compare: 16); the pairs are sqrt(N)")
@@ -54,7 +54,7 @@ def parse_arguments():
     add("--data_path", metavar="P", help="where the pairs' data are")
     add("--split", choices=SPLITS, help="which of the data; unless given, the split trained on")
     add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
-    checked = parser.add_argument_group("checked against the checkpoint's recipe, where given")
+    checked = parser.add_argument_group("for a checkpoint without a recipe; any other must agree, where given")
     checked.add_argument("--image_size", type=int)
     checked.add_argument("--image_channel", type=int)
     checked.add_argument("--training_timestep_num", type=int)
@@ -66,13 +66,11 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     device = pick_device(args.device)
-    trained = load_run(args.model_path, args.weights)
+    given = {"image_size": args.image_size, "image_channel": args.image_channel}
+    given |= {"timestep_num": args.training_timestep_num, "beta_schedule": args.beta_schedule}
+    trained = load_run(args.model_path, args.weights, **given)
     recipe = trained.recipe
     args.precision = sampling_precision(args.precision, device, recipe["objective"])
-    for flag in ("image_size", "image_channel", "training_timestep_num", "beta_schedule"):
-        given, in_recipe = getattr(args, flag), recipe[flag.removeprefix("training_")]
-        if given is not None and given != in_recipe:
-            raise ConfigError(f"--{flag} {given}: {args.model_path} was trained with {in_recipe}")
     T, mode = recipe["timestep_num"], args.test_mode
     ddim, steps = f"DDIM_{min(50, T)}_0p0", (min(10, T), min(50, T))
     default = {

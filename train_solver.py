@@ -16,7 +16,7 @@ from tqdm import tqdm
 from datasets import DataError, find_images, load_images
 from diffusion import GaussianDiffusion, SampleSpec
 from utils.batches import Batches, seed_of
-from utils.checkpoint import alone_in, build, check_same_run, find_checkpoint, load_into, save_checkpoint, save_recipe
+from utils.checkpoint import alone_in, build, load_run, load_weights, save_checkpoint, save_recipe
 from utils.config import load_recipe
 from utils.device import autocast, compiled, memory_format, pick_device, prepare, ready_to_sample, sampling_precision
 from utils.ema import EMA
@@ -27,6 +27,7 @@ from utils.metrics import Metrics, read_metrics, save_loss_curve, summary
 from utils.optimizer import backward, learning_rate, make_optimizer, update
 from utils.plan import describe, memory_advice, total_steps
 from utils.processes import Processes
+from utils.resume import check_same_run, find_checkpoint, load_into
 from utils.stop import StopRequest
 
 
@@ -36,6 +37,7 @@ def parse_arguments():
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE")
     parser.add_argument("--data_path", metavar="P", help="where the data are, or go; over the configuration's")
     parser.add_argument("--save_dir", metavar="D", help="where runs are kept; over the configuration's")
+    parser.add_argument("--init_from", metavar="P", help="weights to start from, with their network and diffusion")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="over any key")
     parser.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH", help="auto: go on where this run stopped"
@@ -46,8 +48,8 @@ def parse_arguments():
 
 def main() -> None:
     args = parse_arguments()
-    paths = {"data_path": args.data_path, "save_dir": args.save_dir}
-    recipe = load_recipe(args.config, args.data_name, args.set, {k: v for k, v in paths.items() if v})
+    paths = {key: getattr(args, key) for key in ("data_path", "save_dir", "init_from") if getattr(args, key)}
+    recipe = load_recipe(args.config, args.data_name, args.set, paths, lambda file: load_run(file).recipe)
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
     with Processes(pick_device()) as processes, out_of_memory_means(memory_advice(recipe)), ExitStack() as stack:
@@ -85,6 +87,8 @@ def train(
         print(describe(recipe, model, diffusion, len(images), processes.world))
     batches = Batches(images, recipe, device, processes.rank, processes.world)
 
+    if recipe["init_from"] and not last:
+        load_weights(model, load_run(recipe["init_from"]).model.state_dict(), recipe["init_from"])
     model, diffusion = model.to(device, memory_format=memory_format(device)), diffusion.to(device)
     ema, optimizer = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe)
     circumstances = {"images": len(images), "processes": processes.world}

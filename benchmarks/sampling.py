@@ -14,66 +14,16 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import to_uint8
-from diffusion import GaussianDiffusion, SampleNoise, SampleSpec
-from models import UNet
-from models.unet import AttentionBlock, Downsample, ResidualBlock, Upsample, norm_groups
-from utils.checkpoint import load_run
+from diffusion import SampleNoise, SampleSpec
+from utils.checkpoint import Run, build, load_run
+from utils.config import plain_recipe
 from utils.device import pick_device, ready_to_sample, sampling_precision
-
-
-def diffusers_twin(net: UNet, recipe: dict) -> UNet2DModel:
-    """diffusers' UNet2DModel with the shape and the weights of ours (attention at the coarsest level)."""
-    width, mult = recipe["model_channels"], recipe["channel_mult"]
-    levels, widest = len(mult), width * mult[-1]
-    twin = UNet2DModel(
-        sample_size=recipe["image_size"],
-        in_channels=recipe["image_channel"],
-        out_channels=recipe["image_channel"],
-        block_out_channels=[width * m for m in mult],
-        layers_per_block=recipe["num_res_blocks"],
-        down_block_types=["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"],
-        up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
-        attention_head_dim=widest // recipe["num_heads"],
-        norm_num_groups=norm_groups(width),
-        freq_shift=0,
-        downsample_padding=1,
-    )
-    sections = [*twin.down_blocks, twin.mid_block, *twin.up_blocks]
-    pairs = [(net.down_blocks[0][0], twin.conv_in), (net.out[0], twin.conv_norm_out), (net.out[2], twin.conv_out)]
-    pairs += [(net.time_embed[0], twin.time_embedding.linear_1), (net.time_embed[2], twin.time_embedding.linear_2)]
-    theirs = [block for section in sections for block in section.resnets]
-    for block, peer in zip(of_kind(net, ResidualBlock), theirs, strict=True):
-        pairs += [(block.conv1[0], peer.norm1), (block.conv1[2], peer.conv1), (block.time_emb[1], peer.time_emb_proj)]
-        pairs += [(block.conv2[0], peer.norm2), (block.conv2[3], peer.conv2)]
-        if peer.conv_shortcut is not None:
-            pairs.append((block.shortcut, peer.conv_shortcut))
-    down = [peer for section in twin.down_blocks for peer in section.downsamplers or []]
-    pairs += [(block.op, peer.conv) for block, peer in zip(of_kind(net, Downsample), down, strict=True)]
-    up = [peer for section in twin.up_blocks for peer in section.upsamplers or []]
-    pairs += [(block.conv, peer.conv) for block, peer in zip(of_kind(net, Upsample), up, strict=True)]
-    with torch.no_grad():
-        for ours, peer in pairs:
-            peer.load_state_dict(ours.state_dict())
-        theirs = [block for section in sections for block in getattr(section, "attentions", [])]
-        for block, peer in zip(of_kind(net, AttentionBlock), theirs, strict=True):
-            peer.group_norm.load_state_dict(block.norm.state_dict())
-            C, heads = block.proj.out_channels, block.num_heads
-            parts = block.qkv.weight.view(heads, 3, C // heads, C).unbind(1)  # head by head: q, k, v
-            for linear, part in zip((peer.to_q, peer.to_k, peer.to_v), parts, strict=True):
-                linear.weight.copy_(part.reshape(C, C))
-                linear.bias.zero_()
-            peer.to_out[0].weight.copy_(block.proj.weight.view(C, C))
-            peer.to_out[0].bias.copy_(block.proj.bias)
-    return twin.eval()
-
-
-def of_kind(net: nn.Module, kind: type) -> list[nn.Module]:
-    return [module for module in net.modules() if isinstance(module, kind)]
+from utils.diffusers_folder import scheduler_configuration, to_unet2d
 
 
 def main() -> None:
@@ -88,19 +38,15 @@ def main() -> None:
     torch.manual_seed(0)
     if args.model_path:
         run = load_run(args.model_path)
-        net, diffusion, recipe = run.model, run.diffusion, run.recipe
     else:
-        recipe = {"image_size": 32, "image_channel": 3, "model_channels": 128, "channel_mult": [1, 2, 2, 2]}
-        recipe |= {"num_res_blocks": 2, "num_heads": 4, "objective": "pred_noise", "beta_schedule": "cosine"}
-        net, diffusion = UNet().eval(), GaussianDiffusion()
-        nn.init.normal_(net.out[2].weight, std=0.01)
-    twin = diffusers_twin(net, recipe).to(device)
+        recipe = plain_recipe("benchmark")
+        run = Run(*build(recipe), recipe, 0, "raw")
+        nn.init.normal_(run.model.eval().out[2].weight, std=0.01)
+    net, diffusion, recipe = run.model, run.diffusion, run.recipe
+    twin = to_unet2d(run).to(device)
     shape = (args.batch_size, recipe["image_channel"], recipe["image_size"], recipe["image_size"])
     spec = SampleSpec("DDIM", args.steps, 0.0)
-    prediction = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}[recipe["objective"]]
-    scheduler = DDIMScheduler(
-        trained_betas=diffusion.betas.numpy(), prediction_type=prediction, timestep_spacing="trailing"
-    )
+    scheduler = DDIMScheduler.from_config(scheduler_configuration(recipe, diffusion))
     pipeline = DDIMPipeline(twin, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     net.to(device)

@@ -22,8 +22,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def norm_groups(model_channels: int) -> int:
-    """Groups of every GroupNorm: 32 as published, fewer below 128 channels, so that each has four or more.
+def usual_norm_groups(model_channels: int) -> int:
+    """Groups of every GroupNorm, unless given: 32 as published, fewer below 128 channels: four or more in each.
 
     A group of one channel subtracts whatever is constant over the feature map, and with it the time
     embedding that was just added: the finest level could not know its t.
@@ -113,6 +113,7 @@ class UNet(nn.Module):
     attention_resolutions: the feature-map sizes, in pixels, with attention; None: the coarsest only,
         an eighth of the image with four levels. The middle always has it.
     num_heads: attention heads; dropout: probability in [0, 1), inside the residual blocks.
+    norm_groups: of every GroupNorm, a divisor of model_channels; None: `usual_norm_groups`.
     Raises ValueError when these do not fit together.
     """
 
@@ -126,6 +127,7 @@ class UNet(nn.Module):
         attention_resolutions: tuple[int, ...] | None = None,
         num_heads: int = 4,
         dropout: float = 0.0,
+        norm_groups: int | None = None,
     ):
         super().__init__()
         least = min(image_channel, model_channels, num_res_blocks, num_heads, image_size, *channel_mult)
@@ -147,7 +149,9 @@ class UNet(nn.Module):
             if width % num_heads:
                 raise ValueError(f"num_heads={num_heads} does not divide an attention width of {width} channels")
 
-        groups, time_channels = norm_groups(model_channels), 4 * model_channels
+        groups, time_channels = norm_groups or usual_norm_groups(model_channels), 4 * model_channels
+        if model_channels % groups:
+            raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEAVES = {"models", "diffusion", "datasets"}
 MAY_IMPORT = {leaf: {leaf} for leaf in LEAVES} | {"utils": LEAVES | {"utils"}}
-OURS = LEAVES | {"utils", "train_solver", "test_solver"}
+SCRIPTS = ("train_solver", "test_solver", "convert")
+OURS = LEAVES | {"utils", *SCRIPTS}
 
 
 def imported_rooms(file):
@@ -31,9 +32,9 @@ def test_imports_point_one_way(room):
         assert OURS & set(imported_rooms(file)) <= MAY_IMPORT[room], file
 
 
-def test_the_solvers_do_not_know_each_other():
-    for name in ("train_solver", "test_solver"):
-        assert not {"train_solver", "test_solver"} & set(imported_rooms(ROOT / f"{name}.py"))
+def test_the_scripts_do_not_know_each_other():
+    for name in SCRIPTS:
+        assert not set(SCRIPTS) & set(imported_rooms(ROOT / f"{name}.py"))
 
 
 def test_no_file_outgrows_one_sitting():
@@ -45,7 +46,7 @@ def test_no_file_outgrows_one_sitting():
 
 def test_every_flag_in_the_papers_exists():
     known = {"--nproc_per_node"}  # torchrun's
-    for script in ("train_solver.py", "test_solver.py"):
+    for script in (f"{name}.py" for name in SCRIPTS):
         text = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
         known |= set(re.findall(r"--[a-z_]+", text.stdout))
     for paper in ("README.md", "README_zh.md", "run_test.sh"):

@@ -3,16 +3,12 @@
 import os
 import pickle
 import resource
-import sys
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
-from solvers import NO_NETWORK, ROOT, refused, script, train
-
-import test_solver
-from utils.errors import run
+from solvers import refused, script, train
 
 
 @pytest.mark.parametrize(
@@ -42,9 +38,9 @@ from utils.errors import run
         (["--data_name", "Digits", "--resume", "none.pt"], 1, ["none.pt does not exist"]),
     ],
 )
-def test_training_refuses(tmp_path, args, code, says):
+def test_training_refuses(in_process, tmp_path, args, code, says):
     paths = ["--save_dir", tmp_path / "runs", "--data_path", tmp_path / "data"]
-    refused(script("train_solver.py", *paths, *args), code, *says)
+    refused(in_process("train_solver.py", *paths, *args), code, *says)
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -73,19 +69,8 @@ def test_no_space_leaves_the_older_checkpoints(trained, tmp_path):
 
 
 @pytest.fixture
-def sampling(monkeypatch, capsys):
-    """test_solver.py as a script, but in this process: there are many refusals, and torch takes seconds to load."""
-
-    def call(*args):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", ["test_solver.py", *map(str, args)])
-        for name, value in NO_NETWORK.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as ended:
-            run(test_solver.main)
-        return SimpleNamespace(returncode=ended.value.code, stderr=capsys.readouterr().err)
-
-    return call
+def sampling(in_process):
+    return partial(in_process, "test_solver.py")
 
 
 def test_the_script_itself_refuses(tmp_path):
@@ -114,7 +99,7 @@ def bad_checkpoint(kind, trained, folder):
     elif kind == "malicious pickle":
         file.write_bytes(pickle.dumps({"recipe": os.system}))
     elif kind == "foreign":
-        torch.save({"epoch": 3, "unet_model": content["model"]}, file)
+        torch.save({"epoch": 3, "state_dict": content["model"]}, file)
     elif kind == "a list":
         torch.save([1, 2], file)
     elif kind == "another format":
@@ -143,7 +128,7 @@ def bad_checkpoint(kind, trained, folder):
         ("picture", "damaged or no checkpoint"),
         ("malicious", "nothing in it was run"),
         ("malicious pickle", "nothing in it was run"),
-        ("foreign", "no checkpoint of this project: it holds epoch, unet_model"),
+        ("foreign", "no checkpoint of this project: it holds epoch, state_dict"),
         ("a list", "no checkpoint of this project: it holds a list"),
         ("another format", "format 99"),
         ("recipe short", "its recipe lacks dataset"),
@@ -151,7 +136,7 @@ def bad_checkpoint(kind, trained, folder):
         ("recipe impossible", "num_heads=3"),
         ("weights missing", "time_embed.0.weight"),
         ("weights not finite", "time_embed.0.weight is not finite"),
-        ("weights of another width", "do not fit its recipe"),
+        ("weights of another width", "do not fit the network"),
     ],
 )
 def test_sampling_refuses_a_bad_checkpoint(trained, tmp_path, sampling, kind, says):
@@ -176,10 +161,10 @@ BETWEEN = ["--test_mode", "interpolate"]
         (["--sample_num", "two"], 2, ["--sample_num", "two"]),
         (["--batch_size", "0"], 2, ["--batch_size", "0 is not at least 1"]),
         (["--seed", "-1"], 2, ["--seed"]),
-        (["--image_size", "32"], 2, ["--image_size 32", "trained with 8"]),
-        (["--image_channel", "3"], 2, ["--image_channel 3", "trained with 1"]),
-        (["--training_timestep_num", "500"], 2, ["--training_timestep_num 500", "trained with 1000"]),
-        (["--beta_schedule", "linear"], 2, ["--beta_schedule linear", "trained with cosine"]),
+        (["--image_size", "32"], 2, ["image_size=32", "trained with 8"]),
+        (["--image_channel", "3"], 2, ["image_channel=3", "trained with 1"]),
+        (["--training_timestep_num", "500"], 2, ["timestep_num=500", "trained with 1000"]),
+        (["--beta_schedule", "linear"], 2, ["beta_schedule=linear", "trained with cosine"]),
         (["--test_mode", "generate"], 2, ["--test_mode", "random_gen"]),
         (["--save_dir", "LICENSE"], 1, ["LICENSE"]),
         (["--device", "cuda:99"], 2, ["'cuda:99' is not there", "cpu"]),

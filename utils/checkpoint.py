@@ -1,10 +1,8 @@
 """Checkpoints: {format, recipe, model, ema, optimizer, step}, written so that a good one always remains."""
 
-import glob
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +11,14 @@ from pathlib import Path
 import torch
 import yaml
 from torch import nn
-from torch.optim import Optimizer
 
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, RESUMABLE, changed_keys, check_recipe
+from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from utils.published import from_published, is_published
 from utils.seal import Sealing, check_seal
+from utils.weights import load_weights_file
 
 try:
     import fcntl
@@ -37,6 +36,7 @@ class Run:
     diffusion: GaussianDiffusion
     recipe: dict
     step: int
+    weights: str  # "ema" (averaged) or "raw"
 
 
 def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
@@ -126,82 +126,19 @@ def save_recipe(file: Path, recipe: dict) -> None:
         part.unlink(missing_ok=True)
 
 
-def find_checkpoint(file: Path, resume: str) -> dict | None:
-    """The content to go on from: `resume` is auto, never or a path; None starts anew.
-
-    auto takes the newest of `file` and its predecessors that is whole; damaged ones are set aside, named.
-    Nothing is ever restarted over an older run: CheckpointError if all are damaged, if one cannot be
-    read for another reason, or if another start would write over what is there.
-    """
-    kept = [file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}.*.pt"), key=_age)]
-    kept = [candidate for candidate in kept if candidate.exists()]
-    if resume != "auto":
-        if kept and (resume == "never" or Path(resume).resolve() != kept[0].resolve()):
-            raise CheckpointError(
-                f"{kept[0]} exists and would be written over: leave --resume away to go on from it, set another "
-                "pth_save_name or save_dir, or move it away"
-            )
-        return None if resume == "never" else load_checkpoint(Path(resume))
-    for i, candidate in enumerate(kept):
-        try:
-            content = load_checkpoint(candidate)
-        except DamagedCheckpointError as error:
-            print(error, file=sys.stderr)
-            continue
-        for damaged in kept[:i]:  # or the next save would push the good one out
-            print(f"set aside as {damaged.replace(damaged.with_name(damaged.name + '.damaged'))}", file=sys.stderr)
-        return content
-    if kept:
-        raise CheckpointError(f"no good checkpoint among {', '.join(map(str, kept))}: move them away to start anew")
-    return None
-
-
-def _age(file: Path) -> int:
-    number = file.suffixes[-2][1:]
-    return int(number) if number.isdigit() else sys.maxsize
-
-
-def check_same_run(content: dict, recipe: dict) -> None:
-    """Prints every key that differs from the checkpoint's; CheckpointError with those that may not."""
-    if changed := changed_keys(content["recipe"], recipe, set(KEYS) - RESUMABLE):
-        raise CheckpointError(
-            f"the checkpoint to go on from was trained otherwise ({'; '.join(changed)}): "
-            "keep these keys, or train under another pth_save_name"
-        )
-    for change in changed_keys(content["recipe"], recipe, RESUMABLE):
-        print(change)
-
-
-def load_into(content: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, circumstances: dict) -> int:
-    """Puts a checkpoint into a training; returns the number of steps it has done.
-
-    circumstances: other items of the content, which may differ; this is then said.
-    """
-    load_weights(model, content["model"], "the checkpoint")
-    load_weights(ema, content["ema"], "the checkpoint")
-    try:  # how the optimizer works comes from the recipe, from the file its state alone
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
-        for weight, state in optimizer.state.items():  # in the weight's own layout in memory, as fused kernels take it
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = torch.empty_like(weight).copy_(state[moment])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
-    for name, value in circumstances.items():
-        if content.get(name, value) != value:
-            print(f"{name}: were {content[name]}, are {value}: from here on the run is another")
-    print(f"going on from step {content['step']:,}")
-    return content["step"]
-
-
 def load_checkpoint(file: Path) -> dict:
     """A training checkpoint's content, on the CPU, its recipe checked. Nothing in the file is run.
 
     Raises CheckpointError, in one line, for a file that is missing, foreign or not plain tensors, and its
     subclass DamagedCheckpointError for one that is cut or garbled.
     """
+    return _checked(_torch_load(file), file)
+
+
+def _torch_load(file: Path):
     try:
         check_seal(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except DamagedCheckpointError:
         raise
     except FileNotFoundError as error:
@@ -217,35 +154,64 @@ def load_checkpoint(file: Path) -> dict:
         raise DamagedCheckpointError(
             f"{file} is damaged or no checkpoint ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _checked(content, file: Path) -> dict:
     if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
         raise CheckpointError(f"{file} is no checkpoint of this project: {_what_it_holds(content)}")
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {content['format']}; this version reads format {FORMAT}")
     if not isinstance(content["step"], int) or content["step"] < 0:
         raise CheckpointError(f"{file}: its step is {content['step']!r}, not a number of steps")
-    recipe, missing = content["recipe"], []
-    if isinstance(recipe, dict):
-        missing = [key for key in ("data_name", "dataset", *MODEL_KEYS, *DIFFUSION_KEYS) if key not in recipe]
-    if missing or not isinstance(recipe, dict):
-        raise CheckpointError(f"{file}: its recipe lacks {', '.join(missing) or 'everything'}")
+    recipe, needed = content["recipe"], [*MODEL_KEYS, *DIFFUSION_KEYS]
+    missing = ["everything"] if not isinstance(recipe, dict) else []
+    needed = ["data_name", "dataset", *(key for key in needed if KEYS[key].default is not None)]
+    missing = missing or [key for key in needed if key not in recipe]
+    if missing:
+        raise CheckpointError(f"{file}: its recipe lacks {', '.join(missing)}")
     try:
-        loop = {key: KEYS[key].default for key in KEYS if key not in recipe}  # younger than the checkpoint
-        content["recipe"] = check_recipe(recipe | loop, f"{file}: its recipe")
+        usual = {key: KEYS[key].default for key in KEYS if key not in recipe}  # younger than the checkpoint
+        content["recipe"] = check_recipe(recipe | usual, f"{file}: its recipe")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     return content
 
 
-def load_run(file: str | Path, weights: str = "ema") -> Run:
-    """The run in a checkpoint, on the CPU: `weights` "ema" (averaged) or "raw" (as the optimizer left them)."""
-    file = Path(file)
-    content = load_checkpoint(file)
+def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
+    """The run in a training checkpoint, a .safetensors with its recipe or a published checkpoint, on the CPU.
+
+    weights: "ema" (averaged, where the file has them) or "raw" (as the optimizer left them).
+    given: keys of the recipe, or None, which must be as they are in the file (ConfigError); a published checkpoint,
+    which has no recipe, takes them from here and needs image_size.
+    """
+    file, step = Path(file), 0
+    if file.is_dir():
+        raise CheckpointError(f"{file} is a folder: convert.py makes a .safetensors of a diffusers folder")
+    if file.suffix == ".safetensors":
+        tensors, facts = load_weights_file(file)
+        recipe, step, has = facts["recipe"], facts["step"], facts["weights"]
+    elif is_published(content := _torch_load(file)):
+        (tensors, recipe), has = from_published(content, file, given), "raw"
+    else:
+        content = _checked(content, file)
+        tensors, recipe = content[{"ema": "ema", "raw": "model"}[weights]], content["recipe"]
+        step, has = content["step"], weights
+    if weights == "raw" != has:
+        raise CheckpointError(f"{file} holds only the averaged weights")
+    check_given(recipe, given, file)
     try:
-        model, diffusion = build(content["recipe"])
+        model, diffusion = build(recipe)
     except ConfigError as error:
         raise CheckpointError(f"{file}: its recipe: {error}") from error
-    load_weights(model, content[{"ema": "ema", "raw": "model"}[weights]], file)
-    return Run(model.eval(), diffusion, content["recipe"], content["step"])
+    load_weights(model, tensors, file)
+    return Run(model.eval(), diffusion, recipe, step, has)
+
+
+def check_given(recipe: dict, given: dict, file: Path) -> None:
+    """ConfigError for a key that is given, not None, and otherwise in the file's recipe."""
+    for key, value in given.items():
+        if value is not None and value != recipe[key]:
+            raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}")
 
 
 def load_weights(model: nn.Module, weights: dict, file: Path | str) -> None:
@@ -254,7 +220,7 @@ def load_weights(model: nn.Module, weights: dict, file: Path | str) -> None:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{file}: its weights do not fit its recipe: {' '.join(lines[1:2] or lines)}") from error
+        raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise CheckpointError(f"{file}: its weight {name} is not finite: take an older checkpoint")

@@ -7,7 +7,7 @@ chain of `base`, the data set's own block, --set.
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ MODEL_KEYS = {
     "attention_resolutions": Key(list, None, 1),
     "num_heads": Key(int, 4, 1),
     "dropout": Key(float, 0.0, 0, 0.999),
+    "norm_groups": Key(int, None, 1),
+    "diffusers_unet": Key(dict, None),
 }
 DIFFUSION_KEYS = {
     "timestep_num": Key(int, 1000, 1, 100_000),
@@ -60,6 +62,7 @@ KEYS = {
     **MODEL_KEYS,
     **DIFFUSION_KEYS,
     # loop
+    "init_from": Key(str, None),
     "batch_size": Key(int, 64, 1),
     "train_epoch": Key(int, 100, 1),
     "max_steps": Key(int, None, 1),
@@ -90,8 +93,17 @@ RESUMABLE = {
 }  # fmt: skip
 
 
-def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), flags: dict | None = None) -> dict:
+def load_recipe(
+    config: Path,
+    data_name: str,
+    overrides: Sequence[str] = (),
+    flags: dict | None = None,
+    pretrained: Callable[[str], dict] | None = None,
+) -> dict:
     """The resolved recipe of one Train_Data block; overrides are "KEY=VALUE" texts, flags single keys.
+
+    pretrained: gives the recipe of the weights that init_from names, whose network and diffusion then stand over the
+    block's (and below --set).
 
     Raises ConfigError for an unknown block or key (with the nearest known one), a wrong type or value,
     a duplicate, a cycle of bases, and whatever makes model and diffusion impossible.
@@ -114,9 +126,12 @@ def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), fla
     layers.append((f"{config}: Train_Setting", _mapping(content.get("Train_Setting"), f"{config}: Train_Setting")))
     layers.insert(0, ("--set", _parse_overrides(overrides) | (flags or {})))
 
-    values = {}
-    for where, layer in reversed(layers):
-        values |= {key: _coerce(where, key, value) for key, value in layer.items()}
+    layers = [(where, {key: _coerce(where, key, value) for key, value in layer.items()}) for where, layer in layers]
+    init_from = next((layer["init_from"] for _, layer in layers if "init_from" in layer), None)
+    if init_from and pretrained:
+        theirs = pretrained(init_from)
+        layers.insert(1, (init_from, {key: theirs[key] for key in [*MODEL_KEYS, *DIFFUSION_KEYS]}))
+    values = {key: value for _, layer in reversed(layers) for key, value in layer.items()}
     dataset = next((name for name in chain if name in LOADERS), "Folder")
     recipe = {"data_name": data_name, "dataset": dataset} | {k: values.get(k, KEYS[k].default) for k in KEYS}
     if recipe["pth_save_name"] is None:
@@ -127,6 +142,14 @@ def load_recipe(config: Path, data_name: str, overrides: Sequence[str] = (), fla
         recipe["data_path"] = f"data/{dataset.lower()}"
     recipe |= {key: os.path.expanduser(recipe[key]) for key in ("data_path", "save_dir")}
     return check_recipe(recipe, str(config))
+
+
+def plain_recipe(name: str, **keys) -> dict:
+    """The recipe of weights that came without one: a folder of pictures, and every key as usual but these."""
+    recipe = {"data_name": name, "dataset": "Folder"} | {key: KEYS[key].default for key in KEYS}
+    recipe |= {"data_path": f"data/{name.lower()}", "pth_save_name": name.lower()} | keys
+    recipe["preview_info"] = f"DDIM_{min(25, recipe['timestep_num'])}_0p0"
+    return check_recipe(recipe, name)
 
 
 def check_recipe(recipe: dict, where: str) -> dict:
@@ -219,8 +242,8 @@ def _coerce(where: str, name: str, value):
         if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
             raise wrong
         return value
-    if key.kind in (bool, str):
-        if not isinstance(value, key.kind) or value == "":
+    if key.kind in (bool, str, dict):
+        if not isinstance(value, key.kind) or value in ("", {}):
             raise wrong
         return value
     if key.kind is list:
@@ -252,6 +275,7 @@ def _describe(key: Key) -> str:
         bool: "true or false",
         str: "a text",
         list: "a list of whole numbers",
+        dict: "a block of KEY: VALUE lines",
     }
     ends = [f"at least {key.least:g}"] if key.least is not None else []
     ends += [f"at most {key.most:g}"] if key.most is not None else []

@@ -1,0 +1,164 @@
+"""convert.py: weights to share, and fine-tuning from them."""
+
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from solvers import refused, script, train
+
+from utils.checkpoint import load_run
+from utils.errors import CheckpointError
+
+
+@pytest.fixture
+def convert(in_process):
+    return partial(in_process, "convert.py")
+
+
+def picture(in_process, model, folder):
+    args = ("--test_mode", "random_gen", "--sample_info", "DDIM_3_0p0", "--sample_num", 4, "--precision", "fp32")
+    run = in_process("test_solver.py", "--model_path", model, "--save_dir", folder, *args)
+    assert run.returncode == 0, run.stderr
+    return np.asarray(Image.open(next(folder.glob("*_final.png")))).astype(int)
+
+
+@pytest.fixture(scope="module")
+def shared(trained, tmp_path_factory):
+    """The trained run as a .safetensors."""
+    file = tmp_path_factory.mktemp("shared") / "checkpoints" / "digits.safetensors"
+    run = script("convert.py", trained, file)
+    assert run.returncode == 0, run.stderr
+    assert "digits.safetensors: Digits, ema weights of step 6" in run.stdout
+    return file
+
+
+def test_shared_weights_are_one_set_and_carry_their_recipe(in_process, trained, shared, tmp_path):
+    ours, theirs = load_run(trained), load_run(shared)
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True))
+    places = {"save_dir", "data_path"}
+    assert {key for key in ours.recipe if ours.recipe[key] != theirs.recipe[key]} <= places
+    assert (theirs.step, theirs.weights, theirs.recipe["save_dir"]) == (6, "ema", "train_results")
+    assert str(trained.parent.parent).encode() not in shared.read_bytes()
+    assert np.array_equal(picture(in_process, trained, tmp_path / "a"), picture(in_process, shared, tmp_path / "b"))
+    with pytest.raises(CheckpointError, match="holds only the averaged weights"):
+        load_run(shared, weights="raw")
+
+
+def test_raw_weights_and_half_precision(convert, trained, shared, tmp_path):
+    assert convert(trained, tmp_path / "raw.safetensors", "--weights", "raw").returncode == 0
+    raw = load_run(tmp_path / "raw.safetensors")
+    last = load_run(trained, weights="raw")
+    assert raw.weights == "raw" and all(map(torch.equal, raw.model.parameters(), last.model.parameters()))
+    assert convert(shared, tmp_path / "half.safetensors", "--dtype", "float16").returncode == 0
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.7 * shared.stat().st_size  # the recipe stays as long
+    runs = load_run(tmp_path / "half.safetensors"), load_run(shared)
+    for half, whole in zip(*(run.model.parameters() for run in runs), strict=True):
+        assert half.dtype == torch.float32
+        # float16 has 11 bits, and 2**-24 as its smallest step
+        torch.testing.assert_close(half, whole, rtol=2**-11, atol=2**-25)
+
+
+def test_a_run_goes_to_diffusers_and_back(convert, trained, shared, tmp_path):
+    """Its card is complete, and what comes back is the same file that was made without the way round."""
+    out = convert(trained, tmp_path / "digits-diffusers")
+    assert out.returncode == 0, out.stderr
+    assert re.search(r"diffusers' are \d\.\de-\d+ apart", out.stdout)
+    card = (tmp_path / "digits-diffusers" / "README.md").read_text()
+    here = 'from_pretrained("digits-diffusers")'
+    for text in ("8x8", "Digits", "6 steps of 8: 48 pictures", "held-out", "DPMpp_20_0p0", here):
+        assert text in card
+    assert "{" not in card.replace("{{", "") and Image.open(tmp_path / "digits-diffusers" / "samples.png").width > 200
+    code, names = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {}
+    code = code.replace(here, f'from_pretrained("{tmp_path}/digits-diffusers")')
+    exec(code.replace("=50", "=2"), names)  # as the card says
+    assert len(names["pictures"]) == 16 and names["pictures"][0].size == (8, 8)
+
+    assert convert(tmp_path / "digits-diffusers", tmp_path / "digits.safetensors").returncode == 0
+    assert (tmp_path / "digits.safetensors").read_bytes() == shared.read_bytes()
+
+
+def test_fine_tuning_starts_from_shared_weights_and_goes_on(shared, tmp_path):
+    """The network and the diffusion are the file's, not the block's; the rest is the block's."""
+    mine = "{base: Digits, learning_rate: 0, timestep_num: 77, batch_size: 4}"
+    block = f"Train_Setting: {{}}\nTrain_Data: {{Mine: {mine}, Digits: {{}}}}"
+    (tmp_path / "config.yaml").write_text(block)
+    args = ("--config", tmp_path / "config.yaml", "--data_name", "Mine", "--save_dir", tmp_path / "runs")
+    args += ("--init_from", shared)
+    steps = ("--set", "sample_num=4", "preview_info=DDIM_2_0p0")
+    run = script("train_solver.py", *args, *steps, "max_steps=2")
+    assert run.returncode == 0, run.stderr
+    tuned, first = load_run(tmp_path / "runs" / "mine" / "mine.pt", "raw"), load_run(shared)
+    assert (tuned.recipe["model_channels"], tuned.recipe["timestep_num"], tuned.recipe["batch_size"]) == (8, 1000, 4)
+    assert tuned.step == 2  # at learning rate 0 the weights are still those it started from
+    assert all(map(torch.equal, tuned.model.parameters(), first.model.parameters()))
+    again = script("train_solver.py", *args, *steps, "max_steps=3")
+    assert again.returncode == 0 and "going on from step 2" in again.stdout
+    refused(script("train_solver.py", *args[:-2], *steps, "max_steps=3"), 1, "init_from: was", "is None")
+    wider = script("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)
+    refused(wider, 1, "do not fit the network")
+
+
+def test_what_is_refused(in_process, convert, trained, shared, tmp_path):
+    refused(convert(trained, shared), 2, "exists")
+    refused(convert(trained, tmp_path / "x.pt"), 2, "a .safetensors or a folder")
+    refused(convert(trained, tmp_path / "x", "--dtype", "float16"), 2, "--dtype is for a .safetensors")
+    refused(convert(tmp_path / "nothing.pt", tmp_path / "x"), 1, "does not exist")
+    refused(convert(shared, tmp_path / "x", "--image_size", 32), 2, "image_size=32", "was trained with 8")
+    refused(convert(shared, tmp_path / "x", "--weights", "raw"), 1, "only the averaged weights")
+    refused(convert(tmp_path, tmp_path / "x"), 1, "is no diffusers folder")
+    sample = ("test_solver.py", "--test_mode", "random_gen", "--save_dir", tmp_path / "r", "--model_path")
+    refused(in_process(*sample, tmp_path), 1, "is a folder: convert.py")
+    assert not (tmp_path / "x").exists() and list(tmp_path.iterdir()) == []
+
+
+def edited(shared, file, **changes):
+    """The file with other facts."""
+    tensors = safetensors.torch.load_file(shared)
+    with safetensors.safe_open(shared, "pt") as content:
+        facts = json.loads(content.metadata()["diffusion_pytorch"])
+    safetensors.torch.save_file(tensors, file, {"diffusion_pytorch": json.dumps(facts | changes)})
+    return file
+
+
+def test_bad_weights_files_are_one_clear_line(trained, shared, tmp_path):
+    whole = shared.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-1])
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "pickle.safetensors").write_bytes(trained.read_bytes())
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    says = {"cut": "damaged", "empty": "damaged", "pickle": "damaged or no safetensors", "foreign": "carries no recipe"}
+    for name, text in says.items():
+        with pytest.raises(CheckpointError, match=text):
+            load_run(tmp_path / f"{name}.safetensors")
+    recipe = load_run(shared).recipe
+    for changes, text in [
+        ({"version": 2}, "format 2; this version reads format 1"),
+        ({"recipe": recipe | {"model_channels": 16}}, "do not fit the network"),
+        ({"recipe": {"data_name": "A"}}, "makes no sense"),
+        ({"recipe": recipe | {"image_size": "big"}}, "image_size must be a whole number"),
+        ({"weights": "best"}, "weights='best'"),
+        ({"step": None}, "step=None"),
+    ]:
+        with pytest.raises(CheckpointError, match=text):
+            load_run(edited(shared, tmp_path / "edited.safetensors", **changes))
+
+
+def test_weights_beyond_float16_are_refused(convert, trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    content["ema"]["out.2.bias"][0] = 1e5
+    torch.save(content, tmp_path / "large.pt")
+    refused(
+        convert(tmp_path / "large.pt", tmp_path / "x.safetensors", "--dtype", "float16"), 1, "out.2.bias", "float16"
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "large.pt"]
+
+
+def test_training_says_which_weights_are_missing(tmp_path):
+    run = train(tmp_path / "runs", "--init_from", tmp_path / "nothing.safetensors")
+    refused(run, 1, "nothing.safetensors does not exist")

@@ -1,0 +1,67 @@
+"""The published checkpoints, {"epoch", "unet_model"}: weights with no recipe, in colour of pictures in BGR."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from utils.config import plain_recipe
+from utils.errors import CheckpointError, ConfigError
+
+NORM_GROUPS = 32  # theirs at every width; and 4 heads, noise predicted, 1000 steps, cosine betas: our defaults too
+KEYS = {"epoch", "unet_model"}
+COLOURS = {"down_blocks.0.0.weight": 1, "out.2.weight": 0, "out.2.bias": 0}  # the axes that are blue, green, red
+
+
+def is_published(content) -> bool:
+    return isinstance(content, dict) and "unet_model" in content
+
+
+def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Tensor], dict]:
+    """Weights for RGB pictures, and a recipe out of what they show and what is given (image_size at least).
+
+    given: recipe keys, None where the user said nothing. ConfigError where image_size is not given, CheckpointError
+    where the file is not of this kind.
+    """
+    if content.keys() != KEYS or not isinstance(content["unet_model"], dict):
+        raise CheckpointError(f"{file} holds {', '.join(map(str, content))}, and not just {' and '.join(sorted(KEYS))}")
+    weights, given = dict(content["unet_model"]), {key: value for key, value in given.items() if value is not None}
+    try:
+        shown, attended = _network(weights)
+        if shown["image_channel"] == 3:
+            weights |= {name: weights[name].flip(axis) for name, axis in COLOURS.items()}
+    except (KeyError, AttributeError, IndexError, ValueError) as error:
+        raise CheckpointError(f"{file}: its weights are not as in every published checkpoint: {error!r}") from error
+    if "image_size" not in given:
+        at = ", ".join(f"1/{2**level}" for level in attended) or "no level"
+        raise ConfigError(
+            f"{file} carries no recipe: give --image_size, the pixels a side that it was trained with. Its weights "
+            f"show {', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, "
+            f"and its epoch is {content['epoch']}; timesteps and betas are 1000 and cosine, or "
+            "--training_timestep_num and --beta_schedule"
+        )
+    if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
+        raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")
+    sizes = [given["image_size"] // 2**level for level in attended]
+    coarsest = attended == [len(shown["channel_mult"]) - 1]
+    shown |= {"attention_resolutions": None if coarsest else sizes, "norm_groups": NORM_GROUPS}
+    return weights, plain_recipe(file.stem, **shown | given)
+
+
+def _network(weights: dict[str, Tensor]) -> tuple[dict, list[int]]:
+    """The network's keys as the names and shapes show them, and which levels have attention. KeyError: not there."""
+    width, channel = weights["down_blocks.0.0.weight"].shape[:2]
+    if weights["time_embed.0.weight"].shape[1] != width:
+        raise ValueError("down_blocks.0.0.weight and time_embed.0.weight are of different widths")
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("down_blocks."))
+    widths, blocks, attended = [], [0], []
+    for i in range(1, last + 1):
+        if any(name.startswith(f"down_blocks.{i}.0.op.") for name in weights):
+            blocks.append(0)
+            continue
+        level, blocks[-1] = len(blocks) - 1, blocks[-1] + 1
+        widths[level:] = [weights[f"down_blocks.{i}.0.conv1.2.weight"].shape[0]]
+        if any(name.startswith(f"down_blocks.{i}.1.") for name in weights) and level not in attended:
+            attended.append(level)
+    mult = [wide // width for wide in widths]
+    shown = {"image_channel": channel, "model_channels": width, "channel_mult": mult, "num_res_blocks": blocks[0]}
+    return shown, attended
