@@ -5,13 +5,16 @@ python convert.py train_results/digits/digits.pt digits-diffusers               
 python convert.py ddpm-cifar10-32 checkpoints/ddpm-cifar10-32.safetensors         # and one of diffusers' for us
 """
 
+import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import torch
 
 from utils.checkpoint import check_given, load_run
-from utils.diffusers_folder import export_folder, import_folder
+from utils.diffusers_folder import export_folder, import_folder, need_diffusers
 from utils.errors import ArgumentParser, ConfigError, run
 from utils.model_card import write_card
 from utils.weights import facts_of, save_weights
@@ -39,18 +42,21 @@ def parse_arguments():
 
 def main() -> None:
     args = parse_arguments()
-    to_file, target = args.target.suffix == ".safetensors", args.target
-    if target.exists():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the clearing up
+    to_file, target = args.target.suffix.lower() == ".safetensors", args.target
+    if os.path.lexists(target):
         raise ConfigError(f"{target} exists: choose another name, or move it away")
-    if target.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+    if target.suffix.lower() in (".pt", ".pth", ".ckpt", ".bin"):
         raise ConfigError(f"{target}: this writes a .safetensors or a folder, and no {target.suffix}")
     if args.dtype != "float32" and not to_file:
         raise ConfigError("--dtype is for a .safetensors: diffusers' folders are written in float32")
+    if args.source.is_dir() or not to_file:
+        need_diffusers()
     given = {"image_size": args.image_size, "image_channel": args.image_channel}
     given |= {"timestep_num": args.training_timestep_num, "beta_schedule": args.beta_schedule}
     if args.source.is_dir():
         trained = import_folder(args.source)
-        check_given(trained.recipe, given, args.source)
+        check_given(trained.recipe, trained.weights, args.source, args.weights, given)
     else:
         trained = load_run(args.source, args.weights, **given)
     if to_file:
@@ -61,11 +67,12 @@ def main() -> None:
         shutil.rmtree(part, ignore_errors=True)
         try:
             export_folder(trained, part)
-            write_card(trained, part, target.name, args.source.parent / "metrics.jsonl")
+            metrics = args.source.parent / "metrics.jsonl"
+            write_card(trained, part, target.name, metrics if args.source.suffix == ".pt" else None)
             part.rename(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    size = sum(file.stat().st_size for file in ([target] if to_file else target.rglob("*")))
+    size = sum(file.stat().st_size for file in ([target] if to_file else target.rglob("*")) if file.is_file())
     of = f"{trained.recipe['data_name']}, {trained.weights} weights of step {trained.step:,}"
     print(f"{target}: {of}, {size / 1e6:.1f} MB")
 

@@ -1,9 +1,10 @@
 """Samples from a trained checkpoint:   python test_solver.py --model_path train_results/digits/digits.pt
 
 random_gen writes the final pictures and how they came out of noise; compare one table over methods and steps;
-interpolate goes from one picture to another.
+interpolate goes from one picture to another; evaluate measures how near the samples are to real pictures.
 """
 
+import json
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,14 +15,17 @@ from tqdm import tqdm
 from datasets import SPLITS, normalize, to_uint8
 from diffusion import INTERP_MODES, SampleNoise, SampleSpec, interpolate
 from utils.checkpoint import load_run
+from utils.classifier import extractor_for
 from utils.compare import save_comparison
-from utils.config import parse_spec
+from utils.config import load_recipe
 from utils.device import pick_device, ready_to_sample, sampling_precision
 from utils.errors import ArgumentParser, ConfigError, number, run
+from utils.evaluation import evaluate, real_pictures, summary
 from utils.images import grid, grid_columns, save_grid
 from utils.pairs import choose_pairs
 from utils.processes import rank_and_world
 from utils.progress import Progress
+from utils.recipe import parse_spec
 from utils.sample_dir import SampleDir, identity_of
 from utils.smoothness import jump, save_smoothness, step_sizes
 
@@ -43,15 +47,15 @@ def parse_arguments():
     random = parser.add_argument_group("random_gen")
     random.add_argument("--sample_dir", type=Path, metavar="D", help="also write each sample there, and go on there")
     random.add_argument("--animate", choices=("gif", "webp"), help="also write how they came out of noise as a film")
-    pairs = parser.add_argument_group("interpolate")
-    add = pairs.add_argument
+    add = parser.add_argument_group("interpolate").add_argument
     add("--interp_mode", nargs="+", choices=INTERP_MODES, help="one or several; unless given, lerp")
     add("--diffusion_step", type=number(1), metavar="N", help="timesteps of noise to mix at; unless given, half of all")
     add("--lambda_num", type=number(2), metavar="N", help="mixtures from lambda 0 to 1; unless given, 11")
     add("--image_indices", type=int, nargs="+", metavar="I", help="pairs of pictures by number: I J, or I J K L …")
     add("--image_files", type=Path, nargs=2, metavar="FILE", help="a pair of picture files")
-    add("--data_name", metavar="NAME", help="take the pairs from this block's data, not the training's")
-    add("--data_path", metavar="P", help="where the pairs' data are")
+    add = parser.add_argument_group("interpolate and evaluate: real pictures").add_argument
+    add("--data_name", metavar="NAME", help="of this block's data, not the training's")
+    add("--data_path", metavar="P", help="where the data are")
     add("--split", choices=SPLITS, help="which of the data; unless given, the split trained on")
     add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
     checked = parser.add_argument_group("for a checkpoint without a recipe; any other must agree, where given")
@@ -76,6 +80,7 @@ def main() -> None:
     default = {
         "random_gen": [ddim],
         "compare": [f"{method}_{n}_0p0" for method in ("DDPM", "DDIM", "DPMpp") for n in steps],
+        "evaluate": [ddim],
         "interpolate": [ddim if "ddim" in (args.interp_mode or []) else f"DDPM_{T}_0p0"],  # DDIM can be inverted
     }[mode]
     specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in args.sample_info or default))
@@ -93,12 +98,16 @@ def main() -> None:
 
 def check_arguments(args) -> None:
     """Refuses a flag that the mode has no use for, before anything is loaded."""
-    only = {"random_gen": ("sample_dir", "animate"), "interpolate": ("interp_mode", "diffusion_step", "lambda_num")}
-    only["interpolate"] += ("image_indices", "image_files", "data_name", "data_path", "split")
-    for mode, flags in only.items():
+    only = {
+        ("random_gen",): ("sample_dir", "animate"),
+        ("interpolate", "evaluate"): ("data_name", "data_path", "split"),
+    }
+    only[("interpolate",)] = ("interp_mode", "diffusion_step", "lambda_num", "image_indices", "image_files")
+    for modes, flags in only.items():
         for flag in flags:
-            if mode != args.test_mode and getattr(args, flag) is not None:
-                raise ConfigError(f"--{flag} is for --test_mode {mode}, and {args.test_mode} has no use for it")
+            if args.test_mode not in modes and getattr(args, flag) is not None:
+                of = " and ".join(modes)
+                raise ConfigError(f"--{flag} is for --test_mode {of}, and {args.test_mode} has no use for it")
 
 
 def picture_path(args, what: str) -> Path:
@@ -152,18 +161,23 @@ def random_gen(args, trained, network, specs, device) -> list[Path]:
     return [*files, args.sample_dir] if args.sample_dir else files
 
 
+def draw(args, trained, network, spec, device, count: int) -> tuple[torch.Tensor, float]:
+    """uint8 (count, C, S, S) and the seconds it took."""
+    parts, began = [], time.monotonic()
+    for batch in tqdm(in_batches(count, args.batch_size), desc=str(spec), leave=False):
+        x, noise = start(trained.recipe, args.seed, batch, device)
+        parts.append(to_uint8(trained.diffusion.sample(network, x, spec, noise)).cpu())
+    return torch.cat(parts), time.monotonic() - began
+
+
 def compare(args, trained, network, specs, device) -> list[Path]:
     """One table of samples, methods down and steps across, all from the same noise; seconds per image below each."""
     count, cells = args.sample_num or 16, {}
     warm_up = SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0)  # first calls are no sampler's fault
     for i, spec in enumerate(tqdm([warm_up, *specs], desc="compare", leave=False)):
-        parts, began = [], time.monotonic()
-        for batch in in_batches(count, args.batch_size):
-            x, noise = start(trained.recipe, args.seed, batch, device)
-            parts.append(to_uint8(trained.diffusion.sample(network, x, spec, noise)).cpu())
-        seconds = time.monotonic() - began
+        pixels, seconds = draw(args, trained, network, spec, device, count)
         if i > 0:
-            cells[spec] = grid(torch.cat(parts), grid_columns(count)), seconds / count
+            cells[spec] = grid(pixels, grid_columns(count)), seconds / count
     facts = {"images": count, "device": device, "precision": args.precision}
     return save_comparison(cells, picture_path(args, "compare"), **facts)
 
@@ -196,7 +210,31 @@ def interpolate_pairs(args, trained, network, specs, device) -> list[Path]:
     return files
 
 
-MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate_pairs}
+def evaluate_samples(args, trained, network, specs, device) -> list[Path]:
+    """How near the samples are to real pictures, as numbers; and beside some of them their nearest real neighbours."""
+    recipe, files = trained.recipe, []
+    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
+    data = source["dataset"], args.data_path or source["data_path"], args.split or source["split"]
+    real = real_pictures(*data, recipe["image_size"], recipe["image_channel"])
+    extractor = extractor_for(source["dataset"], recipe["image_channel"], device)
+    for spec in specs:
+        samples, seconds = draw(args, trained, network, spec, device, args.sample_num or 2000)
+        report, apart, number = evaluate(samples, *real, extractor)
+        report = {
+            "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
+            "seed": args.seed, "precision": args.precision, "device": str(device), "seconds": round(seconds, 1),
+            "data": source["data_name"], "split": data[2], **report,
+        }  # fmt: skip
+        print(f"{spec}, seed {args.seed}, against {source['data_name']}'s {data[2]} split:", summary(report), sep="\n")
+        file = picture_path(args, f"{spec}_evaluate").with_suffix(".json")
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
+        rows = [pictures for which in (first, closest) for pictures in (samples[which], real[0][number[which]])]
+        files += [file, save_grid(torch.cat(rows), picture_path(args, f"{spec}_neighbours"), len(first))]
+    return files
+
+
+MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate_pairs, "evaluate": evaluate_samples}
 
 if __name__ == "__main__":
     run(main)

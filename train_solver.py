@@ -27,7 +27,7 @@ from utils.metrics import Metrics, read_metrics, save_loss_curve, summary
 from utils.optimizer import backward, learning_rate, make_optimizer, update
 from utils.plan import describe, memory_advice, total_steps
 from utils.processes import Processes
-from utils.resume import check_same_run, find_checkpoint, load_into
+from utils.resume import check_same_run, find_checkpoint, load_into, pretrained_recipe
 from utils.stop import StopRequest
 
 
@@ -49,7 +49,7 @@ def parse_arguments():
 def main() -> None:
     args = parse_arguments()
     paths = {key: getattr(args, key) for key in ("data_path", "save_dir", "init_from") if getattr(args, key)}
-    recipe = load_recipe(args.config, args.data_name, args.set, paths, lambda file: load_run(file).recipe)
+    recipe = load_recipe(args.config, args.data_name, args.set, paths, pretrained_recipe)
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
     with Processes(pick_device()) as processes, out_of_memory_means(memory_advice(recipe)), ExitStack() as stack:

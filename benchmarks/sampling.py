@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import to_uint8
 from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import Run, build, load_run
-from utils.config import plain_recipe
 from utils.device import pick_device, ready_to_sample, sampling_precision
 from utils.diffusers_folder import scheduler_configuration, to_unet2d
+from utils.recipe import plain_recipe
 
 
 def main() -> None:

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from models.unet import AttentionBlock, Downsample, ResidualBlock, UNet, Upsample, usual_norm_groups
 
-UNTOLD = {"sample_size"}  # what changes nothing in what the network computes
-
 
 def diffusers():
-    """The library. Raises ValueError, with what to install, where it is missing."""
+    """The library, quiet. Raises ValueError, with what to install, where it is missing or cannot be loaded."""
     try:
-        return importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ValueError("this takes diffusers, which is not installed: pip install diffusers") from error
+        library = importlib.import_module("diffusers")
+        assert library.UNet2DModel  # its parts are loaded when they are asked for
+    except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"this takes diffusers, which cannot be loaded ({reason}): pip install diffusers") from error
+    library.logging.set_verbosity_error()
+    return library
 
 
 def configuration(keywords: dict) -> dict:
@@ -55,10 +57,11 @@ def keywords_of(config: dict) -> dict:
 
     Raises ValueError, by name, for what no unconditional network of square grey or RGB pictures has.
     """
-    size, channel = config["sample_size"], config["in_channels"]
+    size, channel = _square(config["sample_size"]), config["in_channels"]
     widths, levels = config["block_out_channels"], len(config["block_out_channels"])
     refused = {
         f"sample_size {size}": not isinstance(size, int),
+        f"time_embedding_type {config['time_embedding_type']}": config["time_embedding_type"] != "positional",
         f"in_channels {channel}": channel not in (1, 3),
         f"out_channels {config['out_channels']} (of in_channels {channel})": config["out_channels"] != channel,
         f"class_embed_type {config['class_embed_type']}": config["class_embed_type"] is not None,
@@ -89,17 +92,29 @@ def is_ours(network: nn.Module) -> bool:
         twin = type(network)(**configuration(keywords_of(dict(network.config))))
     except ValueError:
         return False
-    same = all(_plain(twin.config[name]) == _plain(network.config[name]) for name in arguments() - UNTOLD)
+    same = settings(dict(twin.config)) == settings(dict(network.config))
     return same and not any(bias.any() for bias in qkv_biases(network))
 
 
-def arguments() -> set[str]:
-    """The names of all that a UNet2DModel may be given."""
-    return set(inspect.signature(diffusers().UNet2DModel.__init__).parameters) - {"self"}
+def arguments() -> dict:
+    """All that a UNet2DModel may be given, by name, with what it takes otherwise."""
+    parameters = inspect.signature(diffusers().UNet2DModel.__init__).parameters
+    return {name: _plain(parameter.default) for name, parameter in parameters.items() if name != "self"}
+
+
+def settings(config: dict) -> dict:
+    """What a configuration has of its own, plain: no defaults, and neither size nor dropout, which a recipe chooses."""
+    own = {name: _plain(config[name]) for name, usual in arguments().items() if _plain(config[name]) != usual}
+    return {name: value for name, value in own.items() if name not in ("sample_size", "dropout")}
 
 
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
+
+
+def _square(size):
+    """One number for two that are equal."""
+    return size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size
 
 
 def sections(network: nn.Module) -> list[nn.Module]:
@@ -151,17 +166,26 @@ def _alike(ours: UNet, kind: type, theirs: nn.Module, name: str) -> list[tuple[n
 class DiffusersUNet(nn.Module):
     """A UNet2DModel of any kind behind forward(x, t).
 
-    diffusers_unet: its configuration. keywords: what `keywords_of` that says; ValueError where they differ, for
-    nothing but the configuration decides (image_size and dropout apart, which may be chosen).
+    diffusers_unet: its `settings`. image_size and dropout may be chosen; the other keywords must be what `keywords_of`
+    says, for nothing but the settings decides. ValueError where they are not, or where no network can be built.
     """
 
     def __init__(self, diffusers_unet: dict, **keywords):
         super().__init__()
-        self.unet = diffusers().UNet2DModel(**diffusers_unet | {"dropout": keywords["dropout"]})
-        self.image_channel = keywords["image_channel"]
-        for key, value in keywords_of(dict(self.unet.config)).items():
-            if key not in ("image_size", "attention_resolutions") and keywords[key] != value:
+        if unknown := sorted(set(diffusers_unet) - set(arguments())):
+            raise ValueError(f"diffusers_unet: this diffusers does not know {', '.join(map(str, unknown))}")
+        chosen = {"sample_size": keywords["image_size"], "dropout": keywords["dropout"]}
+        try:
+            self.unet = diffusers().UNet2DModel(**diffusers_unet | chosen)
+            told = keywords_of(dict(self.unet.config))
+        except Exception as error:  # it checks little, and so fails in many ways
+            raise ValueError(f"diffusers_unet: no network can be built of it: {error!r}") from error
+        for key, value in told.items():
+            if keywords[key] != value:
                 raise ValueError(f"{key} is {value} in this diffusers_unet, and cannot be {keywords[key]}")
+        self.image_channel, factor = told["image_channel"], 2 ** (len(told["channel_mult"]) - 1)
+        if keywords["image_size"] % factor:
+            raise ValueError(f"image_size {keywords['image_size']} does not fit: it must be a multiple of {factor}")
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: float (B, C, H, W), t: int64 (B,), returns (B, C, H, W)."""

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.checkpoint import Run, build
-from utils.config import plain_recipe
+from utils.recipe import plain_recipe
 
 
 def randomise(model, seed=0):

@@ -12,6 +12,20 @@ from networks import small_run
 from utils.diffusers_folder import export_folder, import_folder
 from utils.errors import CheckpointError
 
+UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
+ODD = [
+    (UNET, "block_out_channels", []),
+    (UNET, "norm_num_groups", 0),
+    (UNET, "attention_head_dim", 0),
+    (UNET, "time_embedding_type", "x"),
+    (UNET, "freq_shift", "a"),
+    (UNET, "sample_size", 30),
+    (SCHEDULER, "num_train_timesteps", 0),
+    (SCHEDULER, "trained_betas", []),
+    (SCHEDULER, "variance_type", None),
+    ("model_index.json", "unet", []),
+]
+
 
 def break_(folder, how, owned):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -46,6 +60,7 @@ def break_(folder, how, owned):
         "newer recipe": ("recipe.json", {"version": 2}),
         "another recipe": ("recipe.json", {"recipe": None}),
     }
+    edits |= {f"{key}={value}": (file, {key: value}) for file, key, value in ODD}
     if how in edits:
         name, edit = edits[how]
         (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | edit))
@@ -78,10 +93,10 @@ def malicious(owned):
         ("extra tensor", "unexpected tensor extra.bias"),
         ("another shape", "conv_in.bias"),
         ("not finite", "not finite"),
-        ("cut", "unet"),
-        ("no weights", "diffusion_pytorch_model"),
-        ("pickle in disguise", "unet"),
-        ("pickle", "unet"),
+        ("cut", "nothing in them was run"),
+        ("no weights", "no file named diffusion_pytorch_model.safetensors"),
+        ("pickle in disguise", "nothing in them was run"),
+        ("pickle", "nothing in them was run"),
         ("no folder of theirs", "no model_index.json"),
         ("another pipeline", "LDMPipeline"),
         ("another part", "scheduler, unet, vqvae"),
@@ -89,9 +104,10 @@ def malicious(owned):
         ("newer network", "does not know gated_attention"),
         ("another scheduler", "ScoreSdeVeScheduler"),
         ("newer recipe", "format 2; this version reads format 1"),
-        ("another recipe", "makes no sense"),
+        ("another recipe", "its recipe lacks everything"),
         ("recipe of other betas", "recipe.json says otherwise"),
         ("no json", "config.json is no JSON"),
+        *((f"{key}={value}", "sprites") for _, key, value in ODD if value is not None),
     ],
 )
 def test_a_bad_folder_is_one_clear_line(tmp_path, how, says):

@@ -13,9 +13,10 @@ import torch
 from solvers import ROOT
 
 import utils.checkpoint
-from utils.checkpoint import alone_in, find_checkpoint, load_checkpoint, save_checkpoint
+from utils.checkpoint import alone_in, load_checkpoint, save_checkpoint
 from utils.config import load_recipe
 from utils.errors import CheckpointError, DamagedCheckpointError
+from utils.resume import find_checkpoint
 from utils.seal import check_seal
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.checkpoint import build
-from utils.config import KEYS, RESUMABLE, changed_keys, load_recipe
+from utils.config import load_recipe
 from utils.errors import ConfigError
+from utils.recipe import KEYS, RESUMABLE, changed_keys
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 

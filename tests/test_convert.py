@@ -97,9 +97,11 @@ def test_fine_tuning_starts_from_shared_weights_and_goes_on(shared, tmp_path):
     assert (tuned.recipe["model_channels"], tuned.recipe["timestep_num"], tuned.recipe["batch_size"]) == (8, 1000, 4)
     assert tuned.step == 2  # at learning rate 0 the weights are still those it started from
     assert all(map(torch.equal, tuned.model.parameters(), first.model.parameters()))
-    again = script("train_solver.py", *args, *steps, "max_steps=3")
+    moved = tmp_path / "moved" / shared.name  # the file is not needed any more; its name is
+    again = script("train_solver.py", *args[:-1], moved, *steps, "max_steps=3")
     assert again.returncode == 0 and "going on from step 2" in again.stdout
-    refused(script("train_solver.py", *args[:-2], *steps, "max_steps=3"), 1, "init_from: was", "is None")
+    other = script("train_solver.py", *args[:-1], tmp_path / "other.safetensors", *steps, "max_steps=4")
+    refused(other, 1, "init_from: was digits.safetensors, is other.safetensors")
     wider = script("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)
     refused(wider, 1, "do not fit the network")
 
@@ -112,6 +114,9 @@ def test_what_is_refused(in_process, convert, trained, shared, tmp_path):
     refused(convert(shared, tmp_path / "x", "--image_size", 32), 2, "image_size=32", "was trained with 8")
     refused(convert(shared, tmp_path / "x", "--weights", "raw"), 1, "only the averaged weights")
     refused(convert(tmp_path, tmp_path / "x"), 1, "is no diffusers folder")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    refused(convert(trained, tmp_path / "dangling"), 2, "exists")
+    (tmp_path / "dangling").unlink()
     sample = ("test_solver.py", "--test_mode", "random_gen", "--save_dir", tmp_path / "r", "--model_path")
     refused(in_process(*sample, tmp_path), 1, "is a folder: convert.py")
     assert not (tmp_path / "x").exists() and list(tmp_path.iterdir()) == []
@@ -140,13 +145,21 @@ def test_bad_weights_files_are_one_clear_line(trained, shared, tmp_path):
     for changes, text in [
         ({"version": 2}, "format 2; this version reads format 1"),
         ({"recipe": recipe | {"model_channels": 16}}, "do not fit the network"),
-        ({"recipe": {"data_name": "A"}}, "makes no sense"),
+        ({"recipe": {"data_name": "A"}}, "lacks dataset, image_size"),
+        ({"recipe": {k: v for k, v in recipe.items() if k != "beta_schedule"}}, "lacks beta_schedule"),
+        ({"recipe": [1]}, "lacks everything"),
         ({"recipe": recipe | {"image_size": "big"}}, "image_size must be a whole number"),
         ({"weights": "best"}, "weights='best'"),
         ({"step": None}, "step=None"),
     ]:
         with pytest.raises(CheckpointError, match=text):
             load_run(edited(shared, tmp_path / "edited.safetensors", **changes))
+
+
+def test_a_key_that_is_younger_than_the_file_is_as_usual(shared, tmp_path):
+    recipe = load_run(shared).recipe
+    older = {key: value for key, value in recipe.items() if key not in ("norm_groups", "diffusers_unet", "init_from")}
+    assert load_run(edited(shared, tmp_path / "older.safetensors", recipe=older)).recipe == recipe
 
 
 def test_weights_beyond_float16_are_refused(convert, trained, tmp_path):

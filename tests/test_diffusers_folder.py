@@ -9,9 +9,9 @@ from diffusion import GaussianDiffusion, SampleSpec
 from models import UNet
 from models.diffusers_unet import DiffusersUNet
 from utils.checkpoint import build
-from utils.config import plain_recipe
 from utils.diffusers_folder import export_folder, import_folder
 from utils.errors import CheckpointError, ConfigError
+from utils.recipe import plain_recipe
 
 # google/ddpm-cifar10-32: one head at 16x16, sines first, frequencies shifted by one, padding on one side only
 CIFAR10 = {
@@ -25,6 +25,10 @@ FLOWERS = {
     "sample_size": 64, "block_out_channels": (128, 128, 256, 256, 512, 512), "layers_per_block": 2,
     "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"), "attention_head_dim": 8,
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+}  # fmt: skip
+TINY = {
+    "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }  # fmt: skip
 KINDS = {"cifar10": CIFAR10, "flowers": FLOWERS}
 
@@ -156,21 +160,17 @@ def test_flowers_without_biases_is_small_run(tmp_path):
     assert isinstance(run.model, UNet) and {key: run.recipe[key] for key in expected} == expected
 
 
-TINY = {
-    "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "config, says",
     [
         ({"out_channels": 6}, "out_channels 6"),
         ({"in_channels": 4, "out_channels": 4}, "in_channels 4"),
-        ({"sample_size": (8, 16)}, "sample_size"),
+        ({"sample_size": (8, 16)}, "sample_size .8, 16"),
         ({"num_class_embeds": 10}, "num_class_embeds 10"),
         ({"class_embed_type": "timestep"}, "class_embed_type timestep"),
         ({"block_out_channels": (32, 80)}, "block_out_channels"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type fourier"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 1000}, "time_embedding_type learned"),
     ],
 )
 def test_networks_that_cannot_be_represented_are_refused_by_name(tmp_path, config, says):
@@ -184,6 +184,7 @@ def test_networks_that_cannot_be_represented_are_refused_by_name(tmp_path, confi
     [
         (DDPMScheduler(beta_schedule="scaled_linear"), "beta_schedule scaled_linear"),
         (DDPMScheduler(beta_end=0.03), "from 0.0001 to 0.03"),
+        (DDPMScheduler(trained_betas=[0.01] * 100), "trained_betas from 0.01 to 0.01"),
         (DDPMScheduler(variance_type="learned_range"), "variance_type learned_range"),
         (DDPMScheduler(thresholding=True), "thresholding True"),
         (DDPMScheduler(clip_sample_range=2.0), "clip_sample_range 2.0"),

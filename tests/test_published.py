@@ -94,9 +94,9 @@ def test_each_wrong_key_is_named(tmp_path, name, wrong):
     [
         ({"unet_model": {}}, "holds unet_model, and not just epoch and unet_model"),
         ({"epoch": 1, "unet_model": {}, "optimizer": {}}, "holds epoch, unet_model, optimizer"),
-        ({"epoch": 1, "unet_model": {}}, "KeyError.'down_blocks.0.0.weight'"),
+        ({"epoch": 1, "unet_model": {}}, "lack down_blocks.0.0.weight"),
         ({"epoch": 1, "unet_model": [1]}, "not just"),
-        ({"epoch": 1, "unet_model": {"down_blocks.0.0.weight": 3}}, "not as in every published checkpoint"),
+        ({"epoch": 1, "unet_model": {"down_blocks.0.0.weight": 3}}, "not those of a published checkpoint"),
     ],
 )
 def test_what_is_not_quite_such_a_file_is_refused(tmp_path, content, says):
@@ -105,10 +105,18 @@ def test_what_is_not_quite_such_a_file_is_refused(tmp_path, content, says):
         load_run(tmp_path / "x.pt", image_size=16)
 
 
-def test_an_extra_weight_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["extra.weight", "down_blocks.99.0.weight", "down_blocks.x.weight"])
+def test_an_extra_weight_is_named(tmp_path, name):
     weights = published(tmp_path / "x.pt", 32)
-    torch.save({"epoch": 1, "unet_model": weights | {"extra.weight": torch.zeros(1)}}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="extra.weight"):
+    torch.save({"epoch": 1, "unet_model": weights | {name: torch.zeros(1)}}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=name):
+        load_run(tmp_path / "x.pt", image_size=16)
+
+
+def test_names_with_a_prefix_are_not_guessed_at(tmp_path):
+    weights = {f"module.{name}": weight for name, weight in published(tmp_path / "x.pt", 32).items()}
+    torch.save({"epoch": 1, "unet_model": weights}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="lack down_blocks.0.0.weight"):
         load_run(tmp_path / "x.pt", image_size=16)
 
 

@@ -166,9 +166,8 @@ def test_a_film_on_request(trained, tmp_path, kind):
 def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     """random_gen itself, 100 pictures of 32x32 in 1000 steps: big tensors are counted all along the way."""
     recipe = {"image_size": 32, "image_channel": 1, "timestep_num": 1000, "sample_num": 100}
-    run = Run(
-        torch.nn.Identity(), GaussianDiffusion(1000), recipe | {"beta_schedule": "cosine", "objective": "pred_noise"}, 0
-    )
+    recipe |= {"beta_schedule": "cosine", "objective": "pred_noise"}
+    run = Run(torch.nn.Identity(), GaussianDiffusion(1000), recipe, 0, "raw")
     alive, watched = [], []
 
     def network(x, t):
@@ -183,7 +182,7 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
             super().__init__(*args)
             watched.append(self)
 
-    monkeypatch.setattr(test_solver, "load_run", lambda *args: run)
+    monkeypatch.setattr(test_solver, "load_run", lambda *args, **given: run)
     monkeypatch.setattr(test_solver, "ready_to_sample", lambda *args: network)
     monkeypatch.setattr(test_solver, "Progress", Watched)
     args = ["--model_path", "x.pt", "--test_mode", "random_gen", "--sample_info", "DDPM_1000_0p0"]

@@ -11,7 +11,7 @@ from torch import nn
 from diffusion import GaussianDiffusion
 from models import build_model
 from utils.batches import Batches, seed_of
-from utils.checkpoint import build, load_into
+from utils.checkpoint import build
 from utils.config import load_recipe
 from utils.device import autocast
 from utils.ema import EMA
@@ -19,6 +19,7 @@ from utils.errors import ConfigError
 from utils.images import progress_frames
 from utils.optimizer import backward, learning_rate, make_optimizer, update
 from utils.plan import activation_bytes, describe
+from utils.resume import load_into
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from torch import nn
 
 from diffusion import GaussianDiffusion
 from models import build_model
-from utils.config import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from utils.published import from_published, is_published
+from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, complete_recipe
 from utils.seal import Sealing, check_seal
 from utils.weights import load_weights_file
 
@@ -163,18 +163,10 @@ def _checked(content, file: Path) -> dict:
         raise CheckpointError(f"{file} has format {content['format']}; this version reads format {FORMAT}")
     if not isinstance(content["step"], int) or content["step"] < 0:
         raise CheckpointError(f"{file}: its step is {content['step']!r}, not a number of steps")
-    recipe, needed = content["recipe"], [*MODEL_KEYS, *DIFFUSION_KEYS]
-    missing = ["everything"] if not isinstance(recipe, dict) else []
-    needed = ["data_name", "dataset", *(key for key in needed if KEYS[key].default is not None)]
-    missing = missing or [key for key in needed if key not in recipe]
-    if missing:
-        raise CheckpointError(f"{file}: its recipe lacks {', '.join(missing)}")
     try:
-        usual = {key: KEYS[key].default for key in KEYS if key not in recipe}  # younger than the checkpoint
-        content["recipe"] = check_recipe(recipe | usual, f"{file}: its recipe")
+        return content | {"recipe": complete_recipe(content["recipe"], f"{file}: its recipe")}
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    return content
 
 
 def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
@@ -196,9 +188,7 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
         content = _checked(content, file)
         tensors, recipe = content[{"ema": "ema", "raw": "model"}[weights]], content["recipe"]
         step, has = content["step"], weights
-    if weights == "raw" != has:
-        raise CheckpointError(f"{file} holds only the averaged weights")
-    check_given(recipe, given, file)
+    check_given(recipe, has, file, weights, given)
     try:
         model, diffusion = build(recipe)
     except ConfigError as error:
@@ -207,8 +197,11 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     return Run(model.eval(), diffusion, recipe, step, has)
 
 
-def check_given(recipe: dict, given: dict, file: Path) -> None:
-    """ConfigError for a key that is given, not None, and otherwise in the file's recipe."""
+def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -> None:
+    """CheckpointError for raw weights of a file that has others, ConfigError for a key that is given, not None, and
+    otherwise in its recipe."""
+    if weights == "raw" != has:
+        raise CheckpointError(f"{file} holds only the averaged weights")
     for key, value in given.items():
         if value is not None and value != recipe[key]:
             raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}")

@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from diffusion import GaussianDiffusion
 from diffusion.schedule import BETA_SCHEDULES, MAX_BETA
 from models import UNet
-from models.diffusers_unet import arguments, configuration, diffusers, is_ours, keywords_of, paired_tensors, qkv_biases
+from models.diffusers_unet import (
+    arguments,
+    configuration,
+    diffusers,
+    is_ours,
+    keywords_of,
+    paired_tensors,
+    qkv_biases,
+    settings,
+)
 from utils.checkpoint import Run, build, load_weights
-from utils.config import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
 from utils.errors import CheckpointError, ConfigError
+from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
 from utils.weights import check_facts, facts_of
 
 PREDICTION_TYPES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
@@ -26,6 +35,14 @@ OBJECTIVES = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
 CLOSE = 1e-5  # of network outputs, float32: rounding, in another order of sums, leaves 1e-6
 RECIPE = "recipe.json"
 PIPELINES, SCHEDULERS = ("DDPMPipeline", "DDIMPipeline"), ("DDPMScheduler", "DDIMScheduler")
+
+
+def need_diffusers() -> None:
+    """ConfigError where it is missing."""
+    try:
+        diffusers()
+    except ValueError as error:
+        raise ConfigError(f"folders: {error}") from error
 
 
 def export_folder(run: Run, folder: Path) -> None:
@@ -58,25 +75,25 @@ def import_folder(folder: Path) -> Run:
     with _refused(folder):
         ours, keys = is_ours(theirs), keywords_of(dict(theirs.config))
         if not ours:
-            keys["diffusers_unet"] = {key: _plain(theirs.config[key]) for key in sorted(arguments() - {"dropout"})}
+            keys["diffusers_unet"] = settings(dict(theirs.config))
         keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
     if (folder / RECIPE).exists():
         facts = check_facts((folder / RECIPE).read_text(encoding="utf-8"), folder / RECIPE)
-        told, weights, step = facts["recipe"], facts["weights"], facts["step"]
-        same = _canonical(told) == _canonical(recipe)
-        if not same:
+        weights, step = facts["weights"], facts["step"]
+        if _canonical(facts["recipe"]) != _canonical(recipe):
             raise CheckpointError(f"{folder}: {RECIPE} says otherwise than the configurations of unet and scheduler do")
-        recipe = told
-    model, diffusion = build(recipe)
-    if ours:
-        with torch.no_grad():
-            for tensor, peer in paired_tensors(model, theirs):
-                tensor.copy_(peer)
-    else:
-        model.unet.load_state_dict(theirs.state_dict())
-    load_weights(model, model.state_dict(), folder)  # are they finite?
-    compare(model.eval(), theirs, recipe)
+        recipe = facts["recipe"]
+    with _refused(folder):
+        model, diffusion = build(recipe)
+        if ours:
+            with torch.no_grad():
+                for tensor, peer in paired_tensors(model, theirs):
+                    tensor.copy_(peer)
+        else:
+            model.unet.load_state_dict(theirs.state_dict())
+        load_weights(model, model.state_dict(), folder)  # are they finite?
+        compare(model.eval(), theirs, recipe)
     return Run(model, diffusion, recipe, step, weights)
 
 
@@ -99,10 +116,13 @@ def load_unet(folder: Path) -> nn.Module:
     if config.get("_class_name") != "UNet2DModel":
         raise CheckpointError(f"{folder}: its network is {config.get('_class_name')}, not UNet2DModel")
     with _refused(folder):
-        if unknown := sorted({key for key in config if not key.startswith("_")} - arguments()):
+        if unknown := sorted({key for key in config if not key.startswith("_")} - set(arguments())):
             raise CheckpointError(f"{folder}/config.json: this diffusers does not know {', '.join(unknown)}")
         unet, told = diffusers().UNet2DModel.from_pretrained(
-            str(folder), low_cpu_mem_usage=False, output_loading_info=True
+            str(folder),
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            use_safetensors=any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
         )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := [str(name) for name in told[what]]:
@@ -114,8 +134,7 @@ def compare(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
     """CheckpointError unless both networks say the same of random pictures, at most 1e-5 apart."""
     generator = torch.Generator().manual_seed(0)
     T, C, S = recipe["timestep_num"], recipe["image_channel"], recipe["image_size"]
-    x = torch.randn(4, C, S, S, generator=generator)
-    t = torch.randint(T, (4,), generator=generator)
+    x, t = torch.randn(4, C, S, S, generator=generator), torch.linspace(0, T - 1, 4).long()
     with torch.inference_mode():
         apart = (ours(x, t) - theirs(x, t).sample).abs().max().item()
     if not apart <= CLOSE:
@@ -150,13 +169,14 @@ def diffusion_keys(scheduler) -> dict:
     for key, value in usual.items():
         if config.get(key, value) != value:
             raise ValueError(f"{key} {config[key]} cannot be represented here")
-    if config["prediction_type"] not in OBJECTIVES or "learned" in config.get("variance_type", ""):
+    if config["prediction_type"] not in OBJECTIVES or "learned" in str(config.get("variance_type")):
         what = "prediction_type" if config["prediction_type"] not in OBJECTIVES else "variance_type"
         raise ValueError(f"{what} {config[what]} cannot be represented here")
     T = config["num_train_timesteps"]
     names = [name for name, betas in BETA_SCHEDULES.items() if _same(betas(T), scheduler.betas)]
     if not names:
-        ends = f"beta_schedule {config['beta_schedule']} from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g}"
+        name = "trained_betas" if config["trained_betas"] is not None else f"beta_schedule {config['beta_schedule']}"
+        ends = f"{name} from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g}"
         raise ValueError(f"{ends} in {T} timesteps cannot be represented here, where betas are linear or cosine")
     ours = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
     for key, value in ours.items():
@@ -189,7 +209,7 @@ def _components(folder: Path) -> tuple[Path, Path]:
     if not index.exists():
         raise CheckpointError(f"{folder} is no diffusers folder: it has no model_index.json")
     pipeline = _json(index)
-    parts = sorted(key for key, value in pipeline.items() if isinstance(value, list) and value[0])
+    parts = sorted(key for key, value in pipeline.items() if isinstance(value, list) and value and value[0])
     if pipeline.get("_class_name") not in PIPELINES or parts != ["scheduler", "unet"]:
         name = f"{pipeline.get('_class_name')} of {', '.join(parts) or 'nothing'}"
         raise CheckpointError(f"{folder} is a {name}, not a DDPMPipeline or DDIMPipeline of scheduler, unet")
@@ -210,16 +230,18 @@ def _json(file: Path) -> dict:
 
 @contextmanager
 def _refused(folder: Path):
-    """What diffusers, or this module by ValueError, refuses, as a CheckpointError in one line."""
+    """Whatever goes wrong with somebody's folder as a CheckpointError in one line: diffusers checks little, and
+    fails in many ways."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, ConfigError) as error:
-        reason = " ".join(str(error).split())
+    except CheckpointError:
+        raise
+    except Exception as error:
+        plain = isinstance(error, OSError | ValueError | RuntimeError | ConfigError)
+        reason = " ".join(str(error).split()) if plain else f"its configuration makes no sense ({error!r})"
+        if "Unable to load weights" in reason:
+            reason = "its weights are damaged, or more than tensors; nothing in them was run"
         raise CheckpointError(f"{folder}: {reason[:300]}") from error
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _more(names: list[str]) -> str:

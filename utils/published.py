@@ -1,11 +1,12 @@
 """The published checkpoints, {"epoch", "unet_model"}: weights with no recipe, in colour of pictures in BGR."""
 
+import itertools
 from pathlib import Path
 
 from torch import Tensor
 
-from utils.config import plain_recipe
 from utils.errors import CheckpointError, ConfigError
+from utils.recipe import plain_recipe
 
 NORM_GROUPS = 32  # theirs at every width; and 4 heads, noise predicted, 1000 steps, cosine betas: our defaults too
 KEYS = {"epoch", "unet_model"}
@@ -29,15 +30,19 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         shown, attended = _network(weights)
         if shown["image_channel"] == 3:
             weights |= {name: weights[name].flip(axis) for name, axis in COLOURS.items()}
-    except (KeyError, AttributeError, IndexError, ValueError) as error:
-        raise CheckpointError(f"{file}: its weights are not as in every published checkpoint: {error!r}") from error
+    except KeyError as error:
+        raise CheckpointError(
+            f"{file}: its weights lack {error.args[0]}, which every published checkpoint has"
+        ) from error
+    except (AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{file}: its weights are not those of a published checkpoint: {error}") from error
     if "image_size" not in given:
         at = ", ".join(f"1/{2**level}" for level in attended) or "no level"
         raise ConfigError(
             f"{file} carries no recipe: give --image_size, the pixels a side that it was trained with. Its weights "
             f"show {', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, "
             f"and its epoch is {content['epoch']}; timesteps and betas are 1000 and cosine, or "
-            "--training_timestep_num and --beta_schedule"
+            "--training_timestep_num and --beta_schedule (test_solver.py and convert.py take these)"
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
         raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")
@@ -52,15 +57,19 @@ def _network(weights: dict[str, Tensor]) -> tuple[dict, list[int]]:
     width, channel = weights["down_blocks.0.0.weight"].shape[:2]
     if weights["time_embed.0.weight"].shape[1] != width:
         raise ValueError("down_blocks.0.0.weight and time_embed.0.weight are of different widths")
-    last = max(int(name.split(".")[1]) for name in weights if name.startswith("down_blocks."))
+    if channel not in (1, 3):
+        raise ValueError(f"pictures of {channel} channels, not 1 (grey) or 3 (colour)")
     widths, blocks, attended = [], [0], []
-    for i in range(1, last + 1):
-        if any(name.startswith(f"down_blocks.{i}.0.op.") for name in weights):
+    for i in itertools.count(1):
+        names = [name for name in weights if name.startswith(f"down_blocks.{i}.")]
+        if not names:
+            break
+        if any(name.startswith(f"down_blocks.{i}.0.op.") for name in names):
             blocks.append(0)
             continue
         level, blocks[-1] = len(blocks) - 1, blocks[-1] + 1
         widths[level:] = [weights[f"down_blocks.{i}.0.conv1.2.weight"].shape[0]]
-        if any(name.startswith(f"down_blocks.{i}.1.") for name in weights) and level not in attended:
+        if any(name.startswith(f"down_blocks.{i}.1.") for name in names) and level not in attended:
             attended.append(level)
     mult = [wide // width for wide in widths]
     shown = {"image_channel": channel, "model_channels": width, "channel_mult": mult, "num_res_blocks": blocks[0]}

@@ -5,12 +5,24 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 
-from utils.checkpoint import load_checkpoint, load_weights
-from utils.config import KEYS, RESUMABLE, changed_keys
-from utils.errors import CheckpointError, DamagedCheckpointError
+from utils.checkpoint import load_checkpoint, load_run, load_weights
+from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
+
+
+def pretrained_recipe(recipe: dict) -> dict:
+    """The recipe of the weights that a training starts from: its own where it has begun, else that of its init_from."""
+    saved = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml")
+    if not saved.exists():
+        return load_run(recipe["init_from"]).recipe
+    try:
+        return complete_recipe(yaml.safe_load(saved.read_text(encoding="utf-8")), str(saved))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{saved} is no recipe any more: move it away, and init_from is read again") from error
 
 
 def find_checkpoint(file: Path, resume: str) -> dict | None:
@@ -49,13 +61,15 @@ def _age(file: Path) -> int:
 
 
 def check_same_run(content: dict, recipe: dict) -> None:
-    """Prints every key that differs from the checkpoint's; CheckpointError with those that may not."""
-    if changed := changed_keys(content["recipe"], recipe, set(KEYS) - RESUMABLE):
+    """Prints every key that differs from the checkpoint's; CheckpointError with those that may not. The weights that it
+    started from may have been moved: their file's name counts."""
+    was, recipe = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
+    if changed := changed_keys(was, recipe, set(KEYS) - RESUMABLE):
         raise CheckpointError(
             f"the checkpoint to go on from was trained otherwise ({'; '.join(changed)}): "
             "keep these keys, or train under another pth_save_name"
         )
-    for change in changed_keys(content["recipe"], recipe, RESUMABLE):
+    for change in changed_keys(was, recipe, RESUMABLE):
         print(change)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffusion import SampleSpec
 from utils.checkpoint import Run
-from utils.config import DIFFUSION_KEYS
 from utils.errors import ConfigError
+from utils.recipe import DIFFUSION_KEYS
 
 IDENTITY = "samples.json"
 

@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from utils.config import check_recipe
 from utils.errors import CheckpointError, ConfigError
+from utils.recipe import complete_recipe
 
 VERSION = 1
 KEY = "diffusion_pytorch"  # of the metadata
@@ -32,10 +32,10 @@ def check_facts(text: str, file: Path) -> dict:
             raise CheckpointError(f"{file} has format {facts['version']}; this version reads format {VERSION}")
         if facts["weights"] not in ("ema", "raw") or not isinstance(facts["step"], int):
             raise ValueError(f"weights={facts['weights']!r}, step={facts['step']!r}")
-        return facts | {"recipe": check_recipe(facts["recipe"], f"{file}: its recipe")}
+        return facts | {"recipe": complete_recipe(facts["recipe"], f"{file}: its recipe")}
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: what it tells of its weights makes no sense ({error!r})") from error
 
 
@@ -59,7 +59,7 @@ def load_weights_file(file: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)
-            tensors = {name: content.get_tensor(name).float() for name in content.keys()}  # noqa: SIM118 (no dict)
+            tensors = {name: content.get_tensor(name).float() for name in content.keys()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
     except (OSError, safetensors.SafetensorError, UnicodeDecodeError) as error:

@@ -1,0 +1,179 @@
+"""The evaluation itself: distances that are known, and that grow as pictures get worse."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.transforms.functional import gaussian_blur
+
+from datasets import load_images
+from utils.classifier import classifier_file, extractor_for, shipped_classifier
+from utils.evaluation import class_shares, evaluate, frechet, frechet_with_error, kernel, look, nearest, real_pictures
+
+
+def gaussian(mean, covariance, count=400, seed=0):
+    """Features whose mean and covariance are exactly these."""
+    x = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    return x @ torch.linalg.cholesky(covariance).T + mean
+
+
+def digits(split):
+    return torch.from_numpy(np.array(load_images("Digits", "none", split, 8, 1)))
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return extractor_for("Digits", 1, torch.device("cpu"))
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form():
+    """|m - m'|² + Σ (σ - σ')² where the covariances have the same axes; and in general, by the matrices' own root."""
+    mean, turn = torch.tensor([1.0, -2, 0.5]).double(), torch.linalg.qr(torch.randn(3, 3).double())[0]
+    one, two = torch.tensor([1.0, 4, 9]).double(), torch.tensor([4.0, 1, 9]).double()
+    first = gaussian(torch.zeros(3).double(), turn @ one.diag() @ turn.T)
+    second = gaussian(mean, turn @ two.diag() @ turn.T, seed=1)
+    assert frechet(first, second) == pytest.approx(5.25 + 1 + 1, rel=1e-6)  # two roots, in float64
+    generator = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    c, d = a @ a.T + torch.eye(3), b @ b.T + torch.eye(3)
+
+    def root(m):
+        values, vectors = torch.linalg.eigh(m)
+        return vectors @ values.sqrt().diag() @ vectors.T
+
+    expected = (c + d - 2 * root(root(c) @ d @ root(c))).trace() + mean.square().sum()
+    assert frechet(gaussian(mean, c), gaussian(0 * mean, d, seed=1)) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_kernel_distance_is_the_unbiased_estimate():
+    """Every subset is the whole set here: one double sum, written out."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=generator), 0.5 + torch.randn(40, 5, generator=generator)
+
+    def k(a, b):
+        return (a @ b.T / 5 + 1) ** 3
+
+    within = [(k(z, z).sum() - k(z, z).trace()) / (40 * 39) for z in (x, y)]
+    mean, deviation = kernel(x, y)
+    assert mean == pytest.approx((sum(within) - 2 * k(x, y).mean()).item(), rel=1e-3)  # float32
+    assert deviation < 1e-3 * mean and kernel(x, y) == (mean, deviation)
+
+
+def test_distances_of_real_pictures_are_0_to_themselves_and_grow_as_they_get_worse(extractor):
+    real, labels = digits("train"), torch.from_numpy(load_digits().target[:1500])
+    features = extractor.features(real)
+    generator = torch.Generator().manual_seed(0)
+    halves = features[torch.randperm(1500, generator=generator)].tensor_split(2)
+    itself, floor = frechet(features, features), frechet(*halves)
+    assert abs(itself) < 1e-6 < floor
+    noise = torch.randn(real.shape, generator=generator)
+    worse = {
+        "blur": [gaussian_blur(real, 3, sigma) for sigma in (0.4, 0.7, 1.5)],
+        "noise": [(real + level * noise).clamp(0, 255).byte() for level in (10, 30, 90)],
+        "dropped classes": [real[labels < kept] for kept in (9, 6, 2)],
+    }
+    for name, steps in worse.items():
+        for distance in (frechet, lambda *both: kernel(*both)[0]):
+            values = [distance(extractor.features(pictures), features) for pictures in steps]
+            assert values[0] < values[1] < values[2], name
+        assert frechet(extractor.features(steps[-1]), features) > 10 * floor, name
+    value, error = frechet_with_error(*halves)
+    assert value == floor and 0 < error < floor
+
+
+def test_the_shipped_classifiers_know_their_digits(extractor):
+    file = classifier_file("Digits")
+    assert file.stat().st_size < 1e6 and extractor.name == "classifier_digits" and len(extractor.sha256) == 64
+    right = extractor.classes(extractor.features(digits("test"))) == torch.from_numpy(load_digits().target[1500:])
+    assert right.double().mean() > 0.9
+    enlarged = digits("test").repeat_interleave(2, 2).repeat_interleave(2, 3)  # other sizes are brought to its own
+    same = extractor.classes(extractor.features(enlarged)) == extractor.classes(extractor.features(digits("test")))
+    assert same.double().mean() > 0.95
+    for dataset in ("Mnist", "Fashion_Mnist"):
+        assert shipped_classifier(classifier_file(dataset), torch.device("cpu")).size == 64
+
+
+def test_shares_of_classes():
+    even = class_shares(torch.arange(50) % 10)
+    assert even["shares"] == pytest.approx([0.1] * 10) and even["evenness"] == pytest.approx(1)
+    assert class_shares(torch.zeros(5, dtype=torch.int64))["evenness"] == 0
+    assert class_shares(torch.tensor([0, 1]))["evenness"] == pytest.approx(math.log(2) / math.log(10))
+
+
+def test_nearest_neighbours():
+    generator = torch.Generator().manual_seed(0)
+    training = torch.randint(256, (12_000, 1, 4, 4), generator=generator, dtype=torch.uint8)  # several chunks
+    samples = training[[3, 11_999, 6000]].clone()
+    samples[1, 0, 0, 0] ^= 8
+    apart, number = nearest(samples, training)
+    assert number.tolist() == [3, 11_999, 6000]
+    assert apart.tolist() == pytest.approx([0, 8 / 255 / 4, 0], abs=1e-3)  # cdist's float32 at 0
+
+
+def test_brightness_and_fine_detail():
+    flat = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
+    flat[:, :, :, ::2] = 255  # lines of one pixel
+    assert look(flat)["brightness"] == pytest.approx(0.6) and look(flat)["fine_detail"] == pytest.approx(1)
+    wave = 128 + 100 * torch.sin(torch.arange(8) * 2 * math.pi / 8)
+    assert look(wave.byte().expand(1, 1, 8, 8))["fine_detail"] < 1e-3  # rounding to bytes
+    assert look(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))["fine_detail"] == 0
+
+
+def test_copies_are_found_out(extractor):
+    """Samples that are training pictures are nearer than real ones are; other real ones are not."""
+    reference, others, same = real_pictures("Digits", "none", "train", 8, 1)
+    assert (len(reference), len(others)) == (1500, 297) and same is reference
+    copies, _, number = evaluate(reference[:100], reference, others, reference, extractor)
+    assert copies["nearest"]["samples"] == pytest.approx(0, abs=1e-3) and number.tolist() == list(range(100))
+    assert copies["nearest"]["closer_than_99_percent_of_real"] == 1
+    honest, _, _ = evaluate(others, reference, others, reference, extractor)
+    assert honest["nearest"]["closer_than_99_percent_of_real"] < 0.02
+    assert honest["frechet"] == honest["floor"]["frechet"] and honest["floor"]["n"] == 297
+    assert json.loads(json.dumps(honest)) == honest
+
+
+def test_a_folder_is_compared_with_its_own_halves(tmp_path, capsys):
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i:02}.png")
+    reference, one, other = real_pictures("Folder", tmp_path, "train", 8, 3)
+    both = torch.cat([one, other]).flatten(1).tolist()
+    assert len(reference) == 20 and sorted(both) == sorted(reference.flatten(1).tolist())
+    report, _, _ = evaluate(reference[:5], reference, one, other, None)
+    assert "frechet" not in report and report["nearest"]["samples"] < report["nearest"]["real"]
+    assert extractor_for("Folder", 1, torch.device("cpu")) is None
+
+
+def test_inception_is_asked_for_by_name(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    assert extractor_for("Folder", 3, torch.device("cpu")) is None
+    assert "pip install torch-fidelity" in capsys.readouterr().out
+
+
+def test_evaluate_as_its_user_runs_it(in_process, trained, tmp_path):
+    args = ("--sample_info", "DDIM_2_0p0", "DDPM_2_0p0", "--sample_num", 60, "--seed", 3, "--save_dir", tmp_path)
+    run = in_process("test_solver.py", "--model_path", trained, "--test_mode", "evaluate", *args)
+    assert run.returncode == 0, run.stderr
+    for text in ("frechet distance", "kernel distance", "nearest of 1,500", "evenness of classes", "fine detail"):
+        assert run.stdout.count(text) == 2
+    reports = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("*_evaluate.json"))]
+    expected = {
+        "n": 60,
+        "seed": 3,
+        "split": "train",
+        "data": "Digits",
+        "weights": "ema",
+        "step": 6,
+        "model": "digits.pt",
+    }
+    assert all({key: report[key] for key in expected} == expected for report in reports)
+    assert {report["sample_info"] for report in reports} == {"DDIM_2_0p0", "DDPM_2_0p0"}
+    assert all(report["seconds"] >= 0 and report["floor"]["n"] == 60 for report in reports)
+    for picture in tmp_path.glob("*_neighbours.png"):
+        assert Image.open(picture).size == (10 * 34 + 2, 4 * 34 + 2)
+    assert len(list(tmp_path.glob("*_neighbours.png"))) == 2

@@ -1,0 +1,199 @@
+"""A recipe: one flat, plain dict that says everything about a run. Which keys it has, and what they may be."""
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import LOADERS, SPLITS
+from diffusion import SampleSpec
+from diffusion.gaussian import LOSS_TYPES, LOSS_WEIGHTS, OBJECTIVES
+from diffusion.schedule import BETA_SCHEDULES
+from utils.errors import ConfigError
+from utils.optimizer import LR_SCHEDULES
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key's type (or its allowed values), default and least value. A default of None also allows null."""
+
+    kind: type | tuple[str, ...]
+    default: object
+    least: float | None = None
+    most: float | None = None
+
+
+MODEL_KEYS = {
+    "image_size": Key(int, 32, 1),
+    "image_channel": Key(int, 3, 1),
+    "model_channels": Key(int, 128, 2),
+    "channel_mult": Key(list, [1, 2, 2, 2], 1),
+    "num_res_blocks": Key(int, 2, 1),
+    "attention_resolutions": Key(list, None, 1),
+    "num_heads": Key(int, 4, 1),
+    "dropout": Key(float, 0.0, 0, 0.999),
+    "norm_groups": Key(int, None, 1),
+    "diffusers_unet": Key(dict, None),
+}
+DIFFUSION_KEYS = {
+    "timestep_num": Key(int, 1000, 1, 100_000),
+    "beta_schedule": Key(tuple(BETA_SCHEDULES), "cosine"),
+    "loss_type": Key(LOSS_TYPES, "l1"),
+    "objective": Key(OBJECTIVES, "pred_noise"),
+    "loss_weight": Key(LOSS_WEIGHTS, "none"),
+    "clip_denoised": Key(bool, True),
+}
+KEYS = {
+    # data
+    "data_path": Key(str, None),
+    "split": Key(SPLITS, "train"),
+    "horizontal_flip": Key(bool, False),
+    "sample_num": Key(int, 100, 1, 10_000),
+    "save_dir": Key(str, "train_results"),
+    "pth_save_name": Key(str, None),
+    **MODEL_KEYS,
+    **DIFFUSION_KEYS,
+    # loop
+    "init_from": Key(str, None),
+    "batch_size": Key(int, 64, 1),
+    "train_epoch": Key(int, 100, 1),
+    "max_steps": Key(int, None, 1),
+    "learning_rate": Key(float, 1e-4, 0, 1000),
+    "Adam_beta1": Key(float, 0.9, 0, 0.999999),
+    "Adam_beta2": Key(float, 0.99, 0, 0.999999),
+    "ema_decay": Key(float, 0.9999, 0, 1),
+    "grad_clip": Key(float, None, 1e-9),
+    "warmup_steps": Key(int, 0, 0),
+    "lr_schedule": Key(LR_SCHEDULES, "constant"),
+    "gradient_accumulation": Key(int, 1, 1),
+    "seed": Key(int, 0, 0, 2**63 - 1),
+    "precision": Key(("auto", "fp32", "bf16"), "auto"),
+    "compile": Key(("auto", True, False), "auto"),
+    "num_workers": Key(int, None, 0, 64),
+    "log_every": Key(int, 50, 1),
+    "save_every": Key(int, 1000, 1),
+    "keep_checkpoints": Key(int, 2, 1, 1000),
+    "sample_every": Key(int, 5000, 1),
+    "preview_info": Key(str, "DDIM_25_0p0"),
+}
+# What may differ when a run goes on: how long it goes, where it stands and how it is computed, what it shows, and what
+# one turns when it goes wrong.
+RESUMABLE = {
+    "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
+    "learning_rate", "warmup_steps", "lr_schedule", "grad_clip", "gradient_accumulation", "precision", "compile",
+    "num_workers", "log_every", "save_every", "keep_checkpoints", "sample_every", "preview_info",
+}  # fmt: skip
+
+
+def plain_recipe(name: str, **keys) -> dict:
+    """The recipe of weights that came without one: a folder of pictures, and every key as usual but these."""
+    recipe = {"data_name": name, "dataset": "Folder"} | {key: KEYS[key].default for key in KEYS}
+    recipe |= {"data_path": f"data/{name.lower()}", "pth_save_name": name.lower()} | keys
+    recipe["preview_info"] = f"DDIM_{min(25, recipe['timestep_num'])}_0p0"
+    return check_recipe(recipe, name)
+
+
+def complete_recipe(recipe, where: str) -> dict:
+    """A recipe out of a file, checked, with the usual values of keys that are younger than the file. ConfigError."""
+    needed = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if KEYS[key].default is not None]
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{where} lacks everything")
+    if missing := [key for key in ("data_name", "dataset", *needed) if key not in recipe]:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    return check_recipe({key: KEYS[key].default for key in KEYS} | recipe, where)
+
+
+def check_recipe(recipe: dict, where: str) -> dict:
+    """A recipe, also one out of a checkpoint, with every value coerced; ConfigError names `where` it is wrong."""
+    checked = {k: v if k in ("data_name", "dataset") else coerce(where, k, v) for k, v in recipe.items()}
+    if not isinstance(checked["dataset"], str) or checked["dataset"] not in LOADERS:
+        raise ConfigError(f"{where}: dataset: {unknown(checked['dataset'], LOADERS)}")
+    for key in ("data_path", "pth_save_name"):
+        if checked[key] is None:
+            raise ConfigError(f"{where}: {key} must be a text, not null")
+    if checked["image_channel"] not in (1, 3):
+        raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
+    if checked["channel_mult"] == []:
+        raise ConfigError(f"{where}: channel_mult needs a number a level, such as [1, 2, 2, 2]")
+    if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
+        raise ConfigError(f"{where}: pth_save_name must be a plain name, not {checked['pth_save_name']!r}")
+    parse_spec(checked["preview_info"], checked["timestep_num"], f"{where}: preview_info")
+    return checked
+
+
+def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
+    """A sample_info text as a SampleSpec that fits timestep_num, or ConfigError."""
+    try:
+        spec = SampleSpec.parse(text)
+        spec.timesteps(timestep_num)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return spec
+
+
+def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
+    """The keys of two recipes that differ: "key: was …, is …" for each."""
+    keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
+    return [f"{key}: was {_short(old.get(key))}, is {_short(new[key])}" for key in keys]
+
+
+def _short(value) -> str:
+    return f"a block of {len(value)} lines" if isinstance(value, dict) else str(value)
+
+
+def coerce(where: str, name: str, value):
+    """The value as the key's type: YAML reads 1e-4 as text and a lone 4 where a list is meant as a number."""
+    if name not in KEYS:
+        raise ConfigError(f"{where}: {unknown(name, KEYS)}")
+    key = KEYS[name]
+    if value is None and key.default is None:
+        return None
+    wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {value!r}")
+    if isinstance(key.kind, tuple):
+        if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
+            raise wrong
+        return value
+    if key.kind in (bool, str, dict):
+        if not isinstance(value, key.kind) or value in ("", {}):
+            raise wrong
+        return value
+    if key.kind is list:
+        items = value if isinstance(value, list | tuple) else str(value).split(",")
+        return [_number(item, Key(int, None, key.least), wrong) for item in items]
+    return _number(value, key, wrong)
+
+
+def _number(value, key: Key, wrong: ConfigError) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wrong
+    try:
+        number = value if isinstance(value, int) and key.kind is int else float(value)
+    except (ValueError, OverflowError):
+        raise wrong from None
+    if (isinstance(number, float) and not math.isfinite(number)) or number != key.kind(number):
+        raise wrong
+    if (key.least is not None and number < key.least) or (key.most is not None and number > key.most):
+        raise wrong
+    return key.kind(number)
+
+
+def _describe(key: Key) -> str:
+    if isinstance(key.kind, tuple):
+        return "one of " + ", ".join(str(value).lower() for value in key.kind)
+    text = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        list: "a list of whole numbers",
+        dict: "a block of KEY: VALUE lines",
+    }
+    ends = [f"at least {key.least:g}"] if key.least is not None else []
+    ends += [f"at most {key.most:g}"] if key.most is not None else []
+    return " ".join([text[key.kind], " and ".join(ends)]).strip() + (" or null" if key.default is None else "")
+
+
+def unknown(name, known) -> str:
+    near = difflib.get_close_matches(str(name), list(map(str, known)), 1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
+    return f"{name!r} is not known{hint}"
