@@ -1,0 +1,117 @@
+"""What do the loss, the betas, P2 weighting, averaging and clipping do? Networks that differ in one thing, paired.
+
+    python benchmarks/ablations.py --data_name Digits --set objective=pred_noise        # an hour on two cores
+    python benchmarks/ablations.py --data_name Emoji --set objective=pred_noise image_size=16 channel_mult=1,2,2
+
+Networks of one seed have the same first weights, data order, timesteps and noise, and all cells the same sampling
+noise, so that pictures in the same place of two grids correspond. Trains by train_solver.py, so that what is
+interrupted goes on.
+Prints a line a cell, mean and spread (standard deviation) over the seeds, and saves each table's pictures.
+"""
+
+import statistics
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from datasets import to_uint8
+from diffusion import SampleNoise, SampleSpec
+from utils.checkpoint import load_run
+from utils.classifier import extractor_for
+from utils.device import pick_device, ready_to_sample, sampling_precision
+from utils.evaluation import evaluate, real_pictures
+from utils.images import grid, grid_columns, save_table
+
+ROOT = Path(__file__).parent.parent
+NETWORKS = {
+    "L1_cosine": "loss_type=l1 beta_schedule=cosine loss_weight=none",
+    "L2_cosine": "loss_type=l2 beta_schedule=cosine loss_weight=none",
+    "L1_linear": "loss_type=l1 beta_schedule=linear loss_weight=none",
+    "L1_cosine_P2": "loss_type=l1 beta_schedule=cosine loss_weight=p2",
+}
+TABLES = {  # table: {cell: (network, weights, clipping)}
+    "loss_and_betas": {
+        "L1, cosine": ("L1_cosine", "ema", True),
+        "L2, cosine": ("L2_cosine", "ema", True),
+        "L1, linear": ("L1_linear", "ema", True),
+    },
+    "tricks": {
+        "EMA, P2, clipping": ("L1_cosine_P2", "ema", True),
+        "no EMA": ("L1_cosine_P2", "raw", True),
+        "no P2": ("L1_cosine", "ema", True),
+        "no clipping": ("L1_cosine_P2", "ema", False),
+    },
+}
+SHOWN = {"frechet": 3, "brightness": 4, "fine_detail": 4, "evenness": 4}  # figures, and their decimals
+
+
+def train(args, network: str, seed: int) -> Path:
+    name = f"{network}_{seed}"
+    settings = [*NETWORKS[network].split(), f"seed={seed}", f"pth_save_name={name}", *args.set]
+    command = [sys.executable, ROOT / "train_solver.py", "--data_name", args.data_name, "--save_dir", args.save_dir]
+    command += ["--data_path", args.data_path] if args.data_path else []
+    subprocess.run([*command, "--set", *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return Path(args.save_dir, name, f"{name}.pt")
+
+
+def drawn(args, run, clip: bool, device: torch.device) -> torch.Tensor:
+    """uint8 (sample_num, C, S, S), always from the same noise."""
+    run.diffusion.to(device).clip_denoised = clip
+    network = ready_to_sample(run.model, device, sampling_precision("auto", device, run.recipe["objective"]))
+    parts, recipe = [], run.recipe
+    for indices in torch.arange(args.sample_num).split(100):
+        noise = SampleNoise(0, indices.tolist())
+        shape = (len(indices), recipe["image_channel"], recipe["image_size"], recipe["image_size"])
+        x = run.diffusion.sample(network, noise.draw(shape, torch.float32, device), args.sample_info, noise)
+        parts.append(to_uint8(x).cpu())
+    return torch.cat(parts)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_name", default="Digits")
+    parser.add_argument("--data_path")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every network")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sample_info", type=SampleSpec.parse, default=SampleSpec.parse("DDPM_100_0p0"))
+    parser.add_argument("--sample_num", type=int, default=1000)
+    parser.add_argument("--save_dir", default="train_results/ablations")
+    args = parser.parse_args()
+    device, real, extractor = pick_device(), None, None
+    for table, cells in TABLES.items():
+        print(f"| {args.data_name}, {args.sample_info} | {' | '.join(key.replace('_', ' ') for key in SHOWN)} |")
+        print("| --- |" + " --- |" * len(SHOWN))
+        pictures = []
+        for cell, (network, weights, clip) in cells.items():
+            reports = []
+            for seed in args.seeds:
+                run = load_run(train(args, network, seed), weights)
+                if real is None:
+                    recipe = run.recipe
+                    data = recipe["dataset"], recipe["data_path"], recipe["split"]
+                    real = real_pictures(*data, recipe["image_size"], recipe["image_channel"])
+                    extractor = extractor_for(recipe["dataset"], recipe["image_channel"], device)
+                samples = drawn(args, run, clip, device)
+                report, _, _ = evaluate(samples, *real, extractor)
+                reports.append(report | report["look"] | report.get("classes", {}))
+                if seed == args.seeds[0]:
+                    pictures.append(grid(samples[:16], grid_columns(16)))
+            figures = []
+            for key, decimals in SHOWN.items():
+                values = [report[key] for report in reports if key in report]
+                spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+                figures.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "–")
+            print(f"| {cell} | {' | '.join(figures)} |", flush=True)
+        reference = report["reference"]["look"] | report["reference"].get("classes", {}) | report.get("floor", {})
+        told = [f"{reference[key]:.{decimals}f}" if key in reference else "–" for key, decimals in SHOWN.items()]
+        print(f"| real pictures | {' | '.join(told)} |\n", flush=True)
+        file = Path(args.save_dir, f"{args.data_name.lower()}_{table}.png")
+        print(save_table([pictures], [""], list(cells), file))
+
+
+if __name__ == "__main__":
+    main()
