@@ -3,10 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-faults lint
+.PHONY: demo figures test test-faults lint
 demo: .venv/ready
 	$(BIN)/python train_solver.py --data_name Digits
 	$(BIN)/python test_solver.py --model_path train_results/digits/digits.pt --test_mode random_gen --sample_info DDIM_50_0p0
+
+figures: .venv/ready
+	$(BIN)/python benchmarks/figures.py $(if $(DATA),--data $(DATA))
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
