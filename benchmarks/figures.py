@@ -36,7 +36,7 @@ FIGURES = {  # weights: {picture: what test_solver.py is asked for}
         "smoothness": SMOOTHNESS,
     },
     "emoji": {
-        "final": "--test_mode random_gen --sample_info DDIM_50_0p0",
+        "final": "--test_mode random_gen --sample_info DDIM_50_0p0 --sample_num 64",
         "interpolate": f"{BETWEEN} DDPM_250_0p0",
     },
 }
