@@ -69,10 +69,12 @@ def test_a_folder_of_ones_own_pictures_trains(tmp_path):
 
 def test_run_test_sh_runs(trained, tmp_path):
     text = (ROOT / "run_test.sh").read_text()
-    for slow, quick in (("DDPM_1000", "DDPM_3"), ("DDPM_100", "DDPM_2"), ("_{10,20,50}_", "_{2,4}_"), ("_50_", "_4_")):
+    for slow, quick in (("DDPM_250", "DDPM_3"), ("_{10,20,50}_", "_{2,4}_"), ("_50_", "_4_"), ("_num 500", "_num 60")):
+        assert slow in text
         text = text.replace(slow, quick)
     (tmp_path / "run_test.sh").write_text(text.replace("SAVE_DIR=results", f"SAVE_DIR={tmp_path}/pictures"))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "MODEL_PATH": str(trained), "OMP_NUM_THREADS": "1"}
     subprocess.run(["bash", tmp_path / "run_test.sh"], cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert len(list((tmp_path / "pictures").iterdir())) == 13
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4 + 1 + 2 + 5 + 1
+    assert len(list((tmp_path / "pictures").iterdir())) == 13 + 2  # compare's CSV, evaluate's JSON
