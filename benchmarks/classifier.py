@@ -36,11 +36,14 @@ def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
     return tuple(read_idx(root / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
 
 
-def train_classifier(pictures: np.ndarray, labels: np.ndarray, device: torch.device) -> nn.Sequential:
+def train_classifier(
+    pictures: np.ndarray, labels: np.ndarray, device: torch.device, seen: int = 150_000, least: int = 5
+) -> nn.Sequential:
+    """On about `seen` pictures, each at `least` so many times."""
     torch.manual_seed(0)
     x, y = normalize(torch.tensor(pictures)), torch.tensor(labels).long()
     net = classifier(x.shape[1]).to(device)
-    epochs = max(5, round(150_000 / len(x)))
+    epochs = max(least, round(seen / len(x)))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(x) // 100))
     for _ in range(epochs):

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(1, str(Path(__file__).parent.parent))
-from quality import features, frechet, labels_of, train_classifier
+from classifier import labels_of, train_classifier
+from quality import FEW, features, frechet
 
 from datasets import load_images, normalize, to_uint8
 from diffusion import SampleNoise, SampleSpec
@@ -62,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device()
     train, test = (load_images("Fashion_Mnist", args.data_path, split, 16, 1) for split in ("train", "test"))
-    net = train_classifier(train, labels_of("Fashion_Mnist", args.data_path)[0], device)
+    net = train_classifier(train, labels_of("Fashion_Mnist", Path(args.data_path))[0], device, **FEW)
     real = features(net, torch.from_numpy(train[:10_000]), device)
     floor = frechet(features(net, torch.from_numpy(test[: args.sample_num]), device), real)
     print(f"Fréchet distance of {args.sample_num} held-out pictures: {floor:.2f}")

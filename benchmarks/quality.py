@@ -14,62 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(1, str(Path(__file__).parent.parent))
+from classifier import labels_of, train_classifier
+
 from datasets import load_images, normalize, to_uint8
-from datasets.mnist import DEBIAN_FASHION, read_idx
 from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
 from utils.device import pick_device, ready_to_sample, sampling_precision
 
-FEATURES = 64
-
-
-def labels_of(dataset: str, data_path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) labels of a data set, in the order of its pictures."""
-    if dataset == "Digits":
-        return np.split(load_digits().target, [1500])
-    if dataset != "Fashion_Mnist":
-        raise SystemExit(f"error: labels are at hand for Digits and Fashion_Mnist, not for {dataset}")
-    roots = (Path(data_path), Path(data_path) / "FashionMNIST" / "raw", DEBIAN_FASHION)
-    root = next(root for root in roots if (root / "train-labels-idx1-ubyte.gz").is_file())
-    return tuple(read_idx(root / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
-
-
-def classifier(channels: int) -> nn.Sequential:
-    """Three convolutions, the mean over the picture, FEATURES numbers, ten classes."""
-
-    def block(inside: int, outside: int, stride: int) -> list[nn.Module]:
-        return [nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU()]
-
-    convolutions = [*block(channels, 32, 1), *block(32, 64, 2), *block(64, 128, 2)]
-    pooled = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, FEATURES), nn.ReLU()]
-    return nn.Sequential(*convolutions, *pooled, nn.Linear(FEATURES, 10))
-
-
-def train_classifier(pictures: np.ndarray, labels: np.ndarray, device: torch.device) -> nn.Sequential:
-    torch.manual_seed(0)
-    x, y = normalize(torch.tensor(pictures)), torch.tensor(labels).long()
-    net = classifier(x.shape[1]).to(device)
-    epochs = max(3, round(45_000 / len(x)))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(x) // 100))
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x))[: len(x) // 100 * 100].view(-1, 100):
-            loss = F.cross_entropy(net(x[rows].to(device)), y[rows].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-    return net.eval()
+FEW = {"seen": 45_000, "least": 3}  # pictures for the classifier
 
 
 @torch.inference_mode()
 def features(net: nn.Sequential, pictures: Tensor, device: torch.device) -> np.ndarray:
-    """(N, FEATURES), float64, of uint8 pictures: all of them through the same eight bits."""
+    """(N, D), float64, of uint8 pictures: all of them through the same eight bits."""
     parts = [net[:-1](normalize(part.to(device))).cpu() for part in pictures.split(500)]
     return torch.cat(parts).double().numpy()
 
@@ -102,9 +62,9 @@ def main() -> None:
     network = ready_to_sample(run.model, device, precision)
     C, S = recipe["image_channel"], recipe["image_size"]
     train, test = (load_images(recipe["dataset"], recipe["data_path"], split, S, C) for split in ("train", "test"))
-    train_labels, test_labels = labels_of(recipe["dataset"], recipe["data_path"])
+    train_labels, test_labels = labels_of(recipe["dataset"], Path(recipe["data_path"]))
 
-    net = train_classifier(train, train_labels, device)
+    net = train_classifier(train, train_labels, device, **FEW)
     with torch.inference_mode():
         classes = torch.cat([net(normalize(part.to(device))).argmax(1).cpu() for part in torch.tensor(test).split(500)])
     print(f"classifier: {(classes.numpy() == test_labels).mean():.1%} of {len(test)} held-out pictures right")

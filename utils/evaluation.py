@@ -9,8 +9,6 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from datasets import DataError, load_images
 from utils.classifier import Extractor
@@ -34,6 +32,8 @@ class _AsGiven(nn.Module):
 def frechet(first: Tensor, second: Tensor) -> float:
     """|m - m'|² + tr(C + C' - 2 (C C')^½) of the Gaussians that have the means and covariances of two sets of features,
     (N, D) and (M, D) (Heusel et al. 2017)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # heavy, and no other mode has use for it
+
     metric = FrechetInceptionDistance(_AsGiven(first.shape[1])).set_dtype(torch.float64)
     metric.update(first.double(), real=False)
     metric.update(second.double(), real=True)
@@ -50,6 +50,8 @@ def frechet_with_error(samples: Tensor, real: Tensor) -> tuple[float, float]:
 def kernel(first: Tensor, second: Tensor) -> tuple[float, float]:
     """The unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³ (Bińkowski et al. 2018): mean and
     standard deviation over 100 subsets, the same ones at each call."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     size = min(KERNEL_SUBSET_SIZE, len(first), len(second))
     with warnings.catch_warnings(
         action="ignore", category=UserWarning
