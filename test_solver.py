@@ -20,7 +20,7 @@ from utils.compare import save_comparison
 from utils.config import load_recipe
 from utils.device import pick_device, ready_to_sample, sampling_precision
 from utils.errors import ArgumentParser, ConfigError, number, run
-from utils.evaluation import evaluate, real_pictures, summary
+from utils.evaluation import Evaluation, real_pictures, summary
 from utils.images import grid, grid_columns, save_grid
 from utils.pairs import choose_pairs
 from utils.processes import rank_and_world
@@ -216,10 +216,11 @@ def evaluate_samples(args, trained, network, specs, device) -> list[Path]:
     source = load_recipe(args.config, args.data_name) if args.data_name else recipe
     data = source["dataset"], args.data_path or source["data_path"], args.split or source["split"]
     real = real_pictures(*data, recipe["image_size"], recipe["image_channel"])
-    extractor = extractor_for(source["dataset"], recipe["image_channel"], device)
+    count = args.sample_num or 2000
+    evaluation = Evaluation(*real, extractor_for(source["dataset"], recipe["image_channel"], device), count)
     for spec in specs:
-        samples, seconds = draw(args, trained, network, spec, device, args.sample_num or 2000)
-        report, apart, number = evaluate(samples, *real, extractor)
+        samples, seconds = draw(args, trained, network, spec, device, count)
+        report, apart, number = evaluation(samples)
         report = {
             "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
             "seed": args.seed, "precision": args.precision, "device": str(device), "seconds": round(seconds, 1),

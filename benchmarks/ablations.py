@@ -1,11 +1,11 @@
 """What do the loss, the betas, P2 weighting, averaging and clipping do? Networks that differ in one thing, paired.
 
-    python benchmarks/ablations.py --data_name Digits --set objective=pred_noise        # an hour on two cores
-    python benchmarks/ablations.py --data_name Emoji --set objective=pred_noise image_size=16 channel_mult=1,2,2
+    python benchmarks/ablations.py --data_name Digits                                # 40 minutes on one core
+    python benchmarks/ablations.py --data_name Emoji --data_path PATH --only loss_and_betas
 
-Networks of one seed have the same first weights, data order, timesteps and noise, and all cells the same sampling
-noise, so that pictures in the same place of two grids correspond. Trains by train_solver.py, so that what is
-interrupted goes on.
+The networks predict noise, as in the first papers, and are as small as two cores ask for: see SETTINGS. Those of one
+seed have the same first weights, data order, timesteps and noise, and all cells the same sampling noise, so that
+pictures in the same place of two grids correspond. Trains by train_solver.py, so that what is interrupted goes on.
 Prints a line a cell, mean and spread (standard deviation) over the seeds, and saves each table's pictures.
 """
 
@@ -23,10 +23,16 @@ from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
 from utils.classifier import extractor_for
 from utils.device import pick_device, ready_to_sample, sampling_precision
-from utils.evaluation import evaluate, real_pictures
+from utils.evaluation import Evaluation, real_pictures
 from utils.images import grid, grid_columns, save_table
 
 ROOT = Path(__file__).parent.parent
+AT_16 = "image_size=16 channel_mult=1,2,2 model_channels=32 num_res_blocks=1 learning_rate=5e-4 ema_decay=0.999"
+SETTINGS = {
+    "Digits": "objective=pred_noise max_steps=1000",
+    "Fashion_Mnist": f"objective=pred_noise {AT_16} max_steps=1500",
+    "Emoji": f"objective=pred_noise {AT_16} max_steps=1500",
+}
 NETWORKS = {
     "L1_cosine": "loss_type=l1 beta_schedule=cosine loss_weight=none",
     "L2_cosine": "loss_type=l2 beta_schedule=cosine loss_weight=none",
@@ -51,7 +57,8 @@ SHOWN = {"frechet": 3, "brightness": 4, "fine_detail": 4, "evenness": 4}  # figu
 
 def train(args, network: str, seed: int) -> Path:
     name = f"{network}_{seed}"
-    settings = [*NETWORKS[network].split(), f"seed={seed}", f"pth_save_name={name}", *args.set]
+    settings = [*SETTINGS[args.data_name].split(), *NETWORKS[network].split(), f"seed={seed}", *args.set]
+    settings += [f"pth_save_name={name}"]
     command = [sys.executable, ROOT / "train_solver.py", "--data_name", args.data_name, "--save_dir", args.save_dir]
     command += ["--data_path", args.data_path] if args.data_path else []
     subprocess.run([*command, "--set", *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -71,46 +78,51 @@ def drawn(args, run, clip: bool, device: torch.device) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def evaluation_for(recipe: dict, count: int, device: torch.device) -> Evaluation:
+    size, channels = recipe["image_size"], recipe["image_channel"]
+    real = real_pictures(recipe["dataset"], recipe["data_path"], recipe["split"], size, channels)
+    return Evaluation(*real, extractor_for(recipe["dataset"], channels, device), count)
+
+
+def row(title: str, reports: list[dict]) -> str:
+    """Mean and spread over the seeds of each figure that there is."""
+    cells = [title]
+    for key, decimals in SHOWN.items():
+        values = [flat[key] for flat in (r | r["look"] | r.get("classes", {}) for r in reports) if key in flat]
+        spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "–")
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_name", default="Digits")
+    parser.add_argument("--data_name", default="Digits", choices=SETTINGS)
     parser.add_argument("--data_path")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every network")
+    parser.add_argument("--only", choices=TABLES, help="this table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--sample_info", type=SampleSpec.parse, default=SampleSpec.parse("DDPM_100_0p0"))
     parser.add_argument("--sample_num", type=int, default=1000)
     parser.add_argument("--save_dir", default="train_results/ablations")
     args = parser.parse_args()
-    device, real, extractor = pick_device(), None, None
-    for table, cells in TABLES.items():
-        print(f"| {args.data_name}, {args.sample_info} | {' | '.join(key.replace('_', ' ') for key in SHOWN)} |")
+    device, evaluation = pick_device(), None
+    for table in [args.only] if args.only else TABLES:
+        print(f"| {args.data_name}, {args.sample_info} | {' | '.join(SHOWN).replace('_', ' ')} |")
         print("| --- |" + " --- |" * len(SHOWN))
         pictures = []
-        for cell, (network, weights, clip) in cells.items():
+        for cell, (network, weights, clip) in TABLES[table].items():
             reports = []
             for seed in args.seeds:
                 run = load_run(train(args, network, seed), weights)
-                if real is None:
-                    recipe = run.recipe
-                    data = recipe["dataset"], recipe["data_path"], recipe["split"]
-                    real = real_pictures(*data, recipe["image_size"], recipe["image_channel"])
-                    extractor = extractor_for(recipe["dataset"], recipe["image_channel"], device)
+                evaluation = evaluation or evaluation_for(run.recipe, args.sample_num, device)
                 samples = drawn(args, run, clip, device)
-                report, _, _ = evaluate(samples, *real, extractor)
-                reports.append(report | report["look"] | report.get("classes", {}))
+                reports.append(evaluation(samples)[0])
                 if seed == args.seeds[0]:
                     pictures.append(grid(samples[:16], grid_columns(16)))
-            figures = []
-            for key, decimals in SHOWN.items():
-                values = [report[key] for report in reports if key in report]
-                spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
-                figures.append(f"{statistics.mean(values):.{decimals}f}{spread}" if values else "–")
-            print(f"| {cell} | {' | '.join(figures)} |", flush=True)
-        reference = report["reference"]["look"] | report["reference"].get("classes", {}) | report.get("floor", {})
-        told = [f"{reference[key]:.{decimals}f}" if key in reference else "–" for key, decimals in SHOWN.items()]
-        print(f"| real pictures | {' | '.join(told)} |\n", flush=True)
+            print(row(cell, reports), flush=True)
+        print(row("real pictures", [evaluation.real | reports[0].get("floor", {})]) + "\n")
         file = Path(args.save_dir, f"{args.data_name.lower()}_{table}.png")
-        print(save_table([pictures], [""], list(cells), file))
+        print(save_table([pictures], [""], list(TABLES[table]), file), flush=True)
 
 
 if __name__ == "__main__":

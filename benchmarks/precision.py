@@ -5,7 +5,7 @@
 
 Trains by train_solver.py, so that what is interrupted goes on. Then, always in float32 and with the averaged weights:
 the loss of 10,000 held-out pictures by quarter of t, the same t and noise for every network, and the Fréchet distance
-of DDIM_50 samples from the same noise, in the features of benchmarks/quality.py.
+of DDIM_50 samples from the same noise, in the features of a classifier of such small pictures, trained here first.
 """
 
 import subprocess
@@ -17,12 +17,13 @@ import torch
 
 sys.path.insert(1, str(Path(__file__).parent.parent))
 from classifier import labels_of, train_classifier
-from quality import FEW, features, frechet
 
 from datasets import load_images, normalize, to_uint8
 from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
+from utils.classifier import in_batches
 from utils.device import pick_device
+from utils.evaluation import frechet
 from utils.metrics import quarter_means, quarter_sums
 
 ROOT = Path(__file__).parent.parent
@@ -63,9 +64,10 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device()
     train, test = (load_images("Fashion_Mnist", args.data_path, split, 16, 1) for split in ("train", "test"))
-    net = train_classifier(train, labels_of("Fashion_Mnist", Path(args.data_path))[0], device, **FEW)
-    real = features(net, torch.from_numpy(train[:10_000]), device)
-    floor = frechet(features(net, torch.from_numpy(test[: args.sample_num]), device), real)
+    net = train_classifier(train, labels_of("Fashion_Mnist", Path(args.data_path))[0], device, seen=45_000, least=3)
+    features = in_batches(lambda pictures: net[:-1](normalize(pictures.to(device))).double().cpu())
+    real = features(torch.from_numpy(train[:10_000]))
+    floor = frechet(features(torch.from_numpy(test[: args.sample_num])), real)
     print(f"Fréchet distance of {args.sample_num} held-out pictures: {floor:.2f}")
     print("| objective | precision | seed | loss by quarter of t | | | | of all | Fréchet distance |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
@@ -85,7 +87,7 @@ def main() -> None:
                 run.model.to(device)
                 run.diffusion.to(device)
                 losses = " | ".join(f"{loss:.4f}" for loss in held_out(run, torch.from_numpy(test), device))
-                distance = frechet(features(net, sampled(run, args.sample_num, device), device), real)
+                distance = frechet(features(sampled(run, args.sample_num, device)), real)
                 print(f"| {objective} | {precision} | {seed} | {losses} | {distance:.2f} |", flush=True)
 
 

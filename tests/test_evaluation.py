@@ -12,7 +12,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from datasets import load_images
 from utils.classifier import classifier_file, extractor_for, shipped_classifier
-from utils.evaluation import class_shares, evaluate, frechet, frechet_with_error, kernel, look, nearest, real_pictures
+from utils.evaluation import Evaluation, class_shares, frechet, frechet_with_error, kernel, look, nearest, real_pictures
 
 
 def gaussian(mean, covariance, count=400, seed=0):
@@ -128,10 +128,10 @@ def test_copies_are_found_out(extractor):
     """Samples that are training pictures are nearer than real ones are; other real ones are not."""
     reference, others, same = real_pictures("Digits", "none", "train", 8, 1)
     assert (len(reference), len(others)) == (1500, 297) and same is reference
-    copies, _, number = evaluate(reference[:100], reference, others, reference, extractor)
+    copies, _, number = Evaluation(reference, others, reference, extractor, 100)(reference[:100])
     assert copies["nearest"]["samples"] == pytest.approx(0, abs=1e-3) and number.tolist() == list(range(100))
     assert copies["nearest"]["closer_than_99_percent_of_real"] == 1
-    honest, _, _ = evaluate(others, reference, others, reference, extractor)
+    honest, _, _ = Evaluation(reference, others, reference, extractor, 297)(others)
     assert honest["nearest"]["closer_than_99_percent_of_real"] < 0.02
     assert honest["frechet"] == honest["floor"]["frechet"] and honest["floor"]["n"] == 297
     assert json.loads(json.dumps(honest)) == honest
@@ -144,7 +144,7 @@ def test_a_folder_is_compared_with_its_own_halves(tmp_path, capsys):
     reference, one, other = real_pictures("Folder", tmp_path, "train", 8, 3)
     both = torch.cat([one, other]).flatten(1).tolist()
     assert len(reference) == 20 and sorted(both) == sorted(reference.flatten(1).tolist())
-    report, _, _ = evaluate(reference[:5], reference, one, other, None)
+    report, _, _ = Evaluation(reference, one, other, None, 5)(reference[:5])
     assert "frechet" not in report and report["nearest"]["samples"] < report["nearest"]["real"]
     assert extractor_for("Folder", 1, torch.device("cpu")) is None
 

@@ -109,28 +109,41 @@ def real_pictures(dataset: str, data_path: str, split: str, size: int, channels:
         return reference, *shuffled.tensor_split(2)
 
 
-def evaluate(
-    samples: Tensor, reference: Tensor, others: Tensor, others_reference: Tensor, extractor: Extractor | None
-) -> tuple[dict, Tensor, Tensor]:
-    """All of it, plain, ready for JSON, and each sample's nearest neighbour in `reference`: how far it is, and its
-    number. others, as many as there are samples at most, are compared with others_reference: the floor."""
-    others = others[: len(samples)]
-    (apart, number), (others_apart, _) = nearest(samples, reference), nearest(others, others_reference)
-    report = {"n": len(samples), "look": look(samples), "reference": {"n": len(reference), "look": look(reference)}}
-    report["nearest"] = {
-        "samples": apart.mean().item(),
-        "real": others_apart.mean().item(),
-        "closer_than_99_percent_of_real": (apart < others_apart.quantile(0.01)).double().mean().item(),
-    }
-    if extractor:
-        drawn, real = extractor.features(samples), extractor.features(reference)
-        report |= distances(drawn, real) | {"extractor": {"name": extractor.name, "sha256": extractor.sha256}}
-        floor_real = real if others_reference is reference else extractor.features(others_reference)
-        report["floor"] = distances(extractor.features(others), floor_real)
-        if extractor.classes:
-            report["classes"] = class_shares(extractor.classes(drawn))
-            report["reference"]["classes"] = class_shares(extractor.classes(real))
-    return report, apart, number
+class Evaluation:
+    """Compares samples with the pictures of real_pictures(): what concerns those alone is computed once. The floor and
+    the real pictures' own neighbours are those of `count` of the others, as many as there are samples."""
+
+    def __init__(
+        self, reference: Tensor, others: Tensor, others_reference: Tensor, extractor: Extractor | None, count: int
+    ):
+        self.reference, self.extractor, others = reference, extractor, others[:count]
+        self.real = {"n": len(reference), "look": look(reference)}
+        self.others_apart, _ = nearest(others, others_reference)
+        if extractor:
+            self.features = extractor.features(reference)
+            same = others_reference is reference
+            floor_reference = self.features if same else extractor.features(others_reference)
+            self.floor = distances(extractor.features(others), floor_reference)
+            if extractor.classes:
+                self.real["classes"] = class_shares(extractor.classes(self.features))
+
+    def __call__(self, samples: Tensor) -> tuple[dict, Tensor, Tensor]:
+        """All figures, plain, ready for JSON, and each sample's nearest neighbour in the reference: how far it is, and
+        its number."""
+        apart, number = nearest(samples, self.reference)
+        report = {"n": len(samples), "look": look(samples), "reference": self.real}
+        report["nearest"] = {
+            "samples": apart.mean().item(),
+            "real": self.others_apart.mean().item(),
+            "closer_than_99_percent_of_real": (apart < self.others_apart.quantile(0.01)).double().mean().item(),
+        }
+        if self.extractor:
+            features = self.extractor.features(samples)
+            report |= distances(features, self.features) | {"floor": self.floor}
+            report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
+            if self.extractor.classes:
+                report["classes"] = class_shares(self.extractor.classes(features))
+        return report, apart, number
 
 
 def summary(report: dict) -> str:
