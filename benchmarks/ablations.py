@@ -56,7 +56,7 @@ SHOWN = {"frechet": 3, "brightness": 4, "fine_detail": 4, "evenness": 4}  # figu
 
 
 def train(args, network: str, seed: int) -> Path:
-    name = f"{network}_{seed}"
+    name = f"{args.data_name.lower()}_{network}_{seed}"
     settings = [*SETTINGS[args.data_name].split(), *NETWORKS[network].split(), f"seed={seed}", *args.set]
     settings += [f"pth_save_name={name}"]
     command = [sys.executable, ROOT / "train_solver.py", "--data_name", args.data_name, "--save_dir", args.save_dir]

@@ -1,7 +1,7 @@
-"""Redraws the README's pictures from the shipped weights:   make figures
+"""Redraws the README's pictures, from the shipped weights and, for the ablations, by training:   make figures
 
-Interpolations take real pictures, from where config.yaml or --data says; where they are not, those pictures stay as
-they are, and it is said.
+Interpolations and trainings take real pictures, from where config.yaml or --data says; where those are not, the
+README's pictures stay as they are, and it is said.
 """
 
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 BETWEEN = "--test_mode interpolate --sample_info"
 METHODS = [f"{method}_{n}_{eta}" for method, eta in
            (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"))
-           for n in (5, 10, 20, 50, 100, 1000)]  # fmt: skip
+           for n in (10, 50, 100, 200, 500, 800, 1000)]  # fmt: skip
 COMPARE = f"--test_mode compare --sample_info {' '.join(METHODS)}"
 SMOOTHNESS = f"{BETWEEN} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
 FIGURES = {  # weights: {picture: what test_solver.py is asked for}
@@ -40,6 +40,18 @@ FIGURES = {  # weights: {picture: what test_solver.py is asked for}
         "interpolate": f"{BETWEEN} DDPM_250_0p0",
     },
 }
+ABLATIONS = {"digits": ("loss_and_betas", "tricks"), "emoji": ("loss_and_betas",)}
+
+
+def redraw(command: list[str], folder: str, pictures: dict[str, str]) -> None:
+    """Runs a command of ours that leaves pictures in a folder, and takes them: {README's picture: what it is there}."""
+    command = [sys.executable, *command, "--save_dir", folder]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        print(f"not redrawn: {', '.join(pictures)}", file=sys.stderr)
+        return
+    for picture, pattern in pictures.items():
+        shutil.copy(next(Path(folder).glob(pattern)), ROOT / "images" / picture)
+        print(f"images/{picture}", flush=True)
 
 
 def main() -> None:
@@ -49,18 +61,18 @@ def main() -> None:
     args = parser.parse_args()
     data = dict(text.split("=", 1) for text in args.data)
     for name in args.only:
+        where = ["--data_path", data[name]] if name in data else []
         for picture, asked in FIGURES[name].items():
             with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "test_solver.py", "--model_path", f"checkpoints/{name}.safetensors"]
-                command += [*asked.split(), "--save_dir", folder]
-                command += ["--data_path", data[name]] if name in data and "interpolate" in asked else []
-                if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-                    print(f"images/{name}_{picture}.png stays as it is", file=sys.stderr)
-                    continue
-                for what in ("final", "progress") if picture == "final" else (picture,):
-                    file = ROOT / "images" / f"{name}_{what}.png"
-                    shutil.copy(next(Path(folder).glob(f"*_{what}.png")), file)
-                    print(file.relative_to(ROOT), flush=True)
+                command = ["test_solver.py", "--model_path", f"checkpoints/{name}.safetensors", *asked.split()]
+                whats = ("final", "progress") if picture == "final" else (picture,)
+                pictures = {f"{name}_{what}.png": f"*_{what}.png" for what in whats}
+                redraw(command + (where if "interpolate" in asked else []), folder, pictures)
+        with tempfile.TemporaryDirectory() as folder:  # its networks serve all tables
+            for table in ABLATIONS.get(name, ()):
+                command = ["benchmarks/ablations.py", "--data_name", name.title(), *where, "--only", table]
+                command += ["--seeds", "0", "--sample_num", "16"]
+                redraw(command, folder, {f"{name}_{table}.png": f"{name}_{table}.png"})
 
 
 if __name__ == "__main__":
