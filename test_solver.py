@@ -20,7 +20,7 @@ from utils.compare import save_comparison
 from utils.config import load_recipe
 from utils.device import pick_device, ready_to_sample, sampling_precision
 from utils.errors import ArgumentParser, ConfigError, number, run
-from utils.evaluation import Evaluation, real_pictures, summary
+from utils.evaluation import GROUPS, Evaluation, real_pictures, summary
 from utils.images import grid, grid_columns, save_grid
 from utils.pairs import choose_pairs
 from utils.processes import rank_and_world
@@ -108,6 +108,8 @@ def check_arguments(args) -> None:
             if args.test_mode not in modes and getattr(args, flag) is not None:
                 of = " and ".join(modes)
                 raise ConfigError(f"--{flag} is for --test_mode {of}, and {args.test_mode} has no use for it")
+    if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
+        raise ConfigError(f"--sample_num {args.sample_num}: evaluate takes {GROUPS} at least, to estimate its error")
 
 
 def picture_path(args, what: str) -> Path:
@@ -214,23 +216,23 @@ def evaluate_samples(args, trained, network, specs, device) -> list[Path]:
     """How near the samples are to real pictures, as numbers; and beside some of them their nearest real neighbours."""
     recipe, files = trained.recipe, []
     source = load_recipe(args.config, args.data_name) if args.data_name else recipe
-    data = source["dataset"], args.data_path or source["data_path"], args.split or source["split"]
-    real = real_pictures(*data, recipe["image_size"], recipe["image_channel"])
-    count = args.sample_num or 2000
-    evaluation = Evaluation(*real, extractor_for(source["dataset"], recipe["image_channel"], device), count)
+    split, channels, count = args.split or source["split"], recipe["image_channel"], args.sample_num or 2000
+    path = args.data_path or source["data_path"]
+    real = real_pictures(source["dataset"], path, split, source["split"], recipe["image_size"], channels)
+    evaluation = Evaluation(real, extractor_for(source["dataset"], channels, device), count)
     for spec in specs:
         samples, seconds = draw(args, trained, network, spec, device, count)
         report, apart, number = evaluation(samples)
         report = {
             "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
             "seed": args.seed, "precision": args.precision, "device": str(device), "seconds": round(seconds, 1),
-            "data": source["data_name"], "split": data[2], **report,
+            "data": source["data_name"], "split": split, **report,
         }  # fmt: skip
-        print(f"{spec}, seed {args.seed}, against {source['data_name']}'s {data[2]} split:", summary(report), sep="\n")
+        print(summary(report))
         file = picture_path(args, f"{spec}_evaluate").with_suffix(".json")
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
-        rows = [pictures for which in (first, closest) for pictures in (samples[which], real[0][number[which]])]
+        rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
         files += [file, save_grid(torch.cat(rows), picture_path(args, f"{spec}_neighbours"), len(first))]
     return files
 

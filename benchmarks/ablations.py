@@ -6,7 +6,7 @@
 The networks predict noise, as in the first papers, and are as small as two cores ask for: see SETTINGS. Those of one
 seed have the same first weights, data order, timesteps and noise, and all cells the same sampling noise, so that
 pictures in the same place of two grids correspond. Trains by train_solver.py, so that what is interrupted goes on.
-Prints a line a cell, mean and spread (standard deviation) over the seeds, and saves each table's pictures.
+Prints a line a cell, mean ± standard deviation over the seeds, and saves each table's pictures, of the first seed.
 """
 
 import statistics
@@ -23,21 +23,20 @@ from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
 from utils.classifier import extractor_for
 from utils.device import pick_device, ready_to_sample, sampling_precision
+from utils.errors import run as run_script
 from utils.evaluation import Evaluation, real_pictures
 from utils.images import grid, grid_columns, save_table
 
 ROOT = Path(__file__).parent.parent
-AT_16 = "image_size=16 channel_mult=1,2,2 model_channels=32 num_res_blocks=1 learning_rate=5e-4 ema_decay=0.999"
-SETTINGS = {
-    "Digits": "objective=pred_noise max_steps=1000",
-    "Fashion_Mnist": f"objective=pred_noise {AT_16} max_steps=1500",
-    "Emoji": f"objective=pred_noise {AT_16} max_steps=1500",
-}
+AT_16 = {"image_size": "16", "channel_mult": "1,2,2", "model_channels": "32", "num_res_blocks": "1"}
+AT_16 |= {"learning_rate": "5e-4", "ema_decay": "0.999", "max_steps": "1500"}
+SETTINGS = {"Digits": {"max_steps": "1000"}, "Fashion_Mnist": AT_16, "Emoji": AT_16}  # over config.yaml
+PLAIN = {"objective": "pred_noise", "loss_type": "l1", "beta_schedule": "cosine", "loss_weight": "none"}
 NETWORKS = {
-    "L1_cosine": "loss_type=l1 beta_schedule=cosine loss_weight=none",
-    "L2_cosine": "loss_type=l2 beta_schedule=cosine loss_weight=none",
-    "L1_linear": "loss_type=l1 beta_schedule=linear loss_weight=none",
-    "L1_cosine_P2": "loss_type=l1 beta_schedule=cosine loss_weight=p2",
+    "L1_cosine": PLAIN,
+    "L2_cosine": PLAIN | {"loss_type": "l2"},
+    "L1_linear": PLAIN | {"beta_schedule": "linear"},
+    "L1_cosine_P2": PLAIN | {"loss_weight": "p2"},
 }
 TABLES = {  # table: {cell: (network, weights, clipping)}
     "loss_and_betas": {
@@ -57,11 +56,13 @@ SHOWN = {"frechet": 3, "brightness": 4, "fine_detail": 4, "evenness": 4}  # figu
 
 def train(args, network: str, seed: int) -> Path:
     name = f"{args.data_name.lower()}_{network}_{seed}"
-    settings = [*SETTINGS[args.data_name].split(), *NETWORKS[network].split(), f"seed={seed}", *args.set]
-    settings += [f"pth_save_name={name}"]
-    command = [sys.executable, ROOT / "train_solver.py", "--data_name", args.data_name, "--save_dir", args.save_dir]
-    command += ["--data_path", args.data_path] if args.data_path else []
-    subprocess.run([*command, "--set", *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    settings = SETTINGS[args.data_name] | NETWORKS[network] | {"seed": seed, "pth_save_name": name}
+    settings |= dict(text.split("=", 1) for text in args.set)
+    command = [sys.executable, ROOT / "train_solver.py", "--config", ROOT / "config.yaml", "--save_dir", args.save_dir]
+    command += ["--data_name", args.data_name, *(["--data_path", args.data_path] if args.data_path else [])]
+    command += ["--set", *(f"{key}={value}" for key, value in settings.items())]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(f"{name} was not trained")
     return Path(args.save_dir, name, f"{name}.pt")
 
 
@@ -79,9 +80,9 @@ def drawn(args, run, clip: bool, device: torch.device) -> torch.Tensor:
 
 
 def evaluation_for(recipe: dict, count: int, device: torch.device) -> Evaluation:
-    size, channels = recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(recipe["dataset"], recipe["data_path"], recipe["split"], size, channels)
-    return Evaluation(*real, extractor_for(recipe["dataset"], channels, device), count)
+    size, channels, split = recipe["image_size"], recipe["image_channel"], recipe["split"]
+    real = real_pictures(recipe["dataset"], recipe["data_path"], split, split, size, channels)
+    return Evaluation(real, extractor_for(recipe["dataset"], channels, device), count)
 
 
 def row(title: str, reports: list[dict]) -> str:
@@ -114,16 +115,18 @@ def main() -> None:
             reports = []
             for seed in args.seeds:
                 run = load_run(train(args, network, seed), weights)
-                evaluation = evaluation or evaluation_for(run.recipe, args.sample_num, device)
+                evaluation = evaluation or evaluation_for(run.recipe, args.sample_num, device)  # the same for all
                 samples = drawn(args, run, clip, device)
                 reports.append(evaluation(samples)[0])
                 if seed == args.seeds[0]:
                     pictures.append(grid(samples[:16], grid_columns(16)))
             print(row(cell, reports), flush=True)
-        print(row("real pictures", [evaluation.real | reports[0].get("floor", {})]) + "\n")
+        floor = reports[0].get("floor", {})
+        title = f"real pictures (distance of {floor['n']:,})" if floor else "real pictures"
+        print(row(title, [evaluation.real | floor]), "", sep="\n")
         file = Path(args.save_dir, f"{args.data_name.lower()}_{table}.png")
         print(save_table([pictures], [""], list(TABLES[table]), file), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,11 +18,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from datasets import load_images, normalize
+from datasets import DataError, load_images, normalize
 from datasets.mnist import DEBIAN_FASHION, read_idx
 from utils.classifier import classifier, classifier_file
 from utils.config import load_recipe
 from utils.device import pick_device
+from utils.errors import run
 
 
 def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +33,12 @@ def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
     inside = {"Mnist": "MNIST", "Fashion_Mnist": "FashionMNIST"}[dataset]
     roots = [data_path, data_path / "raw", data_path / inside / "raw"]
     roots += [DEBIAN_FASHION] if dataset == "Fashion_Mnist" else []
-    root = next(root for root in roots if (root / "train-labels-idx1-ubyte.gz").is_file())
-    return tuple(read_idx(root / f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k"))
+    names = [f"{part}-labels-idx1-ubyte" for part in ("train", "t10k")]
+    for root in roots:
+        for suffix in (".gz", ""):
+            if all((root / (name + suffix)).is_file() for name in names):
+                return tuple(read_idx(root / (name + suffix)) for name in names)
+    raise DataError(f"{data_path}: no {names[0]} and {names[1]}, packed or not")
 
 
 def train_classifier(
@@ -77,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -43,15 +43,16 @@ FIGURES = {  # weights: {picture: what test_solver.py is asked for}
 ABLATIONS = {"digits": ("loss_and_betas", "tricks"), "emoji": ("loss_and_betas",)}
 
 
-def redraw(command: list[str], folder: str, pictures: dict[str, str]) -> None:
+def redraw(command: list[str], folder: str, pictures: dict[str, str]) -> bool:
     """Runs a command of ours that leaves pictures in a folder, and takes them: {README's picture: what it is there}."""
     command = [sys.executable, *command, "--save_dir", folder]
     if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
         print(f"not redrawn: {', '.join(pictures)}", file=sys.stderr)
-        return
+        return False
     for picture, pattern in pictures.items():
         shutil.copy(next(Path(folder).glob(pattern)), ROOT / "images" / picture)
         print(f"images/{picture}", flush=True)
+    return True
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FIGURES, default=list(FIGURES), help="these weights' pictures")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=PATH", help="where real pictures are: mnist=…")
     args = parser.parse_args()
-    data = dict(text.split("=", 1) for text in args.data)
+    data, done = dict(text.partition("=")[::2] for text in args.data), []
     for name in args.only:
         where = ["--data_path", data[name]] if name in data else []
         for picture, asked in FIGURES[name].items():
@@ -67,12 +68,13 @@ def main() -> None:
                 command = ["test_solver.py", "--model_path", f"checkpoints/{name}.safetensors", *asked.split()]
                 whats = ("final", "progress") if picture == "final" else (picture,)
                 pictures = {f"{name}_{what}.png": f"*_{what}.png" for what in whats}
-                redraw(command + (where if "interpolate" in asked else []), folder, pictures)
+                done.append(redraw(command + (where if "interpolate" in asked else []), folder, pictures))
         with tempfile.TemporaryDirectory() as folder:  # its networks serve all tables
             for table in ABLATIONS.get(name, ()):
                 command = ["benchmarks/ablations.py", "--data_name", name.title(), *where, "--only", table]
                 command += ["--seeds", "0", "--sample_num", "16"]
-                redraw(command, folder, {f"{name}_{table}.png": f"{name}_{table}.png"})
+                done.append(redraw(command, folder, {f"{name}_{table}.png": f"{name}_{table}.png"}))
+    sys.exit(not all(done))
 
 
 if __name__ == "__main__":

@@ -47,11 +47,15 @@ def classifier_file(dataset: str) -> Path:
 
 
 def extractor_for(dataset: str, channels: int, device: torch.device) -> Extractor | None:
-    """The shipped classifier of a data set, or Inception for colour pictures, or None where there is neither."""
+    """Inception for colour pictures, for grey ones the shipped classifier of their data set, or None where there is no
+    such, which is said."""
+    if channels == 3:
+        return inception(device)
     file = classifier_file(dataset)
     if file.exists():
         return shipped_classifier(file, device)
-    return inception(device) if channels == 3 else None
+    print(f"no distances: no classifier is shipped for grey pictures of {dataset}")
+    return None
 
 
 def shipped_classifier(file: Path, device: torch.device) -> Extractor:

@@ -5,6 +5,7 @@ All pictures are uint8 (N, C, S, S): samples pass through the same eight bits as
 
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from datasets import DataError, load_images
 from utils.classifier import Extractor
 from utils.held_out import OTHER_SPLIT
 
-GROUPS = 10  # of the jackknife
+GROUPS = 10  # of the jackknife, and so the fewest pictures that can be compared
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 500
 
 
@@ -53,9 +54,8 @@ def kernel(first: Tensor, second: Tensor) -> tuple[float, float]:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(KERNEL_SUBSET_SIZE, len(first), len(second))
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    ):  # that it keeps the features, which are here anyway
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps the features, which are here anyway
         metric = KernelInceptionDistance(_AsGiven(first.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size)
     metric.update(first, real=False)
     metric.update(second, real=True)
@@ -72,96 +72,135 @@ def distances(samples: Tensor, real: Tensor) -> dict:
 
 
 def class_shares(classes: Tensor, count: int = 10) -> dict:
-    """The share of each class, and how even they are: their entropy over that of equal shares, 1 at most."""
+    """How many classes there are any of, the share of each, and how even they are: their entropy over that of equal
+    shares, 1 at most."""
     shares = torch.bincount(classes, minlength=count).double() / len(classes)
-    return {"shares": shares.tolist(), "evenness": torch.special.entr(shares).sum().item() / math.log(count)}
+    evenness = torch.special.entr(shares).sum().item() / math.log(count)
+    return {"covered": int((shares > 0).sum()), "evenness": evenness, "shares": shares.tolist()}
 
 
-def nearest(pictures: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """For each picture the RMS distance, of pixels in [0, 1], to the training picture nearest to it, and its number."""
-    x, best = pictures.flatten(1).float() / 255, torch.full((len(pictures),), math.inf)
-    number = torch.zeros(len(pictures), dtype=torch.int64)
+def nearest(pictures: Tensor, training: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
+    """For each picture the RMS distance, of pixels in [0, 1], to the training picture nearest to it, and its number;
+    with rank 2 the nearest but one: for training pictures themselves."""
+    x, best = pictures.flatten(1).float() / 255, torch.full((len(pictures), rank), math.inf)
+    number = torch.zeros(len(pictures), rank, dtype=torch.int64)
     for start in range(0, len(training), 5000):
-        apart, index = torch.cdist(x, training[start : start + 5000].flatten(1).float() / 255).min(1)
-        number = torch.where(apart < best, index + start, number)
-        best = torch.minimum(apart, best)
-    return best / x.shape[1] ** 0.5, number
+        part = training[start : start + 5000].flatten(1).float() / 255
+        best, which = torch.cat([best, torch.cdist(x, part)], 1).topk(rank, largest=False)
+        here = torch.arange(start, start + len(part)).expand(len(x), -1)
+        number = torch.cat([number, here], 1).gather(1, which)
+    return best[:, -1] / x.shape[1] ** 0.5, number[:, -1]
 
 
 def look(pictures: Tensor) -> dict:
-    """Mean brightness, 0 (black) to 1, and the share of the variance at wavelengths under four pixels."""
-    x = pictures.double() / 255
-    power = torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square().mean((0, 1))  # (S, S)
-    across = torch.fft.fftfreq(x.shape[-1], dtype=torch.float64).abs()
+    """Mean brightness, 0 (black) to 1, and the share of the variance whose wavelength, across or down, is under four
+    pixels."""
+    across = torch.fft.fftfreq(pictures.shape[-1], dtype=torch.float64).abs()
     fine = torch.maximum(across[:, None], across[None, :]) > 0.25
-    return {"brightness": x.mean().item(), "fine_detail": (power[fine].sum() / power.sum().clamp(min=1e-12)).item()}
+    brightness, power = 0.0, torch.zeros(fine.shape, dtype=torch.float64)
+    for part in pictures.split(500):
+        x = part.double() / 255
+        brightness += x.mean((1, 2, 3)).sum().item() / len(pictures)
+        power += torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square().sum((0, 1))
+    return {"brightness": brightness, "fine_detail": (power[fine].sum() / power.sum().clamp(min=1e-12)).item()}
 
 
-def real_pictures(dataset: str, data_path: str, split: str, size: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pictures of a split, and two sets of real ones that have no picture in common, to see how far real is from
-    real: the other split and this one, or two halves where there is no other (a folder)."""
-    reference = torch.from_numpy(np.array(load_images(dataset, data_path, split, size, channels)))
+@dataclass(frozen=True)
+class RealPictures:
+    """uint8 (N, C, S, S) each. The floor is how far `others` are from `reference`: real ones from real ones."""
+
+    pictures: Tensor  # of the split that was asked for
+    reference: Tensor  # that samples have their distances to: the split, or half of it
+    others: Tensor  # in random order, none of them in `reference`
+    others_are: str  # where they come from
+    training: Tensor  # that samples have their nearest neighbours among
+    own: Tensor  # whose nearest neighbours there are told beside the samples'; in random order
+    own_rank: int  # 2 where they are training pictures: each is its own nearest
+
+
+def real_pictures(
+    dataset: str, data_path: str, split: str, trained_split: str, size: int, channels: int
+) -> RealPictures:
+    """The floor's others are the other split; where there is none (a folder, or all of a data set), samples and others
+    are compared with one half, and the others are the other half."""
+
+    def load(split: str, **options) -> Tensor:
+        pictures = torch.from_numpy(np.array(load_images(dataset, data_path, split, size, channels, **options)))
+        if len(pictures) < 2 * GROUPS:
+            raise DataError(f"{data_path}: {len(pictures)} pictures are too few to compare with: {2 * GROUPS} at least")
+        return pictures
+
+    def shuffled(pictures: Tensor) -> Tensor:
+        return pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
+
+    training = load(trained_split)
+    pictures = training if split == trained_split else load(split)
     try:
-        other = load_images(dataset, data_path, OTHER_SPLIT[split], size, channels, download=False)
-        return reference, torch.from_numpy(np.array(other)), reference
+        held_out = load(OTHER_SPLIT[trained_split], download=False)
     except (KeyError, DataError):
-        shuffled = reference[torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))]
-        return reference, *shuffled.tensor_split(2)
+        held_out = None
+    own = (shuffled(training), 2) if held_out is None else (shuffled(held_out), 1)
+    if held_out is None or split not in OTHER_SPLIT:
+        reference, others = shuffled(pictures).tensor_split(2)
+        return RealPictures(pictures, reference, others, "the other half", training, *own)
+    others = shuffled(held_out if split == trained_split else training)
+    return RealPictures(pictures, pictures, others, f"the {OTHER_SPLIT[split]} split", training, *own)
 
 
 class Evaluation:
-    """Compares samples with the pictures of real_pictures(): what concerns those alone is computed once. The floor and
-    the real pictures' own neighbours are those of `count` of the others, as many as there are samples."""
+    """Compares `count` samples with real pictures: what concerns those alone is computed once."""
 
-    def __init__(
-        self, reference: Tensor, others: Tensor, others_reference: Tensor, extractor: Extractor | None, count: int
-    ):
-        self.reference, self.extractor, others = reference, extractor, others[:count]
-        self.real = {"n": len(reference), "look": look(reference)}
-        self.others_apart, _ = nearest(others, others_reference)
+    def __init__(self, real: RealPictures, extractor: Extractor | None, count: int):
+        self.extractor, self.training = extractor, real.training
+        self.real = {"n": len(real.pictures), "look": look(real.pictures)}
+        self.real_apart, _ = nearest(real.own[:count], real.training, real.own_rank)
         if extractor:
-            self.features = extractor.features(reference)
-            same = others_reference is reference
-            floor_reference = self.features if same else extractor.features(others_reference)
-            self.floor = distances(extractor.features(others), floor_reference)
+            self.features = extractor.features(real.reference)
+            others = extractor.features(real.others[:count])
+            self.floor = distances(others, self.features) | {"of": real.others_are, "to": len(real.reference)}
             if extractor.classes:
                 self.real["classes"] = class_shares(extractor.classes(self.features))
 
     def __call__(self, samples: Tensor) -> tuple[dict, Tensor, Tensor]:
-        """All figures, plain, ready for JSON, and each sample's nearest neighbour in the reference: how far it is, and
-        its number."""
-        apart, number = nearest(samples, self.reference)
-        report = {"n": len(samples), "look": look(samples), "reference": self.real}
+        """All figures, plain, ready for JSON, and each sample's nearest training picture: how far it is, and its
+        number. Where there are fewer real pictures for the floor than samples, the report has the distances of as few
+        samples too ("as_few"), because distances fall with their number."""
+        apart, number = nearest(samples, self.training)
+        report = {"n": len(samples), "look": look(samples), "reference": self.real, "extractor": None}
         report["nearest"] = {
+            "n": len(self.training),
             "samples": apart.mean().item(),
-            "real": self.others_apart.mean().item(),
-            "closer_than_99_percent_of_real": (apart < self.others_apart.quantile(0.01)).double().mean().item(),
+            "real": self.real_apart.mean().item(),
+            "closer_than_99_percent_of_real": (apart < self.real_apart.quantile(0.01)).double().mean().item(),
         }
         if self.extractor:
-            features = self.extractor.features(samples)
-            report |= distances(features, self.features) | {"floor": self.floor}
             report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
+            features, few = self.extractor.features(samples), self.floor["n"]
+            report |= distances(features, self.features) | {"floor": self.floor}
+            report["as_few"] = distances(features[:few], self.features) if few < len(samples) else None
             if self.extractor.classes:
                 report["classes"] = class_shares(self.extractor.classes(features))
         return report, apart, number
 
 
 def summary(report: dict) -> str:
-    """The most of it, a line each, real pictures' own values in brackets."""
-    real, floor = report["reference"], report.get("floor")
-    lines = []
-    if floor:
+    """The most of a report of test_solver.py, a line each, real pictures' own values in brackets."""
+    real, near, used, floor = (report.get(key) for key in ("reference", "nearest", "extractor", "floor"))
+    lines = ["{sample_info}, seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
+    lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
+    if used:
+        lines.append(f"features: {used['name']}, SHA-256 {used['sha256'][:8]}…; distances to {floor['to']:,} pictures")
         for key, error in (("frechet", "frechet_error"), ("kernel", "kernel_deviation")):
-            ours, theirs = (f"{part[key]:.5g} ± {part[error]:.2g} of {part['n']:,}" for part in (report, floor))
-            lines.append(f"{key} distance {ours} ({theirs})")
-    near, most = report["nearest"], report["nearest"]["closer_than_99_percent_of_real"]
-    lines.append(f"nearest of {real['n']:,} real pictures: {near['samples']:.4f} away ({near['real']:.4f})")
+            parts = [part for part in (report, report["as_few"], floor) if part]
+            told = [f"{part[key]:.5g} ± {part[error]:.2g} of {part['n']:,}" for part in parts]
+            lines.append(f"{key} distance {', '.join(told[:-1])} (real: {told[-1]}, {floor['of']})")
+    lines.append(f"nearest of {near['n']:,} training pictures: {near['samples']:.4f} away ({near['real']:.4f})")
+    most = near["closer_than_99_percent_of_real"]
     lines[-1] += f"; {most:.1%} of the samples are nearer than all but 1 % of real pictures are"
     for key in ("brightness", "fine_detail"):
         lines.append(f"{key.replace('_', ' ')} {report['look'][key]:.4f} ({real['look'][key]:.4f})")
     if "classes" in report:
-        shares = " ".join(f"{share:.1%}" for share in report["classes"]["shares"])
-        lines.append(
-            f"evenness of classes {report['classes']['evenness']:.4f} ({real['classes']['evenness']:.4f}): {shares}"
-        )
+        classes, shares = report["classes"], " ".join(f"{share:.1%}" for share in report["classes"]["shares"])
+        lines.append(f"{classes['covered']} classes, evenness {classes['evenness']:.4f} ")
+        lines[-1] += f"({real['classes']['evenness']:.4f}): {shares}"
     return "\n".join(lines)
