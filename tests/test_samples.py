@@ -39,7 +39,7 @@ def pictures(folder):
 
 
 def pixels(file):
-    return np.asarray(Image.open(file))
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 # --- random_gen ---
@@ -53,6 +53,7 @@ def test_random_gen_makes_final_and_progress_pictures(trained, tmp_path):
     ]
     final, progress = (pixels(made[f"digits_DDIM_5_0p0_{what}.png"]) for what in ("final", "progress"))
     assert final.shape == (3 * 34 + 2, 3 * 34 + 2, 3)
+    assert Image.open(made["digits_DDIM_5_0p0_progress.png"]).mode == "L"  # grey, as all of its cells are
     # The last row of the progress, twice: as x_t and as the predicted x_start. It is the first row of the result.
     for right in (8, 120):  # the gaps and cells of the table
         assert (progress[-44:-8, -104 - right : -right] == final[:36]).all()

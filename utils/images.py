@@ -61,6 +61,9 @@ def save_table(
                 table.paste(cell, (left + c * (width + gap), top))
                 if notes:
                     draw.text((left + c * (width + gap) + width / 2, top + height), notes[r][c], ink, font, anchor="ma")
+    red, green, blue = table.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        table = red  # all grey: half the file
     table.save(file)
     return file
 
