@@ -18,11 +18,11 @@ python test_solver.py --model_path $DIGITS --test_mode compare --seed $SEED --sa
 
 # from one real picture to another, through noise
 python test_solver.py --model_path $DIGITS --test_mode interpolate \
-    --sample_info DDPM_250_0p0 --sample_num $SAMPLE_NUM --seed $SEED --save_dir $SAVE_DIR
+    --sample_info DDPM_100_0p0 --sample_num $SAMPLE_NUM --seed $SEED --save_dir $SAVE_DIR
 
 # three ways to do so and one mistake, and how smoothly each goes
 python test_solver.py --model_path $DIGITS --test_mode interpolate --interp_mode lerp slerp ddim redrawn \
     --sample_info DDIM_50_0p0 --sample_num $SAMPLE_NUM --seed $SEED --save_dir $SAVE_DIR
 
 # how good are they?
-python test_solver.py --model_path $DIGITS --test_mode evaluate --sample_num 500 --seed $SEED --save_dir $SAVE_DIR
+python test_solver.py --model_path $DIGITS --test_mode evaluate --sample_num 300 --seed $SEED --save_dir $SAVE_DIR

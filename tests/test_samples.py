@@ -231,7 +231,7 @@ def test_compare_makes_one_table_and_a_csv(trained, tmp_path):
     cells = {
         (r, c): table[26 + r * height :][:side, -(3 - c) * (side + 8) :][:, :side] for r in range(5) for c in range(3)
     }
-    assert (cells[2, 2][..., None] == final).all()  # the same noise as everywhere; methods down in their order, steps across
+    assert (cells[2, 2][..., None] == final).all()  # the same noise; methods down, steps across
     assert (cells[0, 0] == 255).all() and (cells[4, 1] == 255).all()  # what was not asked for stays empty
 
 

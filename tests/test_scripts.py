@@ -69,7 +69,7 @@ def test_a_folder_of_ones_own_pictures_trains(tmp_path):
 
 def test_run_test_sh_runs(trained, tmp_path):
     text = (ROOT / "run_test.sh").read_text()
-    for slow, quick in (("DDPM_250", "DDPM_3"), ("_{10,20,50}_", "_{2,4}_"), ("_50_", "_4_"), ("_num 500", "_num 60")):
+    for slow, quick in (("DDPM_100", "DDPM_3"), ("_{10,20,50}_", "_{2,4}_"), ("_50_", "_4_"), ("_num 300", "_num 60")):
         assert slow in text
         text = text.replace(slow, quick)
     (tmp_path / "run_test.sh").write_text(text.replace("SAVE_DIR=results", f"SAVE_DIR={tmp_path}/pictures"))
