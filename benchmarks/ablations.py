@@ -57,7 +57,7 @@ SHOWN = {"frechet": 3, "brightness": 4, "fine_detail": 4, "evenness": 4}  # figu
 def train(args, network: str, seed: int) -> Path:
     name = f"{args.data_name.lower()}_{network}_{seed}"
     settings = SETTINGS[args.data_name] | NETWORKS[network] | {"seed": seed, "pth_save_name": name}
-    settings |= dict(text.split("=", 1) for text in args.set)
+    settings |= dict(text.partition("=")[::2] for text in args.set)
     command = [sys.executable, ROOT / "train_solver.py", "--config", ROOT / "config.yaml", "--save_dir", args.save_dir]
     command += ["--data_name", args.data_name, *(["--data_path", args.data_path] if args.data_path else [])]
     command += ["--set", *(f"{key}={value}" for key, value in settings.items())]
