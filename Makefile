@@ -1,9 +1,10 @@
-# make demo: from nothing to pictures of digits.  make test: all quick tests.  make test-faults: kills and signals, over
-# and over.  Each sets up .venv when it is missing.
+# make demo: from nothing to pictures of digits.   make quick, make test, make test-faults: the tests, see CONTRIBUTING.md.
+# Each target sets up .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo figures test test-faults lint
+.PHONY: demo figures quick test test-faults lint
 demo: .venv/ready
 	$(BIN)/python train_solver.py --data_name Digits
 	$(BIN)/python test_solver.py --model_path train_results/digits/digits.pt --test_mode random_gen --sample_info DDIM_50_0p0
@@ -11,11 +12,14 @@ demo: .venv/ready
 figures: .venv/ready
 	$(BIN)/python benchmarks/figures.py $(if $(DATA),--data $(DATA))
 
+quick: .venv/ready-dev
+	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults"
+
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(PYTEST) -n auto --dist loadfile
 
 test-faults: .venv/ready-dev
-	$(BIN)/python -m pytest -m faults
+	$(PYTEST) -m faults
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""Makes weights to share of a checkpoint, and goes between them and diffusers' folders:
+"""Converts a checkpoint to weights to share, and to and from diffusers folders:
 
-python convert.py train_results/digits/digits.pt checkpoints/digits.safetensors   # one set of weights, its recipe
-python convert.py train_results/digits/digits.pt digits-diffusers                 # a folder, which diffusers loads
-python convert.py ddpm-cifar10-32 checkpoints/ddpm-cifar10-32.safetensors         # and one of diffusers' for us
+python convert.py train_results/digits/digits.pt checkpoints/digits.safetensors   # one set of weights with its recipe
+python convert.py train_results/digits/digits.pt digits-diffusers                 # a folder that diffusers loads
+python convert.py ddpm-cifar10-32 checkpoints/ddpm-cifar10-32.safetensors         # from a diffusers folder
 """
 
 import os
@@ -13,47 +13,40 @@ from pathlib import Path
 
 import torch
 
+from sharing.diffusers_folder import export_folder, import_folder, need_diffusers
+from sharing.model_card import write_card
+from training.log import read_log
 from utils.checkpoint import check_given, load_run
-from utils.diffusers_folder import export_folder, import_folder, need_diffusers
-from utils.errors import ArgumentParser, ConfigError, run
-from utils.model_card import write_card
-from utils.weights import facts_of, save_weights
+from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, run
+from utils.errors import ConfigError
+from utils.shared_weights import facts_of, save_shared_weights
 
 
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add(
-        "source",
-        type=Path,
-        metavar="FROM",
-        help="a checkpoint, a .safetensors or a diffusers folder",
-    )
+    add("source", type=Path, metavar="FROM", help="a checkpoint, a .safetensors or a diffusers folder")
     add("target", type=Path, metavar="TO", help="a new .safetensors, or a new diffusers folder")
-    add("--weights", choices=("ema", "raw"), default="ema", help="of a checkpoint: the averaged weights or the last")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of a .safetensors: float16 is half as big")
-    published = parser.add_argument_group("for a checkpoint without a recipe; any other must agree, where given")
-    published.add_argument("--image_size", type=int)
-    published.add_argument("--image_channel", type=int)
-    published.add_argument("--training_timestep_num", type=int)
-    published.add_argument("--beta_schedule")
+    add(
+        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default), or those of the last step"
+    )
+    add("--dtype", choices=("float32", "float16"), default="float32", help="of a .safetensors: float16 halves the file")
+    add_recipe_flags(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the clearing up
-    to_file, target = args.target.suffix.lower() == ".safetensors", args.target
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cleanup below runs
+    to_file, target, given = args.target.suffix.lower() == ".safetensors", args.target, recipe_flags(args)
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists: choose another name, or move it away")
     if target.suffix.lower() in (".pt", ".pth", ".ckpt", ".bin"):
-        raise ConfigError(f"{target}: this writes a .safetensors or a folder, and no {target.suffix}")
+        raise ConfigError(f"{target}: convert.py writes a .safetensors or a folder, not a {target.suffix}")
     if args.dtype != "float32" and not to_file:
-        raise ConfigError("--dtype is for a .safetensors: diffusers' folders are written in float32")
+        raise ConfigError("--dtype is for a .safetensors: diffusers folders are written in float32")
     if args.source.is_dir() or not to_file:
         need_diffusers()
-    given = {"image_size": args.image_size, "image_channel": args.image_channel}
-    given |= {"timestep_num": args.training_timestep_num, "beta_schedule": args.beta_schedule}
     if args.source.is_dir():
         trained = import_folder(args.source)
         check_given(trained.recipe, trained.weights, args.source, args.weights, given)
@@ -61,14 +54,14 @@ def main() -> None:
         trained = load_run(args.source, args.weights, **given)
     if to_file:
         facts = facts_of(trained.recipe, trained.weights, trained.step)
-        save_weights(target, trained.model.state_dict(), facts, getattr(torch, args.dtype))
+        save_shared_weights(target, trained.model.state_dict(), facts, getattr(torch, args.dtype))
     else:
         part = target.with_name(f".{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
             export_folder(trained, part)
-            metrics = args.source.parent / "metrics.jsonl"
-            write_card(trained, part, target.name, metrics if args.source.suffix == ".pt" else None)
+            log = read_log(args.source.parent / "metrics.jsonl") if args.source.suffix == ".pt" else []
+            write_card(trained, part, target.name, log)
             part.rename(target)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,33 +1,43 @@
-"""Samples from a trained checkpoint:   python test_solver.py --model_path train_results/digits/digits.pt
+"""Samples from a trained checkpoint:   python test_solver.py --model_path train_results/digits/digits.pt …
 
-random_gen writes the final pictures and how they came out of noise; compare one table over methods and steps;
-interpolate goes from one picture to another; evaluate measures how near the samples are to real pictures.
+random_gen draws pictures and shows how they develop from noise; compare draws a table over samplers and steps;
+interpolate goes from one picture to another; evaluate measures how close the samples are to real pictures.
 """
 
 import json
 import time
+from argparse import Namespace
+from collections import deque
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import SPLITS, normalize, to_uint8
-from diffusion import INTERP_MODES, SampleNoise, SampleSpec, interpolate
-from utils.checkpoint import load_run
-from utils.classifier import extractor_for
-from utils.compare import save_comparison
+from datasets import SPLITS, load_images, normalize, to_uint8
+from diffusion import INTERP_MODES, SAMPLERS, SampleSpec, interpolate, sample_progressive
+from evaluation.features import extractor_for
+from evaluation.numbers import GROUPS, Evaluation, real_pictures, summary
+from evaluation.pairs import chosen_pairs, pair_of_files, random_pairs
+from evaluation.sample_dir import SampleDir, identity_of
+from utils.checkpoint import Run, in_batches, load_run
+from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.config import load_recipe
-from utils.device import pick_device, ready_to_sample, sampling_precision
-from utils.errors import ArgumentParser, ConfigError, number, run
-from utils.evaluation import GROUPS, Evaluation, real_pictures, summary
-from utils.images import grid, grid_columns, save_grid
-from utils.pairs import choose_pairs
-from utils.processes import rank_and_world
-from utils.progress import Progress
+from utils.device import pick_device, rank_and_world, sampling_precision
+from utils.errors import ConfigError
+from utils.pictures import (
+    ProgressPicture,
+    grid,
+    grid_columns,
+    jump,
+    save_comparison,
+    save_grid,
+    save_smoothness,
+    step_sizes,
+)  # fmt: skip
 from utils.recipe import parse_spec
-from utils.sample_dir import SampleDir, identity_of
-from utils.smoothness import jump, save_smoothness, step_sizes
 
 
 def parse_arguments():
@@ -35,34 +45,30 @@ def parse_arguments():
     add = parser.add_argument
     add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint or .safetensors")
     add("--test_mode", required=True, choices=MODES)
-    add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="METHOD_STEPS_ETA, one or several")
-    add("--sample_num", type=number(1), metavar="N", help="pictures (a cell's, to compare: 16); the pairs are sqrt(N)")
-    add("--batch_size", type=number(1), default=100, metavar="B", help="samples at a time; not for interpolate")
-    add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="with i alone it decides sample i's noise")
-    add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go")
-    add("--weights", choices=("ema", "raw"), default="ema", help="the averaged weights or the last")
-    add("--device", metavar="cuda:0|cpu", help="unless given, the CUDA device if there is one")
+    add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="samplers: METHOD_STEPS_ETA, one or several")
+    add("--sample_num", type=number(1), metavar="N", help="samples; compare: per cell; interpolate: sqrt(N) pairs")
+    add("--batch_size", type=number(1), default=100, metavar="B", help="samples at a time; not used by interpolate")
+    add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="sample i depends only on it and on i")
+    add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go (default: results)")
+    add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default), or of the last step")
+    add("--device", metavar="cuda:0|cpu", help="default: a CUDA device if there is one")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
     random = parser.add_argument_group("random_gen")
-    random.add_argument("--sample_dir", type=Path, metavar="D", help="also write each sample there, and go on there")
-    random.add_argument("--animate", choices=("gif", "webp"), help="also write how they came out of noise as a film")
+    random.add_argument("--sample_dir", type=Path, metavar="D", help="also save each sample there; can be continued")
+    random.add_argument("--animate", choices=("gif", "webp"), help="also save the progress as a film")
     add = parser.add_argument_group("interpolate").add_argument
-    add("--interp_mode", nargs="+", choices=INTERP_MODES, help="one or several; unless given, lerp")
-    add("--diffusion_step", type=number(1), metavar="N", help="timesteps of noise to mix at; unless given, half of all")
-    add("--lambda_num", type=number(2), metavar="N", help="mixtures from lambda 0 to 1; unless given, 11")
+    add("--interp_mode", nargs="+", choices=INTERP_MODES, help="one or several; default: lerp")
+    add("--diffusion_step", type=number(1), metavar="N", help="mix after N timesteps of noise; default: half of all")
+    add("--lambda_num", type=number(2), metavar="N", help="mixtures from lambda 0 to 1; default: 11")
     add("--image_indices", type=int, nargs="+", metavar="I", help="pairs of pictures by number: I J, or I J K L …")
     add("--image_files", type=Path, nargs=2, metavar="FILE", help="a pair of picture files")
     add = parser.add_argument_group("interpolate and evaluate: real pictures").add_argument
-    add("--data_name", metavar="NAME", help="of this block's data, not the training's")
+    add("--data_name", metavar="NAME", help="a block of the configuration; default: the training's data set")
     add("--data_path", metavar="P", help="where the data are")
-    add("--split", choices=SPLITS, help="which of the data; unless given, the split trained on")
+    add("--split", choices=SPLITS, help="default: the split of the training")
     add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
-    checked = parser.add_argument_group("for a checkpoint without a recipe; any other must agree, where given")
-    checked.add_argument("--image_size", type=int)
-    checked.add_argument("--image_channel", type=int)
-    checked.add_argument("--training_timestep_num", type=int)
-    checked.add_argument("--beta_schedule")
+    add_recipe_flags(parser)
     return parser.parse_args()
 
 
@@ -70,133 +76,122 @@ def main() -> None:
     args = parse_arguments()
     check_arguments(args)
     device = pick_device(args.device)
-    given = {"image_size": args.image_size, "image_channel": args.image_channel}
-    given |= {"timestep_num": args.training_timestep_num, "beta_schedule": args.beta_schedule}
-    trained = load_run(args.model_path, args.weights, **given)
-    recipe = trained.recipe
-    args.precision = sampling_precision(args.precision, device, recipe["objective"])
-    T, mode = recipe["timestep_num"], args.test_mode
-    ddim, steps = f"DDIM_{min(50, T)}_0p0", (min(10, T), min(50, T))
-    default = {
-        "random_gen": [ddim],
-        "compare": [f"{method}_{n}_0p0" for method in ("DDPM", "DDIM", "DPMpp") for n in steps],
-        "evaluate": [ddim],
-        "interpolate": [ddim if "ddim" in (args.interp_mode or []) else f"DDPM_{T}_0p0"],  # DDIM can be inverted
-    }[mode]
-    specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in args.sample_info or default))
-    if args.sample_dir and len(specs) > 1:
-        raise ConfigError("--sample_dir takes the samples of one --sample_info")
-    if rank_and_world()[1] > 1 and not args.sample_dir:
-        raise ConfigError("several processes share the work of a --sample_dir only")
+    trained = load_run(args.model_path, args.weights, **recipe_flags(args))
+    args.precision = sampling_precision(args.precision, device, trained.recipe["objective"])
+    specs = samplers(args, trained.recipe["timestep_num"])
     args.save_dir.mkdir(parents=True, exist_ok=True)
-    network = ready_to_sample(trained.model, device, args.precision, args.compile)
-    trained.diffusion.to(device)
+    trained.to(device, args.precision, args.compile)
     began = time.monotonic()
-    files = MODES[mode](args, trained, network, specs, device)
+    files = MODES[args.test_mode](args, trained, specs)
     print(*files, f"{time.monotonic() - began:.1f} s on {device} in {args.precision}", sep="\n")
 
 
-def check_arguments(args) -> None:
-    """Refuses a flag that the mode has no use for, before anything is loaded."""
-    only = {
+def check_arguments(args: Namespace) -> None:
+    """Refuses flags that the mode does not use, before anything is loaded."""
+    flags_of = {
         ("random_gen",): ("sample_dir", "animate"),
         ("interpolate", "evaluate"): ("data_name", "data_path", "split"),
+        ("interpolate",): ("interp_mode", "diffusion_step", "lambda_num", "image_indices", "image_files"),
     }
-    only[("interpolate",)] = ("interp_mode", "diffusion_step", "lambda_num", "image_indices", "image_files")
-    for modes, flags in only.items():
+    for modes, flags in flags_of.items():
         for flag in flags:
             if args.test_mode not in modes and getattr(args, flag) is not None:
-                of = " and ".join(modes)
-                raise ConfigError(f"--{flag} is for --test_mode {of}, and {args.test_mode} has no use for it")
+                raise ConfigError(f"--{flag} is for --test_mode {' and '.join(modes)}, not for {args.test_mode}")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
-        raise ConfigError(f"--sample_num {args.sample_num}: evaluate takes {GROUPS} at least, to estimate its error")
+        raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
+    if args.sample_dir and len(set(args.sample_info or [])) > 1:
+        raise ConfigError("--sample_dir takes the samples of one --sample_info")
+    if rank_and_world()[1] > 1 and not args.sample_dir:
+        raise ConfigError("several processes can only share the work of a --sample_dir")
 
 
-def picture_path(args, what: str) -> Path:
+def samplers(args: Namespace, timestep_num: int) -> list[SampleSpec]:
+    """The samplers of --sample_info without duplicates, or the mode's default."""
+    texts = args.sample_info
+    if not texts and args.test_mode == "compare":  # every sampler but the known mistake
+        methods = [method for method in SAMPLERS if method != "NaiveDDPM"]
+        texts = [f"{method}_{min(n, timestep_num)}_0p0" for method in methods for n in (10, 50)]
+    elif not texts and args.test_mode == "interpolate" and "ddim" not in (args.interp_mode or []):
+        texts = [f"DDPM_{timestep_num}_0p0"]
+    elif not texts:
+        texts = [f"DDIM_{min(50, timestep_num)}_0p0"]
+    return list(dict.fromkeys(parse_spec(text, timestep_num, "--sample_info") for text in texts))
+
+
+def picture_path(args: Namespace, what: str) -> Path:
     """<save_dir>/<timestamp>_<model>_<what>.png"""
     return args.save_dir / f"{datetime.now():%Y%m%d%H%M%S}_{args.model_path.stem}_{what}.png"
 
 
-def in_batches(count: int, batch_size: int) -> list[range]:
-    """The numbers of `count` samples, cut into batches."""
-    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+def real_data(args: Namespace, recipe: dict) -> tuple[dict, str, str]:
+    """(recipe, data_path, split) of the real pictures, by default those of the training."""
+    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
+    return source, args.data_path or source["data_path"], args.split or source["split"]
 
 
-def start(recipe: dict, seed: int, indices: range, device: torch.device) -> tuple[torch.Tensor, SampleNoise]:
-    """x_T of these samples, (B, C, H, W), and their noise along the way."""
-    noise = SampleNoise(seed, indices)
-    shape = (len(indices), recipe["image_channel"], recipe["image_size"], recipe["image_size"])
-    return noise.draw(shape, torch.float32, device), noise
-
-
-def random_gen(args, trained, network, specs, device) -> list[Path]:
-    """The samples of each sampler in a grid, and the way of the first of them out of noise."""
-    files = []
+def random_gen(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+    """The samples of each sampler as a grid, and how the first of them develop from noise."""
+    if args.sample_dir:
+        return fill_sample_dir(args, trained, specs[0])
+    files, count = [], args.sample_num or trained.recipe["sample_num"]
     for spec in specs:
-        batches = in_batches(args.sample_num or trained.recipe["sample_num"], args.batch_size)
-        final, progress_file = (picture_path(args, f"{spec}_{what}") for what in ("final", "progress"))
-        if args.sample_dir:  # the pictures show its first batch; what it has already is not drawn again
-            rank, world = rank_and_world()
-            folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), batches[-1].stop)
-            batches = [batch for batch in batches[rank::world] if not all(map(folder.has, batch))]
-            print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
-        pixels = []
-        with tqdm(total=len(batches) * spec.steps, desc=str(spec), unit="step", leave=False) as bar:
-            for batch in batches:
-                x, noise = start(trained.recipe, args.seed, batch, device)
-                progress = Progress(spec.steps, grid_columns(len(batch)), bool(args.animate)) if batch[0] == 0 else None
-                for done, frame in enumerate(trained.diffusion.sample_progressive(network, x, spec, noise)):
-                    if progress:
-                        progress.watch(done, x, frame.pred_x_start, f"t = {frame.t}")
-                    x = frame.sample
-                    bar.update()
-                if progress:
-                    progress.watch(spec.steps, x, x, "the end")
-                    files += progress.save(progress_file, args.animate)
-                drawn = to_uint8(x).cpu()
-                if progress or not args.sample_dir:
-                    pixels.append(drawn)
-                if progress if args.sample_dir else batch == batches[-1]:
-                    files.append(save_grid(torch.cat(pixels), final, grid_columns(sum(map(len, pixels)))))
-                if args.sample_dir:
-                    folder.save(batch, drawn)  # last: when a batch is there, its pictures are too
-    return [*files, args.sample_dir] if args.sample_dir else files
+        parts = [draw_batch(args, trained, spec, indices, files) for indices in in_batches(count, args.batch_size)]
+        files.append(save_grid(torch.cat(parts), picture_path(args, f"{spec}_final"), grid_columns(count)))
+    return files
 
 
-def draw(args, trained, network, spec, device, count: int) -> tuple[torch.Tensor, float]:
-    """uint8 (count, C, S, S) and the seconds it took."""
-    parts, began = [], time.monotonic()
-    for batch in tqdm(in_batches(count, args.batch_size), desc=str(spec), leave=False):
-        x, noise = start(trained.recipe, args.seed, batch, device)
-        parts.append(to_uint8(trained.diffusion.sample(network, x, spec, noise)).cpu())
-    return torch.cat(parts), time.monotonic() - began
+def fill_sample_dir(args: Namespace, trained: Run, spec: SampleSpec) -> list[Path]:
+    """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
+    files, count, (rank, world) = [], args.sample_num or trained.recipe["sample_num"], rank_and_world()
+    folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), count)
+    batches = in_batches(count, args.batch_size)[rank::world]
+    batches = [indices for indices in batches if not all(map(folder.has, indices))]
+    print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
+    for indices in tqdm(batches, desc="batches", leave=False):
+        pixels = draw_batch(args, trained, spec, indices, files)
+        if indices[0] == 0:
+            files.append(save_grid(pixels, picture_path(args, f"{spec}_final"), grid_columns(len(indices))))
+        folder.save(indices, pixels)  # last, so that a first batch in the folder has its pictures too
+    return [*files, args.sample_dir]
 
 
-def compare(args, trained, network, specs, device) -> list[Path]:
-    """One table of samples, methods down and steps across, all from the same noise; seconds per image below each."""
+def draw_batch(args: Namespace, trained: Run, spec: SampleSpec, indices: range, files: list[Path]) -> torch.Tensor:
+    """uint8 (B, C, S, S) on the CPU. Of the first batch it saves the progress too, and adds its files to `files`."""
+    x_T, noise = trained.noise(indices, args.seed)
+    frames = sample_progressive(trained.diffusion, trained.network, x_T, spec, noise)
+    frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
+    if indices[0] == 0:
+        progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(args.animate))
+        x = progress.watch(x_T, frames)
+        files += progress.save(picture_path(args, f"{spec}_progress"), args.animate)
+    else:
+        x = deque(frames, maxlen=1).pop().sample
+    return to_uint8(x).cpu()
+
+
+def compare(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+    """One table of samples, methods down and steps across, all from the same noise; with the seconds per image."""
     count, cells = args.sample_num or 16, {}
-    warm_up = SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0)  # first calls are no sampler's fault
-    for i, spec in enumerate(tqdm([warm_up, *specs], desc="compare", leave=False)):
-        pixels, seconds = draw(args, trained, network, spec, device, count)
-        if i > 0:
-            cells[spec] = grid(pixels, grid_columns(count)), seconds / count
-    facts = {"images": count, "device": device, "precision": args.precision}
-    return save_comparison(cells, picture_path(args, "compare"), **facts)
+    trained.sample(count, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
+    for spec in tqdm(specs, desc="compare", leave=False):  # after a warm-up, which the first sampler would pay for
+        began = time.monotonic()
+        x = trained.sample(count, spec, args.seed, args.batch_size)
+        cells[spec] = grid(x, grid_columns(count)), (time.monotonic() - began) / count
+    file, device = picture_path(args, "compare"), trained.device
+    return save_comparison(cells, file, images=count, device=device, precision=args.precision)
 
 
-def interpolate_pairs(args, trained, network, specs, device) -> list[Path]:
-    """A column a pair: the first picture, the mixtures from lambda 0 to 1, the second; and how evenly it goes."""
+def interpolate_pairs(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+    """A column per pair: the first picture, the mixtures from lambda 0 to 1, the second; and how even the steps are."""
     T, L = trained.recipe["timestep_num"], args.lambda_num or 11
     depth, lambdas = args.diffusion_step or -(-T // 2), [i / (L - 1) for i in range(L)]
     if depth > T:
         raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
-    first, second = normalize(torch.from_numpy(choose_pairs(args, trained.recipe))).to(device)
-    try:  # nothing is computed before the rows are asked for
-        jobs = {
-            (spec, mode): interpolate(trained.diffusion, network, first, second, spec, depth, lambdas, args.seed, mode)
-            for spec in specs
-            for mode in args.interp_mode or ["lerp"]
-        }
+    first, second = normalize(torch.from_numpy(pairs(args, trained.recipe))).to(trained.device)
+    given, jobs = (trained.diffusion, trained.network, first, second), {}
+    try:  # the arguments are checked here; the computation starts when the rows are read
+        for spec, mode in product(specs, args.interp_mode or ["lerp"]):
+            jobs[spec, mode] = interpolate(*given, spec, depth, lambdas, args.seed, mode)
     except ValueError as error:
         raise ConfigError(f"--interp_mode and --sample_info: {error}") from error
     files, curves = [], {spec: {} for spec in specs}
@@ -207,25 +202,37 @@ def interpolate_pairs(args, trained, network, specs, device) -> list[Path]:
         print(f"{mode} {spec}: largest step {jump(steps):.2f} times the mean; MSE of the ends {mse:.6f} (of 0 to 1)")
         what = f"{spec}_interpolate" if mode == "lerp" else f"{spec}_{mode}_interpolate"
         files.append(save_grid(torch.cat([first, *rows, second]), picture_path(args, what), len(first)))
-    for spec in specs:
-        files.append(save_smoothness(curves[spec], lambdas, picture_path(args, f"{spec}_smoothness")))
-    return files
+    return files + [save_smoothness(curves[spec], lambdas, picture_path(args, f"{spec}_smoothness")) for spec in specs]
 
 
-def evaluate_samples(args, trained, network, specs, device) -> list[Path]:
-    """How near the samples are to real pictures, as numbers; and beside some of them their nearest real neighbours."""
-    recipe, files = trained.recipe, []
-    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
-    split, channels, count = args.split or source["split"], recipe["image_channel"], args.sample_num or 2000
-    path = args.data_path or source["data_path"]
-    real = real_pictures(source["dataset"], path, split, source["split"], recipe["image_size"], channels)
-    evaluation = Evaluation(real, extractor_for(source["dataset"], channels, device), count)
+def pairs(args: Namespace, recipe: dict) -> np.ndarray:
+    """uint8 (2, P, C, S, S): two files, pictures by number, or sqrt(sample_num) random pairs."""
+    size, channels = recipe["image_size"], recipe["image_channel"]
+    if args.image_files:
+        if args.image_indices or args.data_name or args.data_path or args.split:
+            raise ConfigError("--image_files cannot be combined with another choice of pictures")
+        return pair_of_files(args.image_files, size, channels)
+    source, data_path, split = real_data(args, recipe)
+    images = load_images(source["dataset"], data_path, split, size, channels)
+    if args.image_indices is not None:
+        return chosen_pairs(images, args.image_indices)
+    return random_pairs(images, grid_columns(args.sample_num or recipe["sample_num"]), args.seed)
+
+
+def evaluate(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+    """How close the samples are to real pictures, in numbers; and some samples above their nearest neighbours."""
+    recipe, files, count = trained.recipe, [], args.sample_num or 2000
+    source, data_path, split = real_data(args, recipe)
+    size, channels = recipe["image_size"], recipe["image_channel"]
+    real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels)
+    evaluation = Evaluation(real, extractor_for(source["dataset"], channels, trained.device), count)
     for spec in specs:
-        samples, seconds = draw(args, trained, network, spec, device, count)
-        report, apart, number = evaluation(samples)
+        began = time.monotonic()
+        samples = to_uint8(trained.sample(count, spec, args.seed, args.batch_size))
+        seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples)
         report = {
             "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
-            "seed": args.seed, "precision": args.precision, "device": str(device), "seconds": round(seconds, 1),
+            "seed": args.seed, "precision": args.precision, "device": str(trained.device), "seconds": seconds,
             "data": source["data_name"], "split": split, **report,
         }  # fmt: skip
         print(summary(report))
@@ -237,7 +244,7 @@ def evaluate_samples(args, trained, network, specs, device) -> list[Path]:
     return files
 
 
-MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate_pairs, "evaluate": evaluate_samples}
+MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate_pairs, "evaluate": evaluate}
 
 if __name__ == "__main__":
     run(main)

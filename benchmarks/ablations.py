@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from evaluation.features import extractor_for
+from evaluation.numbers import Evaluation, real_pictures
+from utils.pictures import grid, grid_columns, save_table
+
 from datasets import to_uint8
 from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
-from utils.classifier import extractor_for
 from utils.device import pick_device, ready_to_sample, sampling_precision
-from utils.errors import run as run_script
-from utils.evaluation import Evaluation, real_pictures
-from utils.images import grid, grid_columns, save_table
+from utils.command_line import run as run_script
 
 ROOT = Path(__file__).parent.parent
 AT_16 = {"image_size": "16", "channel_mult": "1,2,2", "model_channels": "32", "num_res_blocks": "1"}

@@ -18,12 +18,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from evaluation.features import classifier, classifier_file
+
 from datasets import DataError, load_images, normalize
 from datasets.mnist import DEBIAN_FASHION, read_idx
-from utils.classifier import classifier, classifier_file
 from utils.config import load_recipe
 from utils.device import pick_device
-from utils.errors import run
+from utils.command_line import run
 
 
 def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:

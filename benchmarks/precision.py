@@ -17,14 +17,14 @@ import torch
 
 sys.path.insert(1, str(Path(__file__).parent.parent))
 from classifier import labels_of, train_classifier
+from evaluation.features import in_batches
+from evaluation.numbers import frechet
+from training.log import quarter_means, quarter_sums
 
 from datasets import load_images, normalize, to_uint8
 from diffusion import SampleNoise, SampleSpec
 from utils.checkpoint import load_run
-from utils.classifier import in_batches
 from utils.device import pick_device
-from utils.evaluation import frechet
-from utils.metrics import quarter_means, quarter_sums
 
 ROOT = Path(__file__).parent.parent
 

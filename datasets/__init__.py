@@ -1,40 +1,34 @@
-"""Data sets as uint8 arrays of pictures. One small loader each; no networks, no timesteps in here.
+"""Data sets as uint8 arrays of pictures, with one small loader each. No networks, no timesteps.
 
-A loader takes (data_path, split, download) and returns what it found, still in its own size: an array
-(N, H, W) or (N, H, W, 3) of uint8 where the set comes as one, else the list of picture files.
+A loader takes (data_path, split, download) and returns the pictures in their own size: a uint8 array (N, H, W) or
+(N, H, W, 3) if the data set comes as one, else the list of picture files.
 """
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import numpy as np
 
 from datasets.cache import fit_array, fit_files
-from datasets.cifar10 import find_cifar10
-from datasets.digits import find_digits
 from datasets.errors import DataError
-from datasets.flower102 import find_flower102
-from datasets.folder import find_folder
-from datasets.mnist import find_fashion_mnist, find_mnist
 from datasets.pixels import normalize, to_uint8
+from datasets.registry import LOADERS
 
-__all__ = ["LOADERS", "SPLITS", "DataError", "find_images", "load_images", "normalize", "to_uint8"]
+__all__ = ["LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "load_images", "normalize", "to_uint8"]
 
-LOADERS = {
-    "Digits": find_digits,
-    "Mnist": find_mnist,
-    "Fashion_Mnist": find_fashion_mnist,
-    "Cifar10": find_cifar10,
-    "Flower102": find_flower102,
-    "Folder": find_folder,
-}
 SPLITS = ("train", "test", "all")
+OTHER_SPLIT = {"train": "test", "test": "train"}
+
+for module in iter_modules(__path__):  # every data set registers its loader when its module is imported
+    import_module(f"{__name__}.{module.name}")
 
 
 def find_images(dataset: str, data_path: str | Path, split: str, download: bool = True) -> np.ndarray | list[Path]:
-    """The pictures of one split as its loader finds them; len() of it counts them.
+    """The pictures of one split as its loader returns them; len() of it is their number.
 
-    dataset: a key of LOADERS. Looks in data_path first and then, if the set has a public home and
-    `download` is true, fetches it there. Raises DataError, which says what belongs where.
+    dataset: a key of LOADERS. The loader looks in data_path first. If the data are not there, the set has a public home
+    and `download` is true, they are downloaded to it. Raises DataError, which says what belongs where.
     """
     return LOADERS[dataset](Path(data_path), split, download)
 
@@ -44,8 +38,8 @@ def load_images(
 ) -> np.ndarray:
     """One split as uint8 (N, image_channel, image_size, image_size), RGB or grey.
 
-    The shorter side is resized, the middle cropped. Picture files are decoded once, into a cache
-    beside them, which comes back memory-mapped.
+    The shorter side is resized and the middle cropped. Picture files are decoded once, into a cache beside them, which
+    is returned as a memory-mapped array.
     """
     found = find_images(dataset, data_path, split, download)
     if isinstance(found, np.ndarray):

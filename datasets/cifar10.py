@@ -7,10 +7,12 @@ from torchvision.datasets import CIFAR10
 
 from datasets.errors import DataError, fetch
 from datasets.pickles import load_arrays
+from datasets.registry import data_set
 
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 
+@data_set("Cifar10")
 def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 32, 32, 3), RGB: 50,000 to train, 10,000 to test."""
     names = BATCHES["train"] + BATCHES["test"] if split == "all" else BATCHES[split]

@@ -6,8 +6,10 @@ from pathlib import Path
 from torchvision.datasets import Flowers102
 
 from datasets.errors import DataError, fetch
+from datasets.registry import data_set
 
 
+@data_set("Flower102")
 def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     """Every JPEG below data_path, sorted. With the authors' setid.mat also their splits: 2,040 pictures to train
     (their validation split counted in) and 6,149 to test."""

@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.errors import DataError
+from datasets.registry import data_set
 
 
+@data_set("Folder")
 def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
     """Every file below data_path, sorted; hidden ones aside. A folder has no test split: all of it is trained on."""
     if split == "test":

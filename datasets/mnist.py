@@ -10,11 +10,13 @@ from torchvision.datasets import MNIST, FashionMNIST
 
 from datasets.errors import DataError, fetch
 from datasets.pickles import load_arrays
+from datasets.registry import data_set
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 IDX_FILES = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
 
 
+@data_set("Mnist")
 def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 28, 28): 60,000 to train, 10,000 to test. IDX files, gzipped or not, or the old mnist.pkl.gz."""
     pickle = data_path if data_path.is_file() else data_path / "mnist.pkl.gz"
@@ -23,6 +25,7 @@ def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
     return _find_or_fetch("Mnist", MNIST, data_path, split, download, f"{IDX_FILES} or mnist.pkl.gz")
 
 
+@data_set("Fashion_Mnist")
 def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 28, 28): 60,000 to train, 10,000 to test. IDX files (Debian's are found by themselves) or old .pt."""
     found = _find(data_path, "FashionMNIST", split)

@@ -1,8 +1,11 @@
-"""Gaussian diffusion: schedules, losses and samplers. No pictures on disk, no optimizer, no network of its own."""
+"""Gaussian diffusion: noise schedules, training losses and samplers. No files, no optimizer, no network."""
 
 from diffusion.gaussian import GaussianDiffusion
 from diffusion.interpolation import INTERP_MODES, interpolate, invert
 from diffusion.noise import SampleNoise
-from diffusion.sampling import Frame, SampleSpec
+from diffusion.sampling import SAMPLERS, Frame, SampleSpec, sample, sample_progressive
 
-__all__ = ["INTERP_MODES", "Frame", "GaussianDiffusion", "SampleNoise", "SampleSpec", "interpolate", "invert"]
+__all__ = [
+    "INTERP_MODES", "SAMPLERS", "Frame", "GaussianDiffusion", "SampleNoise", "SampleSpec", "interpolate", "invert",
+    "sample", "sample_progressive",
+]  # fmt: skip

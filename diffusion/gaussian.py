@@ -1,36 +1,34 @@
-"""The forward process, what a network learns from it, and what its output says of x_start and the noise.
+"""The forward process, the training loss, and how to read a network's output as x_start and noise.
 
-The paper's symbols and the names here (Ho et al. 2020; t counts from 0):
+Symbols of the papers and names in the code (t counts from 0):
     β_t -> betas[t]     ᾱ_t -> alphas_cumprod[t]     x_0 -> x_start     ε -> noise
     v -> sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0     SNR_t -> ᾱ_t / (1 - ᾱ_t)
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from diffusion.noise import SampleNoise
-from diffusion.sampling import Frame, SampleSpec, sample_progressive
 from diffusion.schedule import BETA_SCHEDULES
 
-Model = Callable[[Tensor, Tensor], Tensor]  # (B, C, H, W), int64 (B,) -> (B, C, H, W)
+Model = Callable[[Tensor, Tensor], Tensor]  # x_t (B, C, H, W), t int64 (B,) -> (B, C, H, W)
 
-LOSS_TYPES = ("l1", "l2")
+LOSSES = {"l1": torch.abs, "l2": torch.square}  # of the error of each pixel
 OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
 LOSS_WEIGHTS = ("none", "p2", "min_snr")
 
 
 class GaussianDiffusion:
-    """A diffusion of `timestep_num` steps and everything that follows from its betas. Holds no network.
+    """A diffusion process of `timestep_num` steps, with all quantities that follow from its betas.
 
-    beta_schedule: "linear" or "cosine". loss_type: "l1" or "l2".
+    beta_schedule: "linear" or "cosine".
+    loss_type: "l1" or "l2".
     objective: what the network predicts: "pred_noise", "pred_x0" or "pred_v" (Salimans & Ho 2022).
     loss_weight: "none", "p2" (Choi et al. 2022, k = 1, γ = 1) or "min_snr" (Hang et al. 2023, γ = 5).
-    clip_denoised: samplers clip the predicted x_start to [-1, 1].
-    Raises ValueError for any other name or timestep_num < 1.
+    clip_denoised: whether samplers clip the predicted x_start to [-1, 1].
+    Raises ValueError for an unknown name and for timestep_num < 1.
 
     betas, alphas_cumprod and loss_weights are float64 tensors of shape (T,).
     """
@@ -44,33 +42,39 @@ class GaussianDiffusion:
         loss_weight: str = "none",
         clip_denoised: bool = True,
     ):
-        _one_of("beta_schedule", beta_schedule, BETA_SCHEDULES)
-        _one_of("loss_type", loss_type, LOSS_TYPES)
-        _one_of("objective", objective, OBJECTIVES)
-        _one_of("loss_weight", loss_weight, LOSS_WEIGHTS)
+        _check_name("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        _check_name("loss_type", loss_type, LOSSES)
+        _check_name("objective", objective, OBJECTIVES)
+        _check_name("loss_weight", loss_weight, LOSS_WEIGHTS)
         if timestep_num < 1:
             raise ValueError(f"timestep_num must be at least 1, not {timestep_num}")
         self.timestep_num = timestep_num
         self.loss_type, self.objective, self.clip_denoised = loss_type, objective, clip_denoised
         self.betas = BETA_SCHEDULES[beta_schedule](timestep_num)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
-        self._alpha_bars = self.alphas_cumprod.tolist()  # for samplers: numbers, whatever the device
-        self.loss_weights = _loss_weights(loss_weight, objective, self.alphas_cumprod)
+        self._alpha_bars = self.alphas_cumprod.tolist()  # Python floats: samplers read them without a device sync
+        self.loss_weights = loss_weights_of(loss_weight, objective, self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
-        """Moves the tables, so that training looks them up without a copy each step. Returns self."""
+        """Moves the tables to a device, so that training does not copy them in every step. Returns self."""
         self.betas, self.alphas_cumprod, self.loss_weights = (
             table.to(device) for table in (self.betas, self.alphas_cumprod, self.loss_weights)
         )
         return self
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_0) = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε  (Ho et al. 2020, eq. 4). All (B, C, H, W), t (B,)."""
+        """x_t ~ q(x_t | x_0) = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε  (Ho et al. 2020, eq. 4).
+
+        x_start, noise and the result: (B, C, H, W); t: int64 (B,).
+        """
         signal, sigma = self._signal_and_noise(t, x_start)
         return signal * x_start + sigma * noise
 
     def training_losses(self, model: Model, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The loss of each picture, weighted, mean over C, H, W: (B,). x_start in [-1, 1], t int64 (B,)."""
+        """The weighted loss of each picture, averaged over C, H, W: (B,).
+
+        x_start: (B, C, H, W) in [-1, 1]; noise: the same shape; t: int64 (B,).
+        """
         signal, sigma = self._signal_and_noise(t, x_start)
         output = model(signal * x_start + sigma * noise, t).to(x_start.dtype)
         if self.objective == "pred_noise":
@@ -79,12 +83,11 @@ class GaussianDiffusion:
             target = x_start
         else:
             target = signal * noise - sigma * x_start
-        error = output - target
-        loss = error.abs() if self.loss_type == "l1" else error.square()
+        loss = LOSSES[self.loss_type](output - target)
         return loss.flatten(1).mean(1) * self.loss_weights.to(t.device)[t].to(x_start.dtype)
 
     def predict_x_start(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
-        """The x_start that a network output means, clipped if clip_denoised. t: (B,), or one for all."""
+        """x_start from the network's output at x_t, clipped if clip_denoised. t: (B,), or one int for all."""
         signal, sigma = self._signal_and_noise(t, x_t)
         if self.objective == "pred_noise":
             pred_x_start = (x_t - sigma * output) / signal
@@ -95,15 +98,20 @@ class GaussianDiffusion:
         return pred_x_start.clamp(-1, 1) if self.clip_denoised else pred_x_start
 
     def predict_noise(self, pred_x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
-        """The noise that leads from a (clipped) x_start to x_t: ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t)."""
+        """The noise that takes a (clipped) x_start to x_t: ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t)."""
         signal, sigma = self._signal_and_noise(t, x_t)
         return (x_t - signal * pred_x_start) / sigma
 
-    def posterior_coefficients(self, t: int, t_prev: int) -> tuple[float, float, float]:
-        """(a, b, variance) of q(x_{t_prev} | x_t, x_0) = N(a x_t + b x_0, variance); t_prev = -1 is x_0.
+    def predict(self, model: Model, x_t: Tensor, t: int) -> Tensor:
+        """pred_x_start (B, C, H, W) from one network call, with every picture at timestep t."""
+        ts = torch.full((len(x_t),), t, device=x_t.device)
+        return self.predict_x_start(model(x_t, ts).to(x_t.dtype), x_t, t)
 
-        Ho et al. 2020, eq. 6 and 7, with the β of the step actually taken, β = 1 - ᾱ_t / ᾱ_{t_prev}
-        (Nichol & Dhariwal 2021, section 4): for t_prev = t - 1 that is betas[t].
+    def posterior_coefficients(self, t: int, t_prev: int) -> tuple[float, float, float]:
+        """(a, b, variance) of q(x_{t_prev} | x_t, x_0) = N(a x_t + b x_0, variance); t_prev = -1 means x_0.
+
+        Ho et al. 2020, eq. 6 and 7, with the β of the step that is taken, β = 1 - ᾱ_t / ᾱ_{t_prev}
+        (Nichol & Dhariwal 2021, section 4). For t_prev = t - 1 this β is betas[t].
         """
         ac, ac_prev = self.alpha_bar(t), self.alpha_bar(t_prev)
         beta = 1 - ac / ac_prev
@@ -111,46 +119,12 @@ class GaussianDiffusion:
         return of_x_t, ac_prev**0.5 * beta / (1 - ac), beta * (1 - ac_prev) / (1 - ac)
 
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, float]:
-        """Mean (B, C, H, W) and variance of q(x_{t_prev} | x_t, x_0), by `posterior_coefficients`."""
+        """Mean (B, C, H, W) and variance of q(x_{t_prev} | x_t, x_0), from `posterior_coefficients`."""
         of_x_t, of_x_start, variance = self.posterior_coefficients(t, t_prev)
         return of_x_t * x_t + of_x_start * x_start, variance
 
-    def predict(self, model: Model, x_t: Tensor, t: int) -> Tensor:
-        """pred_x_start of one network call with every picture at timestep t."""
-        ts = torch.full((len(x_t),), t, device=x_t.device)
-        return self.predict_x_start(model(x_t, ts).to(x_t.dtype), x_t, t)
-
-    def sample_progressive(
-        self,
-        model: Model,
-        noise: Tensor,
-        spec: SampleSpec,
-        generator: torch.Generator | SampleNoise | None = None,
-        depth: int | None = None,
-    ) -> Iterator[Frame]:
-        """Yields a `Frame` after each of the sampler's steps; the last one's sample is the result.
-
-        noise: x_T, (B, C, H, W); or, with `depth`, x_t after that many training timesteps of noise.
-        generator: draws the reverse process's noise: a torch.Generator, on its own device; or a `SampleNoise`,
-        with which a sample does not depend on what else is in its batch.
-        """
-        timesteps = spec.timesteps(self.timestep_num if depth is None else depth)
-        return sample_progressive(self, model, noise, spec, timesteps, generator)
-
-    def sample(
-        self,
-        model: Model,
-        noise: Tensor,
-        spec: SampleSpec,
-        generator: torch.Generator | SampleNoise | None = None,
-        depth: int | None = None,
-    ) -> Tensor:
-        """The last frame's sample: (B, C, H, W), in [-1, 1] where x_start is clipped."""
-        frames = self.sample_progressive(model, noise, spec, generator, depth)
-        return deque(frames, maxlen=1).pop().sample
-
     def alpha_bar(self, t: int) -> float:
-        """ᾱ_t; 1 at t = -1, where nothing is noise any more."""
+        """ᾱ_t; 1 at t = -1, where there is no noise."""
         return self._alpha_bars[t] if t >= 0 else 1.0
 
     def log_snr(self, t: int) -> float:
@@ -159,7 +133,7 @@ class GaussianDiffusion:
         return math.log(ac / (1 - ac))
 
     def _signal_and_noise(self, t: Tensor | int, like: Tensor) -> tuple[Tensor, Tensor] | tuple[float, float]:
-        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t): (B, 1, 1, 1) in the dtype of `like`, or two numbers where t is one."""
+        """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t): (B, 1, 1, 1) in the dtype of `like`, or two floats where t is an int."""
         if isinstance(t, int):
             ac = self.alpha_bar(t)
             return ac**0.5, (1 - ac) ** 0.5
@@ -167,13 +141,13 @@ class GaussianDiffusion:
         return ac.sqrt().to(like.dtype), (1 - ac).sqrt().to(like.dtype)
 
 
-def _loss_weights(name: str, objective: str, alphas_cumprod: Tensor) -> Tensor:
-    """Weights (T,) for the objective's own squared error.
+def loss_weights_of(name: str, objective: str, alphas_cumprod: Tensor) -> Tensor:
+    """Weights (T,) for the squared error of the objective.
 
-    The papers weigh the error of x_start: P2 by SNR / (1 + SNR), min-SNR by min(SNR, 5). An error of
-    the noise is sqrt(SNR) times that of x_start, one of v is sqrt(SNR + 1) times it; so dividing by
-    SNR or SNR + 1 gives the same loss whatever the network predicts. (With the L1 loss the weights are
-    the same, and the losses are not.)
+    The papers weight the error of x_start: P2 by SNR / (1 + SNR), min-SNR by min(SNR, 5). The error of the noise is
+    sqrt(SNR) times the error of x_start, and the error of v is sqrt(SNR + 1) times it. Dividing the weight by SNR or
+    SNR + 1 therefore gives the same L2 loss for every objective. (The L1 loss uses the same weights, but there the
+    losses of the objectives differ.)
     """
     if name == "none":
         return torch.ones_like(alphas_cumprod)
@@ -182,6 +156,6 @@ def _loss_weights(name: str, objective: str, alphas_cumprod: Tensor) -> Tensor:
     return weight / {"pred_noise": snr, "pred_x0": torch.ones_like(snr), "pred_v": snr + 1}[objective]
 
 
-def _one_of(what: str, value: str, allowed) -> None:
-    if value not in allowed:
-        raise ValueError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")
+def _check_name(what: str, name: str, allowed) -> None:
+    if name not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(allowed)}, not {name!r}")

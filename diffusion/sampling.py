@@ -1,66 +1,133 @@
-"""Samplers: walks from x_T back to x_0 over a few of the T timesteps.
+"""Samplers: from x_T, pure noise, to x_0 in a few of the T timesteps.
 
-Every step of every method is x_{t_prev} = a x_t + b x_start + sqrt(variance) z, with x_start what the network
-predicts from x_t, z fresh noise, and three scalars that follow from the two timesteps.
+A sampler is a generator function that yields a `Frame` after each step. To add one, copy a sampler below, change it
+and enter it in SAMPLERS: that makes its name valid in every --sample_info.
 """
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diffusion.noise import SampleNoise, randn
+from diffusion.gaussian import GaussianDiffusion, Model
+from diffusion.noise import SampleNoise, randn_like
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One step of a sampler: from x_t it predicted pred_x_start and went on to sample. Both (B, C, H, W)."""
+    """One step of a sampler: at x_t the network predicted pred_x_start, and the step led to sample = x_{t_prev}.
+
+    Both are (B, C, H, W); pred_x_start is clipped to [-1, 1] if the diffusion clips.
+    """
 
     t: int
     sample: Tensor
     pred_x_start: Tensor
 
 
-def ddpm_step(diffusion, t: int, t_prev: int, eta: float) -> tuple[float, float, float]:
-    """Ancestral sampling with the posterior of the step that is taken, and its own ("small") variance
-    (Ho et al. 2020, eq. 6 and 7; Nichol & Dhariwal 2021, section 4)."""
-    return diffusion.posterior_coefficients(t, t_prev)
+Noise = Callable[[Tensor], Tensor]  # x -> standard normal noise of the same shape
+Steps = list[tuple[int, int]]  # (t, t_prev) of each step, t descending; the last t_prev is -1, which is x_0
 
 
-def naive_ddpm_step(diffusion, t: int, t_prev: int, eta: float) -> tuple[float, float, float]:
-    """A mistake, kept to show what it does: the posterior goes from t to t - 1, and the next step takes what comes
-    out for x_{t_prev}. The noise of the t - 1 - t_prev steps between stays in, and the last call stops short of x_0."""
-    return diffusion.posterior_coefficients(t, t - 1)
+def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+    """Ancestral sampling: x_{t_prev} ~ q(x_{t_prev} | x_t, pred_x_start) (Ho et al. 2020, eq. 6 and 7).
+
+    The posterior is the one of the step that is taken (Nichol & Dhariwal 2021, section 4); eta is ignored.
+    """
+    for t, t_prev in steps:
+        pred_x_start = diffusion.predict(model, x_t, t)
+        mean, variance = diffusion.q_posterior(pred_x_start, x_t, t, t_prev)
+        x_t = _with_noise(mean, variance, noise)
+        yield Frame(t, x_t, pred_x_start)
 
 
-def ddim_step(diffusion, t: int, t_prev: int, eta: float) -> tuple[float, float, float]:
-    """Song et al. 2021, eq. 12 and 16: sqrt(ᾱ_prev) x_0 + sqrt(1 - ᾱ_prev - σ²) ε + σ z, with the noise ε that
-    leads from x_start to x_t, ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t)."""
+def naive_ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+    """A common mistake, kept to show its effect: each step uses the posterior from t to t - 1, however far it goes.
+
+    The result is then taken for x_{t_prev}. So the noise of the skipped timesteps stays in the picture, and the last
+    step stops short of x_0. eta is ignored.
+    """
+    return ddpm(diffusion, model, x_t, [(t, t - 1) for t, _ in steps], eta, noise)
+
+
+def ddim(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+    """Song et al. 2021, eq. 12 and 16: x_{t_prev} = sqrt(ᾱ_prev) x_0 + sqrt(1 - ᾱ_prev - σ²) ε + σ z.
+
+    ε is the noise that leads from pred_x_start to x_t; see `ddim_step`.
+    """
+    for t, t_prev in steps:
+        pred_x_start = diffusion.predict(model, x_t, t)
+        x_t = ddim_step(diffusion, pred_x_start, x_t, t, t_prev, eta, noise)
+        yield Frame(t, x_t, pred_x_start)
+
+
+def dpmpp(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+    """DPM-Solver++(2M) for eta 0 and SDE-DPM-Solver++(2M) for eta 1 (Lu et al. 2022b, algorithm 2).
+
+    It is DDIM with a better x_start: the one in the middle of the step in log-SNR, extrapolated from the last two
+    predictions. The first step has only one prediction. The last step ends at x_0, where log-SNR is infinite, so it
+    is first order too.
+    """
+    t_last = last = None
+    for t, t_prev in steps:
+        pred_x_start = x_start = diffusion.predict(model, x_t, t)
+        if last is not None and t_prev >= 0:
+            x_start = x_start + second_order(diffusion, t_last, t, t_prev) * (x_start - last)
+        x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, eta, noise)
+        t_last, last = t, pred_x_start
+        yield Frame(t, x_t, pred_x_start)
+
+
+SAMPLERS = {"DDPM": ddpm, "NaiveDDPM": naive_ddpm, "DDIM": ddim, "DPMpp": dpmpp}
+USES_ETA = {"DDIM", "DPMpp"}  # the others ignore it
+
+
+def ddim_step(
+    diffusion: GaussianDiffusion, x_start: Tensor, x_t: Tensor, t: int, t_prev: int, eta: float, noise: Noise
+) -> Tensor:
+    """x_{t_prev} of one DDIM step.
+
+    With ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t) put in, the step is x_{t_prev} = a x_t + b x_0 + σ z.
+    """
     ac, ac_prev = diffusion.alpha_bar(t), diffusion.alpha_bar(t_prev)
     variance = eta**2 * (1 - ac_prev) / (1 - ac) * (1 - ac / ac_prev)
     of_x_t = (max(0.0, 1 - ac_prev - variance) / (1 - ac)) ** 0.5
-    return of_x_t, ac_prev**0.5 - of_x_t * ac**0.5, variance
+    of_x_start = ac_prev**0.5 - of_x_t * ac**0.5
+    return _with_noise(of_x_t * x_t + of_x_start * x_start, variance, noise)
 
 
-# DPM-Solver++(2M) is DDIM from a better x_start: that of the step's middle in log-SNR, extrapolated from two calls.
-STEPS = {"DDPM": ddpm_step, "NaiveDDPM": naive_ddpm_step, "DDIM": ddim_step, "DPMpp": ddim_step}
+def second_order(diffusion: GaussianDiffusion, t_last: int, t: int, t_prev: int) -> float:
+    """How far DPM-Solver++(2M) extrapolates x_start: h / (2 h_last), half of this step over the last one.
+
+    h is measured in λ = ln sqrt(ᾱ / (1 - ᾱ)). With cosine betas λ starts near -10 and the first step is by far the
+    longest, so h / h_last is small after it, and x_start is clipped: the noisy end needs no further care.
+    """
+    last, now, then = (diffusion.log_snr(i) for i in (t_last, t, t_prev))  # 2 λ, which gives the same ratio
+    return (then - now) / (2 * (now - last))
+
+
+def _with_noise(mean: Tensor, variance: float, noise: Noise) -> Tensor:
+    return mean + variance**0.5 * noise(mean) if variance > 0 else mean
+
 
 GRAMMAR = (
     "METHOD_STEPS_ETA, such as DDPM_1000_0p0 or DDIM_50_0p0 "
-    f"({', '.join(STEPS)}; steps from 1; eta from 0p0 to 1p0, with at most three decimals; _quad after it if wanted)"
+    f"(methods: {', '.join(SAMPLERS)}; steps: 1 or more; eta: 0p0 to 1p0, at most three decimals; optionally _quad)"
 )
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """How to sample: "DDIM_50_0p0" is DDIM, 50 steps, eta 0.0.
+    """How to sample. "DDIM_50_0p0" means DDIM, 50 steps, eta 0.0.
 
-    eta: scales the fresh noise's standard deviation, from 0, none, to 1, as much as DDPM's (Song et al. 2021, eq. 16).
-    For DPMpp (Lu et al. 2022b) 0 is DPM-Solver++(2M), 1 SDE-DPM-Solver++(2M), and between it scales as in DDIM.
-    DDPM and NaiveDDPM have no use for it.
-    quad: timesteps dense near x_0 (Song et al. 2021, appendix D.2), "DDIM_50_0p0_quad", and not evenly spaced.
+    method: a key of SAMPLERS.
+    eta: scales the standard deviation of the fresh noise, from 0 (none) to 1 (as much as DDPM; Song et al. 2021,
+        eq. 16). Only the methods in USES_ETA use it.
+    quad: quadratic timesteps, denser near x_0 (Song et al. 2021, appendix D.2), written "DDIM_50_0p0_quad".
     """
 
     method: str
@@ -70,8 +137,8 @@ class SampleSpec:
 
     @classmethod
     def parse(cls, text: str) -> "SampleSpec":
-        """Reads METHOD_STEPS_ETA; raises ValueError, which shows the grammar, for anything else."""
-        match = re.fullmatch(rf"({'|'.join(STEPS)})_([1-9][0-9]{{0,5}})_([01])p([0-9]{{1,3}})(_quad)?", text)
+        """Reads METHOD_STEPS_ETA. Raises ValueError, which shows the grammar."""
+        match = re.fullmatch(rf"({'|'.join(SAMPLERS)})_([1-9][0-9]{{0,5}})_([01])p([0-9]{{1,3}})(_quad)?", text)
         if not match or float(f"{match[3]}.{match[4]}") > 1:
             raise ValueError(f"sample_info {text!r} is not {GRAMMAR}")
         return cls(match[1], int(match[2]), float(f"{match[3]}.{match[4]}"), bool(match[5]))
@@ -80,10 +147,11 @@ class SampleSpec:
         return f"{self.method}_{self.steps}_{self.eta}".replace(".", "p") + "_quad" * self.quad
 
     def timesteps(self, depth: int) -> list[int]:
-        """The timesteps to visit from `depth` training timesteps of noise down, ascending, the last depth - 1.
+        """The timesteps to visit in `depth` training timesteps, ascending; the last one is depth - 1.
 
-        Even ones are linspace(-1, depth - 1, steps + 1) rounded down, without the -1, in exact integers.
-        Quadratic ones are depth (k / steps)² - 1, rounded up, for k = 1 … steps, and no two the same.
+        Evenly spaced: linspace(-1, depth - 1, steps + 1) rounded down, without the -1, in exact integers.
+        Quadratic: depth (k / steps)² - 1 rounded up, for k = 1 … steps, made distinct.
+        Raises ValueError if there are fewer timesteps than steps.
         """
         S = self.steps
         if depth < S:
@@ -95,34 +163,33 @@ class SampleSpec:
 
 @torch.inference_mode()
 def sample_progressive(
-    diffusion,
-    model,
+    diffusion: GaussianDiffusion,
+    model: Model,
     noise: Tensor,
     spec: SampleSpec,
-    timesteps: list[int],
-    generator: torch.Generator | SampleNoise | None,
+    generator: torch.Generator | SampleNoise | None = None,
+    depth: int | None = None,
 ) -> Iterator[Frame]:
-    """The loop that all methods share; see GaussianDiffusion.sample_progressive. timesteps are ascending."""
-    x_t, last = noise, None
-    for t, t_prev in reversed(list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))):
-        pred_x_start = x_start = diffusion.predict(model, x_t, t)
-        if spec.method == "DPMpp" and last and t_prev >= 0:
-            x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.pred_x_start)
-        of_x_t, of_x_start, variance = STEPS[spec.method](diffusion, t, t_prev, spec.eta)
-        x_t = of_x_t * x_t + of_x_start * x_start
-        if variance > 0:
-            x_t = x_t + variance**0.5 * randn(generator, x_t.shape, x_t.dtype, x_t.device)
-        last = Frame(t, x_t, pred_x_start)
-        yield last
+    """Yields a `Frame` after each step of the sampler; the sample of the last one is the result.
 
-
-def second_order(diffusion, t_before: int, t: int, t_prev: int) -> float:
-    """How far to extrapolate x_start: half of this step over the last one, h / (2 h_before), in the logarithm
-    of the signal-to-noise ratio's root, λ = ln sqrt(ᾱ / (1 - ᾱ)) (Lu et al. 2022b, algorithm 2).
-
-    With cosine betas λ starts near -10 and the first step is by far the longest: it is followed by a small
-    h / h_before, and x_start is clipped, so that the noisy end needs no other care. At the other end λ is
-    infinite at x_0: the last step cannot extrapolate, and returns x_start itself, first-order.
+    noise: x_T, (B, C, H, W); with `depth`, the x_t after that many training timesteps of noise.
+    generator: the source of the noise of the reverse process, see `randn_like`. With a SampleNoise a sample does not
+        depend on the rest of its batch.
+    Raises ValueError if the spec has more steps than there are timesteps.
     """
-    before, now, then = (diffusion.log_snr(i) for i in (t_before, t, t_prev))  # 2 λ: the ratio is the same
-    return (then - now) / (2 * (now - before))
+    timesteps = spec.timesteps(diffusion.timestep_num if depth is None else depth)
+    steps = list(zip(timesteps, [-1, *timesteps[:-1]], strict=True))[::-1]
+    sampler = SAMPLERS[spec.method]
+    yield from sampler(diffusion, model, noise, steps, spec.eta, partial(randn_like, generator=generator))
+
+
+def sample(
+    diffusion: GaussianDiffusion,
+    model: Model,
+    noise: Tensor,
+    spec: SampleSpec,
+    generator: torch.Generator | SampleNoise | None = None,
+    depth: int | None = None,
+) -> Tensor:
+    """The result of `sample_progressive`: (B, C, H, W), in [-1, 1] if the diffusion clips."""
+    return deque(sample_progressive(diffusion, model, noise, spec, generator, depth), maxlen=1).pop().sample

@@ -6,9 +6,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from solvers import NO_NETWORK, ROOT, train
+from helpers.scripts import NO_NETWORK, ROOT, train
 
-from utils.errors import run
+from utils.command_line import run
 
 
 @pytest.fixture

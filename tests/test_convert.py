@@ -9,8 +9,8 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from helpers.scripts import refused, script, train
 from PIL import Image
-from solvers import refused, script, train
 
 from utils.checkpoint import load_run
 from utils.errors import CheckpointError
@@ -68,7 +68,7 @@ def test_a_run_goes_to_diffusers_and_back(convert, trained, shared, tmp_path):
     """Its card is complete, and what comes back is the same file that was made without the way round."""
     out = convert(trained, tmp_path / "digits-diffusers")
     assert out.returncode == 0, out.stderr
-    assert re.search(r"diffusers' are \d\.\de-\d+ apart", out.stdout)
+    assert re.search(r"differ by at most \d\.\de-\d+", out.stdout)
     card = (tmp_path / "digits-diffusers" / "README.md").read_text()
     here = 'from_pretrained("digits-diffusers")'
     for text in ("8x8", "Digits", "6 steps of 8: 48 pictures", "held-out", "DPMpp_20_0p0", here):
@@ -99,7 +99,7 @@ def test_fine_tuning_starts_from_shared_weights_and_goes_on(shared, tmp_path):
     assert all(map(torch.equal, tuned.model.parameters(), first.model.parameters()))
     moved = tmp_path / "moved" / shared.name  # the file is not needed any more; its name is
     again = script("train_solver.py", *args[:-1], moved, *steps, "max_steps=3")
-    assert again.returncode == 0 and "going on from step 2" in again.stdout
+    assert again.returncode == 0 and "resuming from step 2" in again.stdout
     other = script("train_solver.py", *args[:-1], tmp_path / "other.safetensors", *steps, "max_steps=4")
     refused(other, 1, "init_from: was digits.safetensors, is other.safetensors")
     wider = script("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)
@@ -113,7 +113,7 @@ def test_what_is_refused(in_process, convert, trained, shared, tmp_path):
     refused(convert(tmp_path / "nothing.pt", tmp_path / "x"), 1, "does not exist")
     refused(convert(shared, tmp_path / "x", "--image_size", 32), 2, "image_size=32", "was trained with 8")
     refused(convert(shared, tmp_path / "x", "--weights", "raw"), 1, "only the averaged weights")
-    refused(convert(tmp_path, tmp_path / "x"), 1, "is no diffusers folder")
+    refused(convert(tmp_path, tmp_path / "x"), 1, "is not a diffusers folder")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     refused(convert(trained, tmp_path / "dangling"), 2, "exists")
     (tmp_path / "dangling").unlink()
@@ -137,7 +137,7 @@ def test_bad_weights_files_are_one_clear_line(trained, shared, tmp_path):
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "pickle.safetensors").write_bytes(trained.read_bytes())
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
-    says = {"cut": "damaged", "empty": "damaged", "pickle": "damaged or no safetensors", "foreign": "carries no recipe"}
+    says = {"cut": "damaged", "empty": "damaged", "pickle": "damaged or not a safetensors", "foreign": "has no recipe"}
     for name, text in says.items():
         with pytest.raises(CheckpointError, match=text):
             load_run(tmp_path / f"{name}.safetensors")

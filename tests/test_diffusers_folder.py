@@ -3,13 +3,13 @@
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from networks import noisy, randomise, small_run
+from helpers.networks import noisy, randomise, small_run
 
-from diffusion import GaussianDiffusion, SampleSpec
+from diffusion import GaussianDiffusion, SampleSpec, sample
 from models import UNet
 from models.diffusers_unet import DiffusersUNet
+from sharing.diffusers_folder import export_folder, import_folder
 from utils.checkpoint import build
-from utils.diffusers_folder import export_folder, import_folder
 from utils.errors import CheckpointError, ConfigError
 from utils.recipe import plain_recipe
 
@@ -59,7 +59,7 @@ def ten_ddim_steps(pipeline, x):
 def same_picture(run, folder, shape):
     x = noisy(*shape, dtype=torch.float64)
     pipeline = DDIMPipeline.from_pretrained(folder)
-    drawn = run.diffusion.sample(run.model.double(), x, SampleSpec.parse("DDIM_10_0p0")).clamp(-1, 1)
+    drawn = sample(run.diffusion, run.model.double(), x, SampleSpec.parse("DDIM_10_0p0")).clamp(-1, 1)
     torch.testing.assert_close(drawn, ten_ddim_steps(pipeline, x), rtol=0, atol=1e-4)
     assert 0.05 < drawn.std()
 
@@ -215,7 +215,7 @@ def test_attention_that_unet2d_cannot_say_is_refused(tmp_path):
 
 def test_networks_that_differ_are_never_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "utils.diffusers_folder.qkv_biases", lambda unet: [unet.conv_in.bias]
+        "sharing.diffusers_folder.qkv_biases", lambda unet: [unet.conv_in.bias]
     )  # zeroes what it must not
     with pytest.raises(CheckpointError, match="outputs are .* apart"):
         export_folder(small_run(), tmp_path / "sprites")

@@ -11,8 +11,17 @@ from sklearn.datasets import load_digits
 from torchvision.transforms.functional import gaussian_blur
 
 from datasets import DataError, load_images
-from utils.classifier import classifier_file, extractor_for, shipped_classifier
-from utils.evaluation import Evaluation, class_shares, frechet, frechet_with_error, kernel, look, nearest, real_pictures
+from evaluation.features import classifier_file, extractor_for, shipped_classifier
+from evaluation.numbers import (
+    Evaluation,
+    class_shares,
+    frechet,
+    frechet_with_error,
+    kernel,
+    look,
+    nearest,
+    real_pictures,
+)
 
 
 def gaussian(mean, covariance, count=400, seed=0):
@@ -131,12 +140,13 @@ def test_brightness_and_fine_detail():
 def test_copies_are_found_out(extractor):
     """Samples that are training pictures are nearer than real ones are; other real ones are not."""
     real = real_pictures("Digits", "none", "train", "train", 8, 1)
-    assert (len(real.reference), len(real.others), real.own_rank) == (1500, 297, 1) and real.training is real.reference
+    reference, others, others_are = real.floor()
+    assert (len(reference), len(others), others_are) == (1500, 297, "the test split") and real.training is reference
     judge = Evaluation(real, extractor, 297)
     copies, _, number = judge(real.training[:297])
     assert copies["nearest"]["samples"] == pytest.approx(0, abs=1e-3) and number.tolist() == list(range(297))
     assert copies["nearest"]["closer_than_99_percent_of_real"] == 1 and copies["classes"]["covered"] == 10
-    honest, _, _ = judge(real.others)
+    honest, _, _ = judge(others)
     assert honest["nearest"]["closer_than_99_percent_of_real"] < 0.02
     assert honest["frechet"] == honest["floor"]["frechet"] and honest["floor"]["n"] == 297
     assert json.loads(json.dumps(honest)) == honest
@@ -144,7 +154,7 @@ def test_copies_are_found_out(extractor):
 
 def test_more_samples_than_real_ones_are_also_compared_as_few(extractor):
     real = real_pictures("Digits", "none", "train", "train", 8, 1)
-    report, _, _ = Evaluation(real, extractor, 400)(torch.cat([real.others, real.training[:103]]))
+    report, _, _ = Evaluation(real, extractor, 400)(torch.cat([real.floor()[1], real.training[:103]]))
     assert (report["n"], report["as_few"]["n"], report["floor"]["n"]) == (400, 297, 297)
     assert report["as_few"] | {"of": "the test split", "to": 1500} == report["floor"]
     assert report["frechet"] < report["as_few"]["frechet"]  # more pictures, and some of the reference itself
@@ -153,7 +163,7 @@ def test_more_samples_than_real_ones_are_also_compared_as_few(extractor):
 @pytest.mark.parametrize("split", ["train", "test", "all"])
 def test_the_floor_has_no_picture_on_both_sides_and_is_where_real_pictures_are(split, extractor):
     real = real_pictures("Digits", "none", split, "train", 8, 1)
-    sides = [set(map(tuple, pictures.flatten(1).tolist())) for pictures in (real.reference, real.others)]
+    sides = [set(map(tuple, pictures.flatten(1).tolist())) for pictures in real.floor()[:2]]
     assert not sides[0] & sides[1]  # no two digits are equal
     assert torch.equal(real.training, digits("train")) and torch.equal(real.pictures, digits(split))
     judge = Evaluation(real, extractor, 250)
@@ -170,7 +180,7 @@ def test_a_folder_is_compared_with_half_of_itself(tmp_path, capsys):
     for i in rows[:900]:
         Image.fromarray(digits("all")[i, 0].numpy()).save(tmp_path / f"{i:04}.png")
     real = real_pictures("Folder", tmp_path, "train", "train", 8, 1)
-    both = torch.cat([real.reference, real.others]).flatten(1).tolist()
+    both = torch.cat(real.floor()[:2]).flatten(1).tolist()
     assert len(real.pictures) == 900 and sorted(both) == sorted(real.pictures.flatten(1).tolist())
     unseen = digits("all")[rows[900:1350]]
     report, _, _ = Evaluation(real, extractor_for("Digits", 1, torch.device("cpu")), 450)(unseen)
@@ -184,7 +194,7 @@ def test_a_folder_is_compared_with_half_of_itself(tmp_path, capsys):
 def test_too_few_pictures(tmp_path):
     for i in range(19):
         Image.new("L", (8, 8), 10 * i).save(tmp_path / f"{i}.png")
-    with pytest.raises(DataError, match="19 pictures are too few to compare with: 20 at least"):
+    with pytest.raises(DataError, match="19 pictures are too few to compare with; at least 20"):
         real_pictures("Folder", tmp_path, "train", "train", 8, 1)
 
 

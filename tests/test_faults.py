@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from solvers import (
+from helpers.scripts import (
     ENVIRONMENT,
     LONG,
     ROOT,
@@ -29,9 +29,9 @@ from solvers import (
 
 import train_solver
 from diffusion import GaussianDiffusion
+from training.log import read_log
 from utils.checkpoint import load_checkpoint
-from utils.errors import run
-from utils.metrics import read_metrics
+from utils.command_line import run
 
 faults = pytest.mark.faults
 
@@ -63,7 +63,7 @@ def test_a_run_goes_on_from_the_start_the_middle_and_the_end_of_an_epoch(uninter
 
 @faults
 def test_twenty_kills_at_random_moments(uninterrupted, tmp_path):
-    lines = read_metrics(uninterrupted[1].parent / "metrics.jsonl")
+    lines = read_log(uninterrupted[1].parent / "metrics.jsonl")
     chance, whole, killed = random.Random(0), lines[-1]["seconds"], 0
     for i in range(100):
         save_dir = tmp_path / str(i)
@@ -75,7 +75,7 @@ def test_twenty_kills_at_random_moments(uninterrupted, tmp_path):
         if process.returncode == 0:  # it was faster
             continue
         assert process.returncode == -signal.SIGKILL, text
-        done = read_metrics(save_dir / "digits" / "metrics.jsonl")[-1]["step"]
+        done = read_log(save_dir / "digits" / "metrics.jsonl")[-1]["step"]
         assert done - goes_on_to_the_same_end(save_dir, LONG, uninterrupted[0]) <= LONG["save_every"]
         killed += 1
         if killed == 20:
@@ -102,7 +102,7 @@ def test_a_signal_saves_and_ends(uninterrupted, tmp_path, signum, num_workers):
 
 STUCK = """
 import sys, time, diffusion, train_solver
-from utils.errors import run
+from utils.command_line import run
 losses = diffusion.GaussianDiffusion.training_losses
 def slow(*args):
     if not args[2].is_meta:  # not where the memory is counted
@@ -166,7 +166,7 @@ def test_one_step_that_goes_wrong_is_skipped(training, value, parts):
     content = load_checkpoint(ended.folder / "digits.pt")
     assert ended.returncode == 0 and content["step"] == 6 and finite(content)
     assert {int(state["step"]) for state in content["optimizer"]["state"].values()} == {5}
-    assert sum(line["skipped"] for line in read_metrics(ended.folder / "metrics.jsonl")) == 1
+    assert sum(line["skipped"] for line in read_log(ended.folder / "metrics.jsonl")) == 1
     assert "1 step(s) skipped: the loss or the gradient was not finite" in ended.stdout
 
 
@@ -187,7 +187,11 @@ def test_out_of_memory_says_what_to_turn(training, error):
         return loss
 
     ended = training(exhausted, gradient_accumulation=1)
-    refused(ended, 1, "out of memory: batch_size=8, gradient_accumulation=1 and precision=auto take more than there is")
+    refused(
+        ended,
+        1,
+        "out of memory: batch_size=8, gradient_accumulation=1 and precision=auto need more memory than is available",
+    )
     refused(ended, 1, "raise gradient_accumulation", "precision=bf16")
     assert load_checkpoint(ended.folder / "digits.pt")["step"] == 3  # nothing was changed behind anybody's back
     assert load_checkpoint(ended.folder / "digits.pt")["recipe"]["batch_size"] == 8

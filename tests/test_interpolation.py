@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from walks import METHODS, T, knows, network, randn
+from helpers.samplers import METHODS, T, knows, network, randn
 
-from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, interpolate
+from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, interpolate, sample_progressive
 from diffusion.interpolation import slerp
 
 FIRST, SECOND = (randn(2, 1, 4, 4, seed=s).clamp(-1, 1) for s in (8, 9))
@@ -27,7 +27,7 @@ def test_the_ends_are_the_two_pictures_denoised(method, mode):
         x_t = d.q_sample(picture, t, draws[int(lam)])
         # 10 steps of 1000 timesteps are 5 of these 500.
         spec = SampleSpec.parse(method.format(5))
-        *_, frame = d.sample_progressive(network, x_t, spec, generator=noise, depth=500)
+        *_, frame = sample_progressive(d, network, x_t, spec, generator=noise, depth=500)
         # Slerp's sines at its ends: 1e-16, times a few steps of the network.
         torch.testing.assert_close(between([lam], method, mode=mode)[0], frame.sample, rtol=0, atol=1e-12)
 

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from solvers import LONG, goes_on_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
+from helpers.scripts import LONG, goes_on_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
 
+from training.log import read_log
 from utils.checkpoint import load_checkpoint
-from utils.metrics import read_metrics
 
 faults = pytest.mark.faults
 
@@ -37,7 +37,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and text.count("parameters") == 1, text  # rank 1 says nothing
     assert train(tmp_path / "one", settings=EXACT).returncode == 0
-    one, two = (read_metrics(tmp_path / n / "digits" / "metrics.jsonl") for n in ("one", "two"))
+    one, two = (read_log(tmp_path / n / "digits" / "metrics.jsonl") for n in ("one", "two"))
     assert len(one) == len(two) == 50
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)  # sums in another order, through 50 steps

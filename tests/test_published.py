@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from networks import noisy, published_unet
-from solvers import script
+from helpers.networks import noisy, published_unet
+from helpers.scripts import script
 
 from models import UNet
 from utils.checkpoint import load_run
 from utils.errors import CheckpointError, ConfigError
 
-NAMES = json.loads((Path(__file__).parent / "published_unet_state_dict.json").read_text())
+NAMES = json.loads((Path(__file__).parent / "helpers" / "published_unet_state_dict.json").read_text())
 BGR = [2, 1, 0]
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
-from networks import noisy, published_unet, randomise
+from helpers.networks import noisy, published_unet, randomise
 
 from models import UNet, build_model
 from models.unet import ResidualBlock, timestep_embedding
 
-PUBLISHED = Path(__file__).parent / "published_unet_state_dict.json"
+PUBLISHED = Path(__file__).parent / "helpers" / "published_unet_state_dict.json"
 
 
 # --- the published network ---

@@ -1,1 +1,1 @@
-"""One file a job, each named for it."""
+"""What several scripts share; one file per job."""

@@ -1,46 +1,79 @@
-"""Checkpoints: {format, recipe, model, ema, optimizer, step}, written so that a good one always remains."""
+"""Training checkpoints, {format, recipe, model, ema, optimizer, step, …}, and loading a trained network."""
 
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from diffusion import GaussianDiffusion
+from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
+from diffusion.gaussian import Model
 from models import build_model
+from utils.device import ready_to_sample
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
 from utils.published import from_published, is_published
 from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, complete_recipe
 from utils.seal import Sealing, check_seal
-from utils.weights import load_weights_file
-
-try:
-    import fcntl
-except ImportError:  # Windows: no locks and no folders to sync
-    fcntl = None
+from utils.shared_weights import load_shared_weights
 
 FORMAT = 1
 
 
 @dataclass
 class Run:
-    """A trained network, in eval mode, with the diffusion and the recipe it was trained by."""
+    """A trained network in eval mode, with the diffusion and the recipe of its training.
+
+    It computes on the CPU in float32 until `to` is called. network(x, t) is the model as it is sampled from.
+    """
 
     model: nn.Module
     diffusion: GaussianDiffusion
     recipe: dict
     step: int
     weights: str  # "ema" (averaged) or "raw"
+    device: torch.device = torch.device("cpu")
+    network: Model = field(default=None)
+
+    def __post_init__(self):
+        self.network = self.network or self.model
+
+    def to(self, device: torch.device, precision: str = "fp32", compile: bool = False) -> "Run":
+        """Moves the run to a device, to sample in a precision (see `utils.device.ready_to_sample`). Returns self."""
+        self.device, self.network = device, ready_to_sample(self.model, device, precision, compile)
+        self.diffusion.to(device)
+        return self
+
+    def noise(self, indices: Iterable[int], seed: int) -> tuple[Tensor, SampleNoise]:
+        """x_T of the samples with these numbers, (B, C, H, W), and the noise of their reverse process."""
+        indices, size = list(indices), self.recipe["image_size"]
+        noise = SampleNoise(seed, indices)
+        shape = (len(indices), self.recipe["image_channel"], size, size)
+        return noise.draw(shape, torch.float32, self.device), noise
+
+    def sample(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100) -> Tensor:
+        """Samples 0 to count - 1: float32 (count, C, H, W) on the CPU, in [-1, 1] if the diffusion clips.
+
+        spec: a SampleSpec or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it and on i.
+        """
+        spec, parts = SampleSpec.parse(spec) if isinstance(spec, str) else spec, []
+        for indices in tqdm(in_batches(count, batch_size), desc=str(spec), leave=False):
+            x_T, noise = self.noise(indices, seed)
+            parts.append(sample(self.diffusion, self.network, x_T, spec, noise).cpu())
+        return torch.cat(parts)
+
+
+def in_batches(count: int, batch_size: int) -> list[range]:
+    """0 to count - 1, cut into ranges of batch_size; the last may be shorter."""
+    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
 
 
 def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
-    """The network, freshly initialised, and the diffusion of a recipe; ConfigError if its values do not fit."""
+    """The network, freshly initialised, and the diffusion of a recipe. ConfigError if values do not fit."""
     try:
         model = build_model(**{key: recipe[key] for key in MODEL_KEYS})
         return model, GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
@@ -48,37 +81,69 @@ def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Holds a run's folder, made where it is missing: CheckpointError if another training does. What a killed one had
-    half written is removed. The hold ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder) as descriptor:
-        try:
-            if fcntl:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(f"another training is at work in {folder}: wait for it, or stop it") from error
-        except OSError:  # a file system without locks
-            pass
-        for part in folder.glob("*.part"):
-            part.unlink()
-        yield
+def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
+    """Loads a training checkpoint, a .safetensors with its recipe, or a published checkpoint, to the CPU.
 
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int | None]:
-    """A descriptor of the folder, where folders have one."""
-    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    weights: "ema" (averaged, where the file has them) or "raw" (of the last step).
+    given: recipe keys or None. They must agree with the recipe in the file (ConfigError). A published checkpoint has no
+    recipe: it takes these keys instead, and needs image_size.
+    """
+    file, step = Path(file), 0
+    if file.is_dir():
+        raise CheckpointError(f"{file} is a folder: convert.py turns a diffusers folder into a .safetensors")
+    if file.suffix == ".safetensors":
+        tensors, facts = load_shared_weights(file)
+        recipe, step, has = facts["recipe"], facts["step"], facts["weights"]
+    elif is_published(content := _torch_load(file)):
+        (tensors, recipe), has = from_published(content, file, given), "raw"
+    else:
+        content = _checked(content, file)
+        tensors, recipe = content[{"ema": "ema", "raw": "model"}[weights]], content["recipe"]
+        step, has = content["step"], weights
+    check_given(recipe, has, file, weights, given)
     try:
-        yield descriptor
-    finally:
-        if fcntl:
-            os.close(descriptor)
+        model, diffusion = build(recipe)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: its recipe: {error}") from error
+    load_state(model, tensors, file)
+    return Run(model.eval(), diffusion, recipe, step, has)
+
+
+def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -> None:
+    """CheckpointError if raw weights are asked for and the file has others; ConfigError if a given key disagrees."""
+    if weights == "raw" != has:
+        raise CheckpointError(f"{file} holds only the averaged weights")
+    for key, value in given.items():
+        if value is not None and value != recipe[key]:
+            raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}")
+
+
+def load_state(model: nn.Module, tensors: dict, file: Path | str) -> None:
+    """load_state_dict, strict. CheckpointError names the first tensor that does not fit or is not finite."""
+    try:
+        model.load_state_dict(tensors)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{file}: its weight {name} is not finite: use an older checkpoint")
+
+
+def load_checkpoint(file: Path) -> dict:
+    """The content of a training checkpoint, on the CPU, with its recipe checked. No code in the file is run.
+
+    Raises CheckpointError for a file that is missing, foreign or holds more than tensors and plain values, and
+    DamagedCheckpointError for one that is truncated or corrupted.
+    """
+    return _checked(_torch_load(file), file)
 
 
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
-    """Writes beside `file`, syncs, and only then renames; the `keep` newest, at least two, stay: x.pt, x.1.pt, …"""
+    """Writes a new file, syncs it and renames it, so that a good checkpoint exists at any moment.
+
+    The `keep` newest checkpoints, at least two, are kept: x.pt, x.1.pt, …
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     try:
@@ -86,53 +151,35 @@ def save_checkpoint(file: Path, content: dict, keep: int) -> None:
             sealing = Sealing(stream)
             torch.save({"format": FORMAT, **content}, sealing)
             sealing.seal()
-        ages = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]  # newest first
-        for older, newer in reversed(list(zip(ages[1:], ages, strict=False))):
+        newest_first = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]
+        for older, newer in reversed(list(zip(newest_first[1:], newest_first, strict=False))):
             if newer.exists():
                 newer.replace(older)
         part.replace(file)
         _sync_folder(file.parent)
-    except (RuntimeError, OSError) as error:  # torch's writer makes a RuntimeError of a full disk
+    except (RuntimeError, OSError) as error:  # PyTorch raises a RuntimeError when the disk is full
         reason = " ".join(str(error).split())
         needed, free = _bytes(content) / 2**20, shutil.disk_usage(file.parent).free / 2**20
         raise CheckpointError(
-            f"{file} was not written ({reason}): it takes {needed:,.1f} MiB, and {free:,.1f} MiB are free there. "
-            "Older checkpoints stay"
+            f"{file} was not written ({reason}): it needs {needed:,.1f} MiB, and {free:,.1f} MiB are free. "
+            "Older checkpoints are unchanged"
         ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _bytes(content) -> int:
-    if isinstance(content, torch.Tensor):
+    if isinstance(content, Tensor):
         return content.nbytes
     return sum(map(_bytes, content.values())) if isinstance(content, dict) else 0
 
 
 def _sync_folder(folder: Path) -> None:
-    """The renames are on the disk when this returns."""
-    with _opened(folder) as descriptor:
-        if fcntl:
-            os.fsync(descriptor)
-
-
-def save_recipe(file: Path, recipe: dict) -> None:
-    """The recipe as YAML, for people; in place of an older one only when it is written."""
-    part = file.with_suffix(".part")
-    try:
-        part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def load_checkpoint(file: Path) -> dict:
-    """A training checkpoint's content, on the CPU, its recipe checked. Nothing in the file is run.
-
-    Raises CheckpointError, in one line, for a file that is missing, foreign or not plain tensors, and its
-    subclass DamagedCheckpointError for one that is cut or garbled.
-    """
-    return _checked(_torch_load(file), file)
+    """Waits until the renames are on the disk."""
+    if os.name == "posix":  # Windows cannot open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _torch_load(file: Path):
@@ -148,17 +195,17 @@ def _torch_load(file: Path):
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
-        raise DamagedCheckpointError(f"{file} is damaged or no checkpoint; nothing in it was run") from error
-    except Exception as error:  # cut short, or another format: torch raises many kinds
+        raise DamagedCheckpointError(f"{file} is damaged or not a checkpoint; nothing in it was run") from error
+    except Exception as error:  # PyTorch raises many types for truncated and foreign files
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise DamagedCheckpointError(
-            f"{file} is damaged or no checkpoint ({type(error).__name__}: {reason})"
+            f"{file} is damaged or not a checkpoint ({type(error).__name__}: {reason})"
         ) from error
 
 
 def _checked(content, file: Path) -> dict:
     if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
-        raise CheckpointError(f"{file} is no checkpoint of this project: {_what_it_holds(content)}")
+        raise CheckpointError(f"{file} is not a checkpoint of this project: {_what_it_holds(content)}")
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {content['format']}; this version reads format {FORMAT}")
     if not isinstance(content["step"], int) or content["step"] < 0:
@@ -167,56 +214,6 @@ def _checked(content, file: Path) -> dict:
         return content | {"recipe": complete_recipe(content["recipe"], f"{file}: its recipe")}
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-
-
-def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
-    """The run in a training checkpoint, a .safetensors with its recipe or a published checkpoint, on the CPU.
-
-    weights: "ema" (averaged, where the file has them) or "raw" (as the optimizer left them).
-    given: keys of the recipe, or None, which must be as they are in the file (ConfigError); a published checkpoint,
-    which has no recipe, takes them from here and needs image_size.
-    """
-    file, step = Path(file), 0
-    if file.is_dir():
-        raise CheckpointError(f"{file} is a folder: convert.py makes a .safetensors of a diffusers folder")
-    if file.suffix == ".safetensors":
-        tensors, facts = load_weights_file(file)
-        recipe, step, has = facts["recipe"], facts["step"], facts["weights"]
-    elif is_published(content := _torch_load(file)):
-        (tensors, recipe), has = from_published(content, file, given), "raw"
-    else:
-        content = _checked(content, file)
-        tensors, recipe = content[{"ema": "ema", "raw": "model"}[weights]], content["recipe"]
-        step, has = content["step"], weights
-    check_given(recipe, has, file, weights, given)
-    try:
-        model, diffusion = build(recipe)
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: its recipe: {error}") from error
-    load_weights(model, tensors, file)
-    return Run(model.eval(), diffusion, recipe, step, has)
-
-
-def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -> None:
-    """CheckpointError for raw weights of a file that has others, ConfigError for a key that is given, not None, and
-    otherwise in its recipe."""
-    if weights == "raw" != has:
-        raise CheckpointError(f"{file} holds only the averaged weights")
-    for key, value in given.items():
-        if value is not None and value != recipe[key]:
-            raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}")
-
-
-def load_weights(model: nn.Module, weights: dict, file: Path | str) -> None:
-    """load_state_dict, strict; CheckpointError with the first name or shape that does not fit or is not finite."""
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise CheckpointError(f"{file}: its weight {name} is not finite: take an older checkpoint")
 
 
 def _what_it_holds(content) -> str:

@@ -1,7 +1,7 @@
-"""config.yaml and --set to a recipe.
+"""From config.yaml and --set to a recipe.
 
-Order, low to high: the keys' defaults (which config.yaml's Train_Setting spells out), Train_Setting, the chain of
-`base`, the data set's own block, --set.
+Later layers override earlier ones: the defaults of the keys (which Train_Setting in config.yaml spells out),
+Train_Setting, the chain of `base`, the block of the data set, --set.
 """
 
 import os
@@ -22,13 +22,13 @@ def load_recipe(
     flags: dict | None = None,
     pretrained: Callable[[dict], dict] | None = None,
 ) -> dict:
-    """The resolved recipe of one Train_Data block; overrides are "KEY=VALUE" texts, flags single keys.
+    """The resolved recipe of one Train_Data block.
 
-    pretrained: gives the recipe of the weights to start from, for a recipe with init_from; its network and diffusion
-    then stand over the block's (and below --set).
-
-    Raises ConfigError for an unknown block or key (with the nearest known one), a wrong type or value,
-    a duplicate, a cycle of bases, and whatever makes model and diffusion impossible.
+    overrides: "KEY=VALUE" texts of --set. flags: keys that have a flag of their own.
+    pretrained: returns the recipe of the weights that a recipe with init_from starts from. Its network and diffusion
+        override those of the block; --set overrides both.
+    Raises ConfigError for an unknown block or key (with the closest known one), a wrong type or value, a duplicate, and
+    a cycle of bases.
     """
     content = _read_yaml(config)
     blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
@@ -44,7 +44,7 @@ def load_recipe(
             break
         chain.append(str(block["base"]))
         if chain[-1] in chain[:-1]:
-            raise ConfigError(f"{config}: Train_Data: the bases run in a circle: {' -> '.join(chain)}")
+            raise ConfigError(f"{config}: Train_Data: the bases form a cycle: {' -> '.join(chain)}")
     layers.append((f"{config}: Train_Setting", _mapping(content.get("Train_Setting"), f"{config}: Train_Setting")))
     layers.insert(0, ("--set", _parse_overrides(overrides) | (flags or {})))
 
@@ -76,7 +76,7 @@ def _read_yaml(config: Path) -> dict:
             content = yaml.load(stream, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML's own dates and numbers raise ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # invalid dates and numbers raise ValueError
         raise ConfigError(f"{config}: {error}") from error
     content = _mapping(content, str(config))
     for key in content:
@@ -86,19 +86,19 @@ def _read_yaml(config: Path) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key that stands twice, where YAML would silently take the last."""
+    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _parse_overrides(texts: Sequence[str]) -> dict:
-    """KEY=VALUE texts as a dict: a text key takes its value as it stands, any other as YAML."""
+    """KEY=VALUE texts as a dict. The value of a text key is taken literally, any other is read as YAML."""
     values = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and how the device does it best."""
+"""Which device to compute on, in which precision, and the settings that suit it."""
 
 import os
 from collections.abc import Callable
@@ -10,35 +10,40 @@ from utils.errors import ConfigError
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """cpu, cuda or cuda:N; unless named, the CUDA device if there is one (CUDA_VISIBLE_DEVICES chooses), else the CPU.
+    """cpu, cuda or cuda:N. Without a name: a CUDA device if there is one (CUDA_VISIBLE_DEVICES selects), else the CPU.
 
-    Under torchrun each process takes its own of several. ConfigError for a device that is not there.
+    Under torchrun each process takes its own device. ConfigError for a device that is not available.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if name is not None and name not in there:
-        raise ConfigError(f"device {name!r} is not there: this machine has {', '.join(there)}")
+    available = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if name is not None and name not in available:
+        raise ConfigError(f"device {name!r} is not available; this machine has {', '.join(available)}")
     if name == "cuda" or (name is None and count):
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}"
     return torch.device(name or "cpu")
 
 
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process, from 0, and the number of processes: RANK and WORLD_SIZE of torchrun, or 0 and 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def prepare(device: torch.device) -> None:
-    """On CUDA: float32 products in TF32, and the same kernels every time, so that a run can be repeated to the bit."""
+    """On CUDA: TF32 for float32 matrix products, and deterministic kernels, so that a run can be repeated exactly."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of pictures in memory that the device's convolutions are fastest in."""
+    """The memory layout in which the device's convolutions are fastest."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> nn.Module:
-    """torch.compile for True, and for "auto" on CUDA devices, where what cannot be compiled runs as it is."""
+    """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled."""
     automatic = compile == "auto" and device.type == "cuda"
     if automatic:
         torch._dynamo.config.suppress_errors = True
@@ -58,26 +63,26 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def sampling_precision(precision: str, device: torch.device, objective: str) -> str:
-    """The same for sampling, where "auto" is fp32 for networks that predict noise.
+    """`resolve_precision` for sampling, where "auto" is fp32 for networks that predict noise.
 
-    Their x_start is (x_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ): at the noisy end it multiplies a rounded ε by up to 2e4, and
-    other pictures come out. Of x_start or v nothing is magnified, and the pictures stay the same to the eye.
+    x_start = (x_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ) multiplies the rounding error of ε by up to 2e4 at the noisy end, which
+    changes the pictures. Predictions of x_start or v are not magnified, and the pictures stay the same to the eye.
     """
     return "fp32" if precision == "auto" and objective == "pred_noise" else resolve_precision(precision, device)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context to run a network in: bfloat16 for "bf16", and for "auto" where the device has it."""
+    """The context to run a network in: bfloat16 where `resolve_precision` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")
 
 
 def ready_to_sample(
     model: nn.Module, device: torch.device, precision: str, compile: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network on the device as a function of (x, t), in a precision, float32 going in and coming out.
+    """The network on the device as a function of (x, t) that computes in `precision`; float32 in and out.
 
-    compile: torch.compile with CUDA graphs, for which the device must be a CUDA one (ConfigError): the first
-    call takes a minute, and so does each new batch size; after that the CPU no longer sets the pace.
+    compile: torch.compile with CUDA graphs, on CUDA only (ConfigError elsewhere). The first call takes about a minute,
+    and so does each new batch size; afterwards the CPU no longer limits the speed.
     """
     model = model.to(device).eval()
     if compile and device.type != "cuda":
@@ -89,6 +94,6 @@ def ready_to_sample(
             if not compile:
                 return network(x, t).float()
             torch.compiler.cudagraph_mark_step_begin()
-            return network(x, t).to(torch.float32, copy=True)  # the graph's next run writes over its output
+            return network(x, t).to(torch.float32, copy=True)  # the next run of the graph overwrites its output
 
     return call

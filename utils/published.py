@@ -1,4 +1,4 @@
-"""The published checkpoints, {"epoch", "unet_model"}: weights with no recipe, in colour of pictures in BGR."""
+"""The published checkpoints, {"epoch", "unet_model"}: weights without a recipe, trained on BGR if in colour."""
 
 import itertools
 from pathlib import Path
@@ -8,23 +8,24 @@ from torch import Tensor
 from utils.errors import CheckpointError, ConfigError
 from utils.recipe import plain_recipe
 
-NORM_GROUPS = 32  # theirs at every width; and 4 heads, noise predicted, 1000 steps, cosine betas: our defaults too
+NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
 KEYS = {"epoch", "unet_model"}
-COLOURS = {"down_blocks.0.0.weight": 1, "out.2.weight": 0, "out.2.bias": 0}  # the axes that are blue, green, red
+COLOURS = {"down_blocks.0.0.weight": 1, "out.2.weight": 0, "out.2.bias": 0}  # weight: its axis of colour channels
 
 
 def is_published(content) -> bool:
+    """Whether a loaded file looks like a published checkpoint."""
     return isinstance(content, dict) and "unet_model" in content
 
 
 def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Tensor], dict]:
-    """Weights for RGB pictures, and a recipe out of what they show and what is given (image_size at least).
+    """Weights for RGB pictures, and a recipe inferred from their shapes and the given keys.
 
-    given: recipe keys, None where the user said nothing. ConfigError where image_size is not given, CheckpointError
-    where the file is not of this kind.
+    given: recipe keys; None where the user gave no value. Raises ConfigError without image_size, CheckpointError if the
+    file does not have this format.
     """
     if content.keys() != KEYS or not isinstance(content["unet_model"], dict):
-        raise CheckpointError(f"{file} holds {', '.join(map(str, content))}, and not just {' and '.join(sorted(KEYS))}")
+        raise CheckpointError(f"{file} holds {', '.join(map(str, content))}, not just {' and '.join(sorted(KEYS))}")
     weights, given = dict(content["unet_model"]), {key: value for key, value in given.items() if value is not None}
     try:
         shown, attended = _network(weights)
@@ -39,10 +40,10 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
     if "image_size" not in given:
         at = ", ".join(f"1/{2**level}" for level in attended) or "no level"
         raise ConfigError(
-            f"{file} carries no recipe: give --image_size, the pixels a side that it was trained with. Its weights "
-            f"show {', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, "
-            f"and its epoch is {content['epoch']}; timesteps and betas are 1000 and cosine, or "
-            "--training_timestep_num and --beta_schedule (test_solver.py and convert.py take these)"
+            f"{file} has no recipe: add --image_size, the pixels a side in its training. Its weights show "
+            f"{', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, epoch "
+            f"{content['epoch']}; timesteps and betas are assumed to be 1000 and cosine, or set them with "
+            "--training_timestep_num and --beta_schedule (flags of test_solver.py and convert.py)"
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
         raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")
@@ -53,7 +54,7 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
 
 
 def _network(weights: dict[str, Tensor]) -> tuple[dict, list[int]]:
-    """The network's keys as the names and shapes show them, and which levels have attention. KeyError: not there."""
+    """The recipe keys, inferred from names and shapes, and the levels with attention. KeyError: a missing weight."""
     width, channel = weights["down_blocks.0.0.weight"].shape[:2]
     if weights["time_embed.0.weight"].shape[1] != width:
         raise ValueError("down_blocks.0.0.weight and time_embed.0.weight are of different widths")

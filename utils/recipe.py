@@ -1,60 +1,73 @@
-"""A recipe: one flat, plain dict that says everything about a run. Which keys it has, and what they may be."""
+"""A recipe: one flat dict of plain values that describes a run completely. Its keys, and their allowed values."""
 
 import difflib
+import inspect
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import LOADERS, SPLITS
-from diffusion import SampleSpec
-from diffusion.gaussian import LOSS_TYPES, LOSS_WEIGHTS, OBJECTIVES
+from diffusion import GaussianDiffusion, SampleSpec
+from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
+from models import UNet
 from utils.errors import ConfigError
-from utils.optimizer import LR_SCHEDULES
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key's type (or its allowed values), default and least value. A default of None also allows null."""
+    """A key's type (or its allowed values), default and limits. A default of None also allows null."""
 
-    kind: type | tuple[str, ...]
-    default: object
+    kind: type | tuple[str | bool, ...]
+    default: object = None
     least: float | None = None
     most: float | None = None
 
 
-MODEL_KEYS = {
-    "image_size": Key(int, 32, 1),
-    "image_channel": Key(int, 3, 1),
-    "model_channels": Key(int, 128, 2),
-    "channel_mult": Key(list, [1, 2, 2, 2], 1),
-    "num_res_blocks": Key(int, 2, 1),
-    "attention_resolutions": Key(list, None, 1),
-    "num_heads": Key(int, 4, 1),
-    "dropout": Key(float, 0.0, 0, 0.999),
-    "norm_groups": Key(int, None, 1),
-    "diffusers_unet": Key(dict, None),
-}
-DIFFUSION_KEYS = {
-    "timestep_num": Key(int, 1000, 1, 100_000),
-    "beta_schedule": Key(tuple(BETA_SCHEDULES), "cosine"),
-    "loss_type": Key(LOSS_TYPES, "l1"),
-    "objective": Key(OBJECTIVES, "pred_noise"),
-    "loss_weight": Key(LOSS_WEIGHTS, "none"),
-    "clip_denoised": Key(bool, True),
-}
+def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
+    """Keys that are arguments of a function, whose defaults they take."""
+    parameters = inspect.signature(function).parameters
+    defaults = {name: parameters[name].default for name in keys}
+    return {
+        name: replace(key, default=list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name])
+        for name, key in keys.items()
+    }
+
+
+MODEL_KEYS = _arguments(
+    UNet,
+    image_size=Key(int, least=1),
+    image_channel=Key(int, least=1),
+    model_channels=Key(int, least=2),
+    channel_mult=Key(list, least=1),
+    num_res_blocks=Key(int, least=1),
+    attention_resolutions=Key(list, least=1),
+    num_heads=Key(int, least=1),
+    dropout=Key(float, least=0, most=0.999),
+    norm_groups=Key(int, least=1),
+) | {"diffusers_unet": Key(dict)}
+DIFFUSION_KEYS = _arguments(
+    GaussianDiffusion,
+    timestep_num=Key(int, least=1, most=100_000),
+    beta_schedule=Key(tuple(BETA_SCHEDULES)),
+    loss_type=Key(tuple(LOSSES)),
+    objective=Key(OBJECTIVES),
+    loss_weight=Key(LOSS_WEIGHTS),
+    clip_denoised=Key(bool),
+)
 KEYS = {
     # data
-    "data_path": Key(str, None),
+    "data_path": Key(str),
     "split": Key(SPLITS, "train"),
     "horizontal_flip": Key(bool, False),
     "sample_num": Key(int, 100, 1, 10_000),
     "save_dir": Key(str, "train_results"),
-    "pth_save_name": Key(str, None),
+    "pth_save_name": Key(str),
     **MODEL_KEYS,
     **DIFFUSION_KEYS,
     # loop
-    "init_from": Key(str, None),
+    "init_from": Key(str),
     "batch_size": Key(int, 64, 1),
     "train_epoch": Key(int, 100, 1),
     "max_steps": Key(int, None, 1),
@@ -64,7 +77,7 @@ KEYS = {
     "ema_decay": Key(float, 0.9999, 0, 1),
     "grad_clip": Key(float, None, 1e-9),
     "warmup_steps": Key(int, 0, 0),
-    "lr_schedule": Key(LR_SCHEDULES, "constant"),
+    "lr_schedule": Key(("constant", "cosine"), "constant"),
     "gradient_accumulation": Key(int, 1, 1),
     "seed": Key(int, 0, 0, 2**63 - 1),
     "precision": Key(("auto", "fp32", "bf16"), "auto"),
@@ -76,8 +89,8 @@ KEYS = {
     "sample_every": Key(int, 5000, 1),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
-# What may differ when a run goes on: how long it goes, where it stands and how it is computed, what it shows, and what
-# one turns when it goes wrong.
+# What may change when a run is resumed: its length, its place, how it is computed, what it shows, and the settings
+# that one changes after a failure.
 RESUMABLE = {
     "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "learning_rate", "warmup_steps", "lr_schedule", "grad_clip", "gradient_accumulation", "precision", "compile",
@@ -86,7 +99,7 @@ RESUMABLE = {
 
 
 def plain_recipe(name: str, **keys) -> dict:
-    """The recipe of weights that came without one: a folder of pictures, and every key as usual but these."""
+    """A recipe for weights that came without one: a folder of pictures, and the default of every key but `keys`."""
     recipe = {"data_name": name, "dataset": "Folder"} | {key: KEYS[key].default for key in KEYS}
     recipe |= {"data_path": f"data/{name.lower()}", "pth_save_name": name.lower()} | keys
     recipe["preview_info"] = f"DDIM_{min(25, recipe['timestep_num'])}_0p0"
@@ -94,7 +107,7 @@ def plain_recipe(name: str, **keys) -> dict:
 
 
 def complete_recipe(recipe, where: str) -> dict:
-    """A recipe out of a file, checked, with the usual values of keys that are younger than the file. ConfigError."""
+    """Checks a recipe from a file and adds the defaults of keys that are newer than the file. Raises ConfigError."""
     needed = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if KEYS[key].default is not None]
     if not isinstance(recipe, dict):
         raise ConfigError(f"{where} lacks everything")
@@ -104,7 +117,7 @@ def complete_recipe(recipe, where: str) -> dict:
 
 
 def check_recipe(recipe: dict, where: str) -> dict:
-    """A recipe, also one out of a checkpoint, with every value coerced; ConfigError names `where` it is wrong."""
+    """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong."""
     checked = {k: v if k in ("data_name", "dataset") else coerce(where, k, v) for k, v in recipe.items()}
     if not isinstance(checked["dataset"], str) or checked["dataset"] not in LOADERS:
         raise ConfigError(f"{where}: dataset: {unknown(checked['dataset'], LOADERS)}")
@@ -114,7 +127,7 @@ def check_recipe(recipe: dict, where: str) -> dict:
     if checked["image_channel"] not in (1, 3):
         raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
     if checked["channel_mult"] == []:
-        raise ConfigError(f"{where}: channel_mult needs a number a level, such as [1, 2, 2, 2]")
+        raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
         raise ConfigError(f"{where}: pth_save_name must be a plain name, not {checked['pth_save_name']!r}")
     parse_spec(checked["preview_info"], checked["timestep_num"], f"{where}: preview_info")
@@ -132,7 +145,7 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
 
 
 def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
-    """The keys of two recipes that differ: "key: was …, is …" for each."""
+    """What differs between two recipes, as "key: was …, is …" for each key."""
     keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
     return [f"{key}: was {_short(old.get(key))}, is {_short(new[key])}" for key in keys]
 
@@ -142,7 +155,7 @@ def _short(value) -> str:
 
 
 def coerce(where: str, name: str, value):
-    """The value as the key's type: YAML reads 1e-4 as text and a lone 4 where a list is meant as a number."""
+    """The value converted to the key's type, or ConfigError. YAML reads 1e-4 as text, and 4 where [4] is meant."""
     if name not in KEYS:
         raise ConfigError(f"{where}: {unknown(name, KEYS)}")
     key = KEYS[name]
@@ -188,12 +201,13 @@ def _describe(key: Key) -> str:
         list: "a list of whole numbers",
         dict: "a block of KEY: VALUE lines",
     }
-    ends = [f"at least {key.least:g}"] if key.least is not None else []
-    ends += [f"at most {key.most:g}"] if key.most is not None else []
-    return " ".join([text[key.kind], " and ".join(ends)]).strip() + (" or null" if key.default is None else "")
+    limits = [f"at least {key.least:g}"] if key.least is not None else []
+    limits += [f"at most {key.most:g}"] if key.most is not None else []
+    return " ".join([text[key.kind], " and ".join(limits)]).strip() + (" or null" if key.default is None else "")
 
 
 def unknown(name, known) -> str:
+    """An error text for an unknown name, with the closest known one."""
     near = difflib.get_close_matches(str(name), list(map(str, known)), 1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
     return f"{name!r} is not known{hint}"

@@ -1,7 +1,7 @@
-"""A seal on checkpoint files, so that one flipped bit is noticed, which torch.load does not.
+"""A checksum inside checkpoint files, which detects a single flipped bit; torch.load does not.
 
-A checkpoint is a ZIP archive. The seal is its comment: the SHA-256 of the archive as it was without one. Other
-programs read a sealed file as ever, and a copy of the file keeps its seal.
+A checkpoint is a ZIP archive, and the checksum is the archive's comment: the SHA-256 of the archive without a comment.
+Other programs read a sealed file as usual, and a copy keeps its seal.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 from utils.errors import DamagedCheckpointError
 
-NO_COMMENT, COMMENT = b"\0\0", b"\x40\0"  # a comment's length, the last two bytes of an archive without one
-TAIL = 2 + 64  # bytes: that length, and the digest in hexadecimal
+NO_COMMENT, COMMENT = b"\0\0", b"\x40\0"  # the comment's length, the last two bytes of an archive without a comment
+TAIL = 2 + 64  # bytes: the length, and the checksum in hexadecimal
 
 
 class Sealing:
-    """A stream to write an archive to; `seal` then completes it. What is written is hashed on the way."""
+    """A stream to write an archive to, which is hashed on the way; `seal` completes it."""
 
     def __init__(self, stream: BinaryIO):
         self.stream, self.digest = stream, hashlib.sha256()
@@ -29,7 +29,7 @@ class Sealing:
         self.stream.flush()
 
     def seal(self) -> None:
-        """Adds the seal and waits until all is on the disk."""
+        """Adds the checksum and waits until the file is on the disk."""
         self.stream.seek(-len(NO_COMMENT), os.SEEK_END)
         self.stream.write(COMMENT + self.digest.hexdigest().encode())
         self.stream.flush()
@@ -37,7 +37,7 @@ class Sealing:
 
 
 def check_seal(file: Path) -> None:
-    """DamagedCheckpointError unless the file is as it was sealed, or never had a seal (another program's)."""
+    """DamagedCheckpointError if the file has changed since it was sealed. Files that never had a seal pass."""
     size, digest = file.stat().st_size, hashlib.sha256()
     with open(file, "rb") as stream:
         is_archive = stream.read(4) == b"PK\3\4"
@@ -57,4 +57,4 @@ def check_seal(file: Path) -> None:
             left -= len(part)
     digest.update(NO_COMMENT)
     if digest.hexdigest().encode() != tail[2:]:
-        raise DamagedCheckpointError(f"{file} is damaged: its content does not fit its checksum")
+        raise DamagedCheckpointError(f"{file} is damaged: its content does not match its checksum")

@@ -1,0 +1,115 @@
+"""The features that distances are measured in: the last hidden layer of a small classifier, or Inception for colour."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets import normalize
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints"
+FEATURES = 64
+INCEPTION = 2048
+
+
+@dataclass
+class Extractor:
+    """Computes features. Distances in different features cannot be compared: name and sha256 (of the weights) tell.
+
+    features: uint8 (N, C, S, S) -> float64 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    features: Callable[[Tensor], Tensor]
+    classes: Callable[[Tensor], Tensor] | None = None
+
+
+def extractor_for(dataset: str, channels: int, device: torch.device) -> Extractor | None:
+    """Inception for colour pictures; for grey ones the shipped classifier of their data set.
+
+    None if there is none, with a printed reason.
+    """
+    if channels == 3:
+        return inception(device)
+    file = classifier_file(dataset)
+    if file.exists():
+        return shipped_classifier(file, device)
+    print(f"no distances: no classifier is shipped for grey pictures of {dataset}")
+    return None
+
+
+def classifier(channels: int) -> nn.Sequential:
+    """Three convolutions, averages over the quarters of the picture, FEATURES hidden units, ten classes."""
+
+    def block(inside: int, outside: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU()]
+
+    convolutions = [*block(channels, 32, 1), *block(32, 64, 2), *block(64, 128, 2)]
+    pooled = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, FEATURES), nn.ReLU()]
+    return nn.Sequential(*convolutions, *pooled, nn.Linear(FEATURES, 10))
+
+
+def classifier_file(dataset: str) -> Path:
+    """Where the shipped classifier of a data set is, if there is one."""
+    return SHIPPED / f"classifier_{dataset.lower()}.safetensors"
+
+
+def shipped_classifier(file: Path, device: torch.device) -> Extractor:
+    """A classifier written by benchmarks/classifier.py. Pictures of another size are resized to the one it knows."""
+    with safetensors.safe_open(file, "pt") as content:
+        size = int(content.metadata()["image_size"])
+        net = classifier(1)
+        net.load_state_dict({name: content.get_tensor(name) for name in content.keys()})
+    net.to(device).eval()
+
+    def features(pictures: Tensor) -> Tensor:
+        x = normalize(pictures.to(device))
+        if x.shape[-1] != size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
+        return net[:-1](x).double().cpu()
+
+    def classes(features: Tensor) -> Tensor:
+        return net[-1](features.float().to(device)).argmax(1).cpu()
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Extractor(file.stem, digest, FEATURES, batched(features), classes)
+
+
+def inception(device: torch.device) -> Extractor | None:
+    """The Inception network of most published Fréchet distances, if torch-fidelity and its weights are installed."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        print("no distances: for colour pictures they need Inception: pip install torch-fidelity")
+        return None
+    try:
+        net = FeatureExtractorInceptionV3("inception-v3-compat", [str(INCEPTION)]).to(device).eval()
+    except (OSError, RuntimeError) as error:
+        print(f"no distances: the weights of Inception, which torch-fidelity downloads once, are missing ({error})")
+        return None
+    digest = hashlib.sha256()
+    for weight in net.state_dict().values():
+        digest.update(weight.cpu().numpy().tobytes())
+
+    def features(pictures: Tensor) -> Tensor:
+        rgb = pictures.expand(-1, 3, -1, -1)
+        return net(rgb.to(device))[0].double().cpu()
+
+    return Extractor("inception-v3-compat", digest.hexdigest(), INCEPTION, batched(features))
+
+
+def batched(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function, computed for 250 pictures at a time and without gradients."""
+
+    @torch.inference_mode()
+    def call(pictures: Tensor) -> Tensor:
+        return torch.cat([features(part) for part in pictures.split(250)])
+
+    return call

@@ -1,0 +1,242 @@
+"""How good are samples? Distances to real pictures, classes, nearest neighbours, brightness and fine detail.
+
+All pictures are uint8 (N, C, S, S): samples are rounded to the same eight bits as real pictures. To add a number,
+compute it in `Evaluation.__call__` and print it in `summary`.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets import OTHER_SPLIT, DataError, load_images
+from evaluation.features import Extractor
+
+GROUPS = 10  # of the jackknife, and so the smallest number of pictures that can be compared
+KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 500
+
+# --- numbers of pictures or their features ----------------------------------------------------------------------------
+
+
+class _Identity(nn.Module):
+    """Gives torchmetrics features that are computed already, where it expects an extractor."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.num_features = size
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def frechet(first: Tensor, second: Tensor) -> float:
+    """|m - m'|² + tr(C + C' - 2 (C C')^½), with the means and covariances of two sets of features, (N, D) and (M, D).
+
+    Heusel et al. 2017, where the features are Inception's.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance  # imported here because only this mode needs it
+
+    metric = FrechetInceptionDistance(_Identity(first.shape[1])).set_dtype(torch.float64)
+    metric.update(first.double(), real=False)
+    metric.update(second.double(), real=True)
+    return metric.compute().item()
+
+
+def frechet_with_error(samples: Tensor, real: Tensor) -> tuple[float, float]:
+    """The distance, and its standard error by a jackknife over ten groups of the samples."""
+    groups = torch.arange(len(samples)) % GROUPS
+    parts = torch.tensor([frechet(samples[groups != group], real) for group in range(GROUPS)])
+    return frechet(samples, real), ((GROUPS - 1) * parts.var(correction=0)).sqrt().item()
+
+
+def kernel(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Kernel distance: the unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³.
+
+    Bińkowski et al. 2018. Mean and standard deviation over 100 random subsets, the same ones in every call.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(KERNEL_SUBSET_SIZE, len(first), len(second))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the memory for features, which exist anyway
+        metric = KernelInceptionDistance(_Identity(first.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size)
+    metric.update(first, real=False)
+    metric.update(second, real=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mean, deviation = metric.compute()
+    return mean.item(), deviation.item()
+
+
+def distances(samples: Tensor, real: Tensor) -> dict:
+    """Both distances between features (N, D) and (M, D)."""
+    (fd, fd_error), (kd, kd_deviation) = frechet_with_error(samples, real), kernel(samples, real)
+    return {"n": len(samples), "frechet": fd, "frechet_error": fd_error, "kernel": kd, "kernel_deviation": kd_deviation}
+
+
+def class_shares(classes: Tensor, count: int = 10) -> dict:
+    """The number of classes that occur, the share of each, and their evenness: entropy over its maximum, 1 at most."""
+    shares = torch.bincount(classes, minlength=count).double() / len(classes)
+    evenness = torch.special.entr(shares).sum().item() / math.log(count)
+    return {"covered": int((shares > 0).sum()), "evenness": evenness, "shares": shares.tolist()}
+
+
+def nearest(pictures: Tensor, training: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
+    """The nearest training picture of each picture: its RMS distance, for pixels in [0, 1], and its number; both (N,).
+
+    rank 2: the second nearest, for pictures that are themselves in the training set.
+    """
+    x, best = pictures.flatten(1).float() / 255, torch.full((len(pictures), rank), math.inf)
+    number = torch.zeros(len(pictures), rank, dtype=torch.int64)
+    for start in range(0, len(training), 5000):
+        part = training[start : start + 5000].flatten(1).float() / 255
+        best, which = torch.cat([best, torch.cdist(x, part)], 1).topk(rank, largest=False)
+        here = torch.arange(start, start + len(part)).expand(len(x), -1)
+        number = torch.cat([number, here], 1).gather(1, which)
+    return best[:, -1] / x.shape[1] ** 0.5, number[:, -1]
+
+
+def look(pictures: Tensor) -> dict:
+    """Mean brightness, from 0 (black) to 1, and fine detail.
+
+    Fine detail is the share of the variance at wavelengths, across or down, below four pixels.
+    """
+    across = torch.fft.fftfreq(pictures.shape[-1], dtype=torch.float64).abs()
+    fine = torch.maximum(across[:, None], across[None, :]) > 0.25
+    brightness, power = 0.0, torch.zeros(fine.shape, dtype=torch.float64)
+    for part in pictures.split(500):
+        x = part.double() / 255
+        brightness += x.mean((1, 2, 3)).sum().item() / len(pictures)
+        power += torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square().sum((0, 1))
+    return {"brightness": brightness, "fine_detail": (power[fine].sum() / power.sum().clamp(min=1e-12)).item()}
+
+
+# --- the real pictures to compare with --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RealPictures:
+    """The splits of a data set that an evaluation uses, each uint8 (N, C, S, S)."""
+
+    splits: dict[str, Tensor]
+    split: str  # that samples are compared with
+    trained_split: str  # that the network was trained on
+
+    @property
+    def pictures(self) -> Tensor:
+        return self.splits[self.split]
+
+    @property
+    def training(self) -> Tensor:
+        return self.splits[self.trained_split]
+
+    @property
+    def held_out(self) -> Tensor | None:
+        """The split that the network was not trained on, if there is one."""
+        return self.splits.get(OTHER_SPLIT.get(self.trained_split))
+
+    def floor(self) -> tuple[Tensor, Tensor, str]:
+        """(reference, others, what the others are): two disjoint sets of real pictures.
+
+        Samples have their distance to the reference. The distance of the others to it, the floor, is what perfect
+        samples would reach. The others are the other split. If there is none (a folder, or all of a data set), the
+        reference and the others are two halves of the pictures.
+        """
+        if self.held_out is None or self.split not in OTHER_SPLIT:
+            reference, others = _shuffled(self.pictures).tensor_split(2)
+            return reference, others, "the other half"
+        other = OTHER_SPLIT[self.split]
+        return self.pictures, _shuffled(self.splits[other]), f"the {other} split"
+
+
+def real_pictures(
+    dataset: str, data_path: str, split: str, trained_split: str, size: int, channels: int
+) -> RealPictures:
+    """Loads the split to compare with, the one trained on, and the held-out one if the data set has it."""
+
+    def load(name: str, download: bool = True) -> Tensor:
+        pictures = torch.from_numpy(np.array(load_images(dataset, data_path, name, size, channels, download)))
+        if len(pictures) < 2 * GROUPS:
+            raise DataError(f"{data_path}: {len(pictures)} pictures are too few to compare with; at least {2 * GROUPS}")
+        return pictures
+
+    splits = {name: load(name) for name in dict.fromkeys((trained_split, split))}
+    try:
+        held_out = OTHER_SPLIT[trained_split]
+        splits[held_out] = splits[held_out] if held_out in splits else load(held_out, download=False)
+    except (KeyError, DataError):
+        pass
+    return RealPictures(splits, split, trained_split)
+
+
+def _shuffled(pictures: Tensor) -> Tensor:
+    return pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
+
+
+# --- all numbers together ---------------------------------------------------------------------------------------------
+
+
+class Evaluation:
+    """Compares `count` samples with real pictures. What concerns the real pictures alone is computed once."""
+
+    def __init__(self, real: RealPictures, extractor: Extractor | None, count: int):
+        self.extractor, self.training = extractor, real.training
+        self.real = {"n": len(real.pictures), "look": look(real.pictures)}
+        own, rank = (real.training, 2) if real.held_out is None else (real.held_out, 1)
+        self.real_apart, _ = nearest(_shuffled(own)[:count], real.training, rank)
+        if extractor:
+            reference, others, others_are = real.floor()
+            self.features = extractor.features(reference)
+            floor = distances(extractor.features(others[:count]), self.features)
+            self.floor = floor | {"of": others_are, "to": len(reference)}
+            if extractor.classes:
+                self.real["classes"] = class_shares(extractor.classes(self.features))
+
+    def __call__(self, samples: Tensor) -> tuple[dict, Tensor, Tensor]:
+        """(report, apart, number): all numbers, ready for JSON, and the result of `nearest` for each sample.
+
+        If the floor has fewer pictures than there are samples, the report also has the distances of as many samples as
+        the floor has ("as_few"), because distances fall as the number of samples grows.
+        """
+        apart, number = nearest(samples, self.training)
+        report = {"n": len(samples), "look": look(samples), "reference": self.real, "extractor": None}
+        report["nearest"] = {
+            "n": len(self.training),
+            "samples": apart.mean().item(),
+            "real": self.real_apart.mean().item(),
+            "closer_than_99_percent_of_real": (apart < self.real_apart.quantile(0.01)).double().mean().item(),
+        }
+        if self.extractor:
+            report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
+            features, few = self.extractor.features(samples), self.floor["n"]
+            report |= distances(features, self.features) | {"floor": self.floor}
+            report["as_few"] = distances(features[:few], self.features) if few < len(samples) else None
+            if self.extractor.classes:
+                report["classes"] = class_shares(self.extractor.classes(features))
+        return report, apart, number
+
+
+def summary(report: dict) -> str:
+    """A report of test_solver.py in a few lines, with the values of real pictures in brackets."""
+    real, near, used, floor = (report.get(key) for key in ("reference", "nearest", "extractor", "floor"))
+    lines = ["{sample_info}, seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
+    lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
+    if used:
+        lines.append(f"features: {used['name']}, SHA-256 {used['sha256'][:8]}…; distances to {floor['to']:,} pictures")
+        for key, error in (("frechet", "frechet_error"), ("kernel", "kernel_deviation")):
+            parts = [part for part in (report, report["as_few"], floor) if part]
+            values = [f"{part[key]:.5g} ± {part[error]:.2g} of {part['n']:,}" for part in parts]
+            lines.append(f"{key} distance {', '.join(values[:-1])} (real: {values[-1]}, {floor['of']})")
+    lines.append(f"nearest of {near['n']:,} training pictures: distance {near['samples']:.4f} ({near['real']:.4f})")
+    most = near["closer_than_99_percent_of_real"]
+    lines[-1] += f"; {most:.1%} of the samples are closer than 99 % of real pictures are"
+    for key in ("brightness", "fine_detail"):
+        lines.append(f"{key.replace('_', ' ')} {report['look'][key]:.4f} ({real['look'][key]:.4f})")
+    if "classes" in report:
+        classes, shares = report["classes"], " ".join(f"{share:.1%}" for share in report["classes"]["shares"])
+        lines.append(f"{classes['covered']} classes, evenness {classes['evenness']:.4f} ")
+        lines[-1] += f"({real['classes']['evenness']:.4f}): {shares}"
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What convert.py uses: diffusers folders, and the model card in them."""

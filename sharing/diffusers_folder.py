@@ -1,0 +1,188 @@
+"""Runs as folders of diffusers pipelines, and back: model_index.json, unet/, scheduler/ and our recipe.json."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diffusion import GaussianDiffusion
+from models import UNet
+from models.diffusers_unet import (
+    arguments,
+    configuration,
+    diffusers,
+    is_ours,
+    keywords_of,
+    paired_tensors,
+    qkv_biases,
+    settings,
+)
+from sharing.diffusers_scheduler import diffusion_keys, scheduler_configuration
+from utils.checkpoint import Run, build, load_state
+from utils.errors import CheckpointError, ConfigError
+from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
+from utils.shared_weights import check_facts, facts_of
+
+CLOSE = 1e-5  # largest difference of the outputs in float32; rounding alone leaves about 1e-6
+RECIPE = "recipe.json"
+PIPELINES, SCHEDULERS = ("DDPMPipeline", "DDIMPipeline"), ("DDPMScheduler", "DDIMScheduler")
+
+
+def need_diffusers() -> None:
+    """ConfigError if diffusers is missing."""
+    try:
+        diffusers()
+    except ValueError as error:
+        raise ConfigError(f"folders: {error}") from error
+
+
+def export_folder(run: Run, folder: Path) -> None:
+    """Writes a folder that DDPMPipeline and DDIMPipeline load, and checks that its network computes the same.
+
+    Raises ConfigError for a network that UNet2DModel cannot represent, and CheckpointError if the outputs differ by
+    more than 1e-5; the caller then removes the folder.
+    """
+    try:
+        unet = to_unet2d(run)
+        scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
+    except ValueError as error:
+        raise ConfigError(f"this network cannot be exported: {error}") from error
+    diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    facts = facts_of(run.recipe, run.weights, run.step)
+    (folder / RECIPE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    check_same_output(run.model, load_unet(folder / "unet"), run.recipe)
+
+
+def import_folder(folder: Path) -> Run:
+    """The run in such a folder, or in an older one, where the files of unet and scheduler are side by side.
+
+    If the network differs from our UNet, the recipe's diffusers_unet describes it. Raises CheckpointError, which names
+    the reason, for a folder that is damaged, of another kind, or cannot be represented.
+    """
+    unet, scheduler = _components(folder)
+    theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json")
+    if config.get("_class_name") not in SCHEDULERS:
+        raise CheckpointError(f"{scheduler} has a {config.get('_class_name')}, and not a {' or '.join(SCHEDULERS)}")
+    with _refused(folder):
+        ours, keys = is_ours(theirs), keywords_of(dict(theirs.config))
+        if not ours:
+            keys["diffusers_unet"] = settings(dict(theirs.config))
+        keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
+        recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
+    if (folder / RECIPE).exists():
+        facts = check_facts((folder / RECIPE).read_text(encoding="utf-8"), folder / RECIPE)
+        weights, step = facts["weights"], facts["step"]
+        if _canonical(facts["recipe"]) != _canonical(recipe):
+            raise CheckpointError(f"{folder}: {RECIPE} disagrees with the configurations of unet and scheduler")
+        recipe = facts["recipe"]
+    with _refused(folder):
+        model, diffusion = build(recipe)
+        if ours:
+            with torch.no_grad():
+                for tensor, peer in paired_tensors(model, theirs):
+                    tensor.copy_(peer)
+        else:
+            model.unet.load_state_dict(theirs.state_dict())
+        load_state(model, model.state_dict(), folder)  # checks that they are finite
+        check_same_output(model.eval(), theirs, recipe)
+    return Run(model, diffusion, recipe, step, weights)
+
+
+def to_unet2d(run: Run) -> nn.Module:
+    """The run's network as a UNet2DModel."""
+    if not isinstance(run.model, UNet):
+        return run.model.unet
+    unet = diffusers().UNet2DModel(**configuration({key: run.recipe[key] for key in MODEL_KEYS}))
+    with torch.no_grad():
+        for ours, theirs in paired_tensors(run.model, unet):
+            theirs.copy_(ours)
+        for bias in qkv_biases(unet):
+            bias.zero_()
+    return unet.eval()
+
+
+def load_unet(folder: Path) -> nn.Module:
+    """The UNet2DModel in a folder, in eval mode. CheckpointError if a tensor is missing or unexpected."""
+    config = _json(folder / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise CheckpointError(f"{folder}: its network is {config.get('_class_name')}, not UNet2DModel")
+    with _refused(folder):
+        if unknown := sorted({key for key in config if not key.startswith("_")} - set(arguments())):
+            raise CheckpointError(f"{folder}/config.json: this diffusers does not know {', '.join(unknown)}")
+        unet, report = diffusers().UNet2DModel.from_pretrained(
+            str(folder),
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            use_safetensors=any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
+        )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := [str(name) for name in report[what]]:
+            raise CheckpointError(f"{folder}: {what.removesuffix('_keys')} tensor {names[0]}" + _more(names))
+    return unet.float().eval()
+
+
+def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
+    """CheckpointError unless the outputs of both networks on random pictures differ by at most 1e-5."""
+    generator = torch.Generator().manual_seed(0)
+    T, C, S = recipe["timestep_num"], recipe["image_channel"], recipe["image_size"]
+    x, t = torch.randn(4, C, S, S, generator=generator), torch.linspace(0, T - 1, 4).long()
+    with torch.inference_mode():
+        apart = (ours(x, t) - theirs(x, t).sample).abs().max().item()
+    if not apart <= CLOSE:
+        raise CheckpointError(f"the outputs of the two networks differ by {apart:.1e}, more than {CLOSE:.0e}")
+    print(f"on random pictures the outputs of our network and of diffusers' differ by at most {apart:.1e}")
+
+
+def _canonical(recipe: dict) -> tuple:
+    """A recipe as diffusers sees it: equal for recipes that mean the same there."""
+    keys = {key: recipe[key] for key in MODEL_KEYS}
+    network = keys if recipe["diffusers_unet"] else configuration(keys)
+    diffusion = GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
+    return network, scheduler_configuration(recipe, diffusion)
+
+
+def _components(folder: Path) -> tuple[Path, Path]:
+    """The folders of its unet and of its scheduler."""
+    index = folder / "model_index.json"
+    if not index.exists():
+        raise CheckpointError(f"{folder} is not a diffusers folder: it has no model_index.json")
+    pipeline = _json(index)
+    parts = sorted(key for key, value in pipeline.items() if isinstance(value, list) and value and value[0])
+    if pipeline.get("_class_name") not in PIPELINES or parts != ["scheduler", "unet"]:
+        name = f"{pipeline.get('_class_name')} of {', '.join(parts) or 'nothing'}"
+        raise CheckpointError(f"{folder} is a {name}, not a DDPMPipeline or DDIMPipeline of scheduler, unet")
+    return tuple(folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
+
+
+def _json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not an object of keys and values")
+    return content
+
+
+@contextmanager
+def _refused(folder: Path):
+    """Turns any error about a foreign folder into a one-line CheckpointError: diffusers checks little and raises many
+    types."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        plain = isinstance(error, OSError | ValueError | RuntimeError | ConfigError)
+        reason = " ".join(str(error).split()) if plain else f"its configuration is invalid ({error!r})"
+        if "Unable to load weights" in reason:
+            reason = "its weights are damaged or hold more than tensors; nothing in them was run"
+        raise CheckpointError(f"{folder}: {reason[:300]}") from error
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

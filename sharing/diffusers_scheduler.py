@@ -1,0 +1,72 @@
+"""Our diffusion as the scheduler of a diffusers pipeline, and back:
+
+    objective -> prediction_type     betas -> beta_schedule or trained_betas     clip_denoised -> clip_sample
+
+diffusers calls our evenly spaced timesteps "trailing", and the variance of our DDPM "fixed_small".
+"""
+
+import torch
+from torch import Tensor
+
+from diffusion import GaussianDiffusion
+from diffusion.schedule import BETA_SCHEDULES, MAX_BETA
+
+PREDICTION_TYPES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
+OBJECTIVES = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
+
+
+def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
+    """The arguments of a diffusers scheduler with this diffusion.
+
+    A schedule without a name in diffusers, and a linear one that was capped, is written out as trained_betas.
+    """
+    betas = diffusion.betas
+    named = {"trained_betas": betas.tolist()}
+    if recipe["beta_schedule"] == "cosine":
+        named = {"beta_schedule": "squaredcos_cap_v2"}
+    elif recipe["beta_schedule"] == "linear" and betas.max() < MAX_BETA:
+        named = {"beta_schedule": "linear", "beta_start": betas[0].item(), "beta_end": betas[-1].item()}
+    return named | {
+        "num_train_timesteps": diffusion.timestep_num,
+        "prediction_type": PREDICTION_TYPES[recipe["objective"]],
+        "clip_sample": recipe["clip_denoised"],
+        "variance_type": "fixed_small",
+        "timestep_spacing": "trailing",
+    }
+
+
+def diffusion_keys(scheduler) -> dict:
+    """The recipe keys of a diffusers scheduler. ValueError names what they cannot represent.
+
+    Settings that only concern sampling are left to our samplers, with a message.
+    """
+    config = scheduler.config
+    usual = {"thresholding": False, "rescale_betas_zero_snr": False}
+    usual |= {"clip_sample_range": 1.0} if config["clip_sample"] else {}
+    for key, value in usual.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{key} {config[key]} cannot be represented here")
+    if config["prediction_type"] not in OBJECTIVES or "learned" in str(config.get("variance_type")):
+        what = "prediction_type" if config["prediction_type"] not in OBJECTIVES else "variance_type"
+        raise ValueError(f"{what} {config[what]} cannot be represented here")
+    T = config["num_train_timesteps"]
+    names = [name for name, betas in BETA_SCHEDULES.items() if _same(betas(T), scheduler.betas)]
+    if not names:
+        name = "trained_betas" if config["trained_betas"] is not None else f"beta_schedule {config['beta_schedule']}"
+        ends = f"{name} from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g}"
+        raise ValueError(f"{ends} in {T} timesteps is none of the schedules here ({', '.join(BETA_SCHEDULES)})")
+    ours = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
+    for key, value in ours.items():
+        if config.get(key, value) != value:
+            print(f"{key} {config[key]} is ignored: our samplers use {value}")
+    return {
+        "timestep_num": T,
+        "beta_schedule": names[0],
+        "objective": OBJECTIVES[config["prediction_type"]],
+        "clip_denoised": config["clip_sample"],
+    }
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether betas are equal up to the float32 rounding of theirs."""
+    return len(ours) == len(theirs) and torch.allclose(ours, theirs.double(), rtol=1e-4, atol=1e-8)

@@ -1,0 +1,88 @@
+"""The README of an exported folder: what the network is, how it was trained and how to use it."""
+
+from pathlib import Path
+
+from diffusion import SampleSpec
+from utils.checkpoint import Run
+from utils.device import pick_device
+from utils.pictures import save_grid
+
+SPEC, COUNT, COLUMNS = SampleSpec.parse("DPMpp_20_0p0"), 16, 8
+PREDICTS = {"pred_noise": "the noise", "pred_x0": "the picture (x_start)", "pred_v": "v"}
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- diffusers
+- unconditional-image-generation
+- diffusion-models
+---
+
+# {name}
+
+Unconditional image diffusion: {colour} pictures of {size}x{size} pixels{like}.
+
+![samples](samples.png)
+
+{count} samples, `{spec}`, seed 0, in Diffusion.pytorch.
+
+| | |
+| --- | --- |
+{rows}
+
+## How to use
+
+```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("{name}")  # this folder, or USER/NAME once it is on the hub
+pictures = pipeline(batch_size=16, num_inference_steps={steps}, use_clipped_model_output=True).images
+```
+
+`DDPMPipeline` loads it too. `use_clipped_model_output` makes DDIM derive the noise from the clipped prediction, as in
+the previews of the training. `recipe.json` holds the complete recipe; `convert.py` of Diffusion.pytorch converts this
+folder back.
+"""
+
+
+def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
+    """Writes README.md and samples.png. log: the lines of the training's metrics.jsonl, for its losses; may be []."""
+    recipe = run.recipe
+    channels, size = recipe["image_channel"], recipe["image_size"]
+    spec = SampleSpec(SPEC.method, min(SPEC.steps, recipe["timestep_num"]), SPEC.eta)
+    samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8)
+    save_grid(samples, folder / "samples.png", COLUMNS)
+    facts = {
+        "name": name,
+        "colour": "RGB" if channels == 3 else "grey",
+        "size": size,
+        "like": f", as in {recipe['data_name']} ({recipe['split']})" if run.step else "",
+        "count": COUNT,
+        "spec": spec,
+        "steps": min(50, recipe["timestep_num"]),
+        "rows": "\n".join(f"| {what} | {value} |" for what, value in _rows(run, log)),
+    }
+    (folder / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
+
+
+def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:
+    recipe = run.recipe
+    rows = [
+        ("network", f"UNet2DModel, {sum(p.numel() for p in run.model.parameters()):,} parameters"),
+        ("predicts", PREDICTS[recipe["objective"]]),
+        ("diffusion", f"{recipe['timestep_num']} timesteps, {recipe['beta_schedule']} betas"),
+    ]
+    if not run.step:
+        return [*rows, ("trained", "elsewhere; the details are unknown")]
+    seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"
+    averaged = run.weights == "ema"
+    how = f"{recipe['loss_type'].upper()} loss, Adam, learning rate {recipe['learning_rate']:g}"
+    rows += [("trained", f"{seen}, {how}")]
+    rows += [("started from", Path(recipe["init_from"]).name)] if recipe["init_from"] else []
+    rows += [("weights", f"averaged, decay {recipe['ema_decay']}" if averaged else "of the last step")]
+    names = {"loss": "training loss"} | ({"held_out_loss": "loss of held-out pictures"} if averaged else {})
+    for key, what in names.items():
+        values = [line[key] for line in log if line["step"] <= run.step and line.get(key) is not None]
+        rows += [(what, f"{values[-1]:.4f}")] if values else []
+    return rows

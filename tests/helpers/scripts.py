@@ -1,0 +1,108 @@
+"""Runs both scripts as a user runs them, small."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from training.log import read_log
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = {"model_channels": 8, "channel_mult": 1, "num_res_blocks": 1, "num_heads": 2, "batch_size": 8}
+TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_every": 3}
+# downloads fail at once, on any machine: nothing listens on the discard port
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+
+
+ENVIRONMENT = os.environ | NO_NETWORK | {"OMP_NUM_THREADS": "1"}
+
+
+def script(name, *args, **keywords):
+    command = [sys.executable, ROOT / name, *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, **keywords)
+
+
+def tiny(save_dir, data_name="Digits", **settings):
+    """Arguments for six steps of a tiny network; settings over TINY."""
+    overrides = [f"{key}={value}" for key, value in (TINY | settings).items()]
+    return ["--data_name", data_name, "--save_dir", str(save_dir), "--set", *overrides]
+
+
+def train(save_dir, *args, data_name="Digits", settings=None, **keywords):
+    """Such a training, to its end; keywords for subprocess.run."""
+    return script("train_solver.py", *tiny(save_dir, data_name, **(settings or {})), *args, **keywords)
+
+
+def start_training(save_dir, processes=1, **settings):
+    """Such a training, begun, in a session of its own: with torchrun where it is of several processes."""
+    launcher = [sys.executable, "-u"]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [*launcher, "train_solver.py", *tiny(save_dir, **settings)],
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def state_hash(file):
+    """SHA-256 of a checkpoint's step, weights, Adam state and averaged weights, and nothing else of it."""
+    content, digest = torch.load(file, weights_only=True), hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                digest.update(str(key).encode())
+                add(item)
+        else:
+            digest.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else str(value).encode())
+
+    add({key: content[key] for key in ("step", "model", "ema", "optimizer")})
+    return digest.hexdigest()
+
+
+def refused(run, code, *says):
+    """The run ended with this code and one line on stderr that says all of this; progress bars aside."""
+    lines = [line for line in re.split(r"[\r\n]+", run.stderr) if line.startswith("error:")]
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr and len(lines) == 1, run.stderr
+    assert all(str(text) in lines[0] for text in says), lines[0]
+
+
+LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
+LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
+
+
+def wait_for(step, save_dir, process):
+    """Until a training has logged this step."""
+    for _ in range(1200):
+        if any(line["step"] >= step for line in read_log(save_dir / "digits" / "metrics.jsonl")):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("a training of tiny steps got nowhere in a minute")
+
+
+def goes_on_to_the_same_end(save_dir, settings, expected, processes=1):
+    """The same command again ends in the expected state; returns the step that it went on from."""
+    process = start_training(save_dir, processes, **settings)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, text
+    assert state_hash(save_dir / "digits" / "digits.pt") == expected
+    assert not list(save_dir.rglob("*.part"))
+    steps = re.search(r"resuming from step ([\d,]*\d)", text)
+    return int(steps[1].replace(",", "")) if steps else 0
+
+
+def stopped_by(signum, process, *pids):
+    """Sends the signal; returns what the training said, which took at most five seconds to end."""
+    began = time.monotonic()
+    for pid in pids or [process.pid]:
+        os.kill(pid, signum)
+    text, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5, text
+    return text

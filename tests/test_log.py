@@ -1,0 +1,170 @@
+"""metrics.jsonl, the held-out loss and the curve: the numbers a training tells of itself."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.scripts import ROOT, train
+from PIL import Image
+
+from datasets import load_images
+from diffusion import GaussianDiffusion
+from training.held_out import HeldOut
+from training.log import TrainingLog, quarter_means, quarter_sums, read_log, save_loss_curve
+from training.processes import Processes
+from utils.config import load_recipe
+from utils.errors import TrainingError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def log(tmp_path):
+    return log_in(tmp_path)
+
+
+def log_in(folder, start=0, held_out=None):
+    recipe = load_recipe(ROOT / "config.yaml", "Digits")
+    return TrainingLog(folder, recipe, Processes(CPU), 4, start, 200, held_out)
+
+
+def feed(log, steps, wrong=()):
+    """Steps of random losses; those numbered in `wrong` are not taken. Returns the losses and t that count."""
+    generator, kept = torch.Generator().manual_seed(0), []
+    for step in range(steps):
+        losses, t = torch.rand(16, generator=generator), torch.randint(1000, (16,), generator=generator)
+        taken = torch.tensor(step not in wrong)
+        log.add(losses if taken else losses * torch.nan, t, torch.tensor(2.0 if taken else torch.inf), taken)
+        if taken:
+            kept.append((losses, t))
+    return (torch.cat(part) for part in zip(*kept, strict=True))
+
+
+def test_a_line_holds_the_means_since_the_last(tmp_path, capsys):
+    log = log_in(tmp_path, held_out=SimpleNamespace(loss=lambda: {"held_out_loss": 0.5}))
+    losses, t = feed(log, 9, wrong={2, 5})
+    line = log.write(9, 0.125, with_held_out=True)
+    assert "step 9  epoch 3  loss" in capsys.readouterr().out
+    assert line == read_log(log.file)[0]
+    assert (line["step"], line["epoch"], line["learning_rate"], line["grad_norm"]) == (9, 3, 0.125, 2.0)
+    assert line["skipped"] == 2 and line["held_out_loss"] == 0.5 and line["images_per_second"] > 0
+    assert line["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)  # float32 sums in another order
+    for i in range(4):
+        mine = losses[(t >= 250 * i) & (t < 250 * i + 250)].mean().item()
+        assert line["loss_by_quarter"][i] == pytest.approx(mine, rel=1e-5)
+    feed(log, 1)
+    assert log.write(10, 0.1)["skipped"] == 0
+
+
+def test_quarters_without_a_loss_are_null(log):
+    log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(1.0), torch.tensor(True))
+    assert log.write(1, 0.1)["loss_by_quarter"] == [1.0, None, None, 1.0]
+    log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(1.0), torch.tensor(False))
+    line = log.write(2, 0.1)
+    assert line["loss"] is None and line["grad_norm"] is None and line["skipped"] == 1
+    assert [json.loads(text)["step"] for text in log.file.read_text().splitlines()] == [1, 2]
+    assert quarter_means(quarter_sums(torch.ones(3), torch.arange(3), 3))[1] == [1.0, 1.0, 1.0, None]  # T below four
+
+
+@pytest.mark.parametrize("wrong, ends", [({1, 2}, False), ({0, 2, 4}, False), ({1, 2, 3}, True), ({5, 6, 7, 8}, True)])
+def test_three_in_a_row_end_the_run(log, wrong, ends):
+    feed(log, 9, wrong)
+    if ends:
+        with pytest.raises(TrainingError, match=f"{len(wrong)} steps in a row, up to step 9.*lower learning_rate"):
+            log.write(9, 0.1)
+        assert read_log(log.file) == []
+    else:
+        assert log.write(9, 0.1)["skipped"] == len(wrong)
+
+
+def test_a_row_across_two_lines_counts(log):
+    feed(log, 9, {7, 8})
+    log.write(9, 0.1)
+    log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(torch.nan), torch.tensor(False))
+    with pytest.raises(TrainingError, match="3 steps in a row, up to step 10"):
+        log.write(10, 0.1)
+
+
+def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(log, tmp_path):
+    for step in (50, 100, 150):
+        feed(log, 1)
+        log.write(step, 0.1)
+    with open(log.file, "a") as stream:
+        stream.write('{"step": null, "seconds": 1, "loss_by_quarter": []}\n{"step": 200, "lo')  # cut off by a kill
+    again = log_in(tmp_path, 100)
+    assert [line["step"] for line in read_log(log.file)] == [50, 100]
+    feed(again, 1)
+    line = again.write(150, 0.1)
+    assert [line["step"] for line in read_log(log.file)] == [50, 100, 150]
+    assert line["seconds"] >= read_log(log.file)[1]["seconds"]
+
+
+RUNNING, STOPPING = SimpleNamespace(signum=0), SimpleNamespace(signum=15)
+DIFFUSION = GaussianDiffusion(objective="pred_noise", loss_type="l2")
+
+
+def held_out(network=None, stop=RUNNING, **recipe):
+    recipe = load_recipe(ROOT / "config.yaml", "Digits") | recipe
+    images = load_images("Digits", "none", "train", 8, 1)
+    return HeldOut(recipe, images, network, DIFFUSION, stop), images
+
+
+def test_held_out_pictures_are_not_trained_on():
+    ours, images = held_out()
+    assert ours.name == "held_out_loss" and len(ours.x_start) == 256
+    trained_on = {picture.tobytes() for picture in images}
+    seen = [((x + 1) * 127.5).round().to(torch.uint8).numpy().tobytes() in trained_on for x in ours.x_start]
+    assert not any(seen)
+    assert held_out(split="all")[0].name == "fixed_noise_loss"  # nothing is held out there
+    assert (torch.histc(ours.t.float(), 10, 0, 1000) >= 25).all()
+
+
+def test_the_held_out_loss_is_the_same_each_time_and_knows_a_perfect_network():
+    def zero(x_t, t):
+        return torch.zeros_like(x_t)
+
+    ours = held_out(zero)[0]
+    first = ours.loss()
+    assert first == ours.loss() == held_out(zero)[0].loss()
+    # the mean square of 256 * 64 normal numbers, whose standard error is sqrt(2 / 16384) = 0.011
+    assert first["held_out_loss"] == pytest.approx(1, abs=0.05) and len(first["held_out_loss_by_quarter"]) == 4
+
+    def perfect(x_t, t):
+        ac = DIFFUSION.alphas_cumprod[t].float()[:, None, None, None]
+        x_start = torch.stack([ours.x_start[(ours.t == i).nonzero()[0, 0]] for i in t])
+        return (x_t - ac.sqrt() * x_start) / (1 - ac).sqrt()
+
+    # at t = 0, where little noise is, float32 leaves about 1e-6 / 0.006 of the noise undecided
+    assert held_out(perfect)[0].loss()["held_out_loss"] < 1e-6
+    assert held_out(zero, STOPPING)[0].loss() == {}
+
+
+def test_a_training_leaves_its_metrics_and_its_curve(trained):
+    lines = read_log(trained.parent / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [3, 6] and lines[0]["learning_rate"] == 0.001
+    for line in lines:
+        assert math.isfinite(line["loss"]) and math.isfinite(line["held_out_loss"]) and line["skipped"] == 0
+        assert len(line["loss_by_quarter"]) == len(line["held_out_loss_by_quarter"]) == 4
+    assert Image.open(trained.parent / "loss.png").size == (840, 480)
+
+
+def test_the_curve_is_drawn_of_whatever_there_is(tmp_path):
+    line = {"step": 1, "seconds": 1, "loss": 0.5, "loss_by_quarter": [0.5, None, 0.25, None], "fixed_noise_loss": 0.5}
+    save_loss_curve([line, line | {"step": 2, "loss": None}], tmp_path / "loss.png")
+    assert Image.open(tmp_path / "loss.png").size == (840, 480)
+
+
+def test_the_learning_rate_and_parts_of_a_batch(tmp_path):
+    settings = {"warmup_steps": 2, "lr_schedule": "cosine", "log_every": 1, "precision": "fp32"}
+    lines = []
+    for parts in (1, 4):
+        run = train(tmp_path / str(parts), settings=settings | {"gradient_accumulation": parts})
+        assert run.returncode == 0, run.stderr
+        lines.append(read_log(tmp_path / str(parts) / "digits" / "metrics.jsonl"))
+    cosine = [0.0005 * (1 + math.cos(math.pi * i / 4)) for i in range(4)]
+    assert [line["learning_rate"] for line in lines[1]] == pytest.approx([0.0005, 0.001, *cosine])
+    for whole, in_parts in zip(*lines, strict=True):  # sums in another order
+        assert in_parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert in_parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)

@@ -1,0 +1,1 @@
+"""What train_solver.py uses: batches, EMA, the optimizer, the log, previews, checkpoints to resume from, processes."""

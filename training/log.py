@@ -1,0 +1,183 @@
+"""The log of a training: metrics.jsonl, the progress bar, TensorBoard where it is installed, and the loss curve.
+
+A line of metrics.jsonl holds means since the previous line:
+    step, epoch, loss, loss_by_quarter (of t: [0, T/4), …), grad_norm (before clipping), learning_rate,
+    images_per_second, seconds (of training so far), skipped (steps whose loss or gradient was not finite);
+    with each checkpoint also held_out_loss and held_out_loss_by_quarter (fixed_noise_loss if nothing is held out)
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.held_out import HeldOut, quarter_means, quarter_sums
+from training.processes import Processes
+from utils.errors import TrainingError
+
+IN_A_ROW = 3  # bad steps in a row that end the run
+
+
+class TrainingLog:
+    """Collects the numbers of each step on the device, without waiting for it, until `write` reads them.
+
+    A resumed run keeps the lines up to its step, `start` of `steps`. Only rank 0 writes, but all must call. A context
+    manager, for the progress bar.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: dict, processes: Processes, steps_per_epoch: int, start: int, steps: int,
+        held_out: HeldOut | None = None,
+    ):  # fmt: skip
+        self.recipe, self.processes, self.steps_per_epoch, self.step = recipe, processes, steps_per_epoch, start
+        self.held_out, self.file, self.tensorboard = held_out, folder / "metrics.jsonl", None
+        lines = [line for line in read_log(self.file) if line["step"] <= start]
+        self.seconds = lines[-1]["seconds"] if lines else 0.0
+        if processes.rank == 0:
+            part = self.file.with_suffix(".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            part.replace(self.file)
+            self.tensorboard = _tensorboard(folder, start)
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=processes.rank != 0)
+        self.bad_in_a_row, self.worst = (torch.zeros((), device=processes.device) for _ in range(2))
+        self._restart()
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def _restart(self) -> None:
+        self.sums = torch.zeros(10, device=self.processes.device)  # quarter_sums, gradient norms, steps taken
+        self.worst.copy_(self.bad_in_a_row)
+        self.began = time.monotonic()
+
+    def add(self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor) -> None:
+        """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ()."""
+        values = torch.cat([quarter_sums(losses, t, self.recipe["timestep_num"]), torch.stack([norm, taken])])
+        self.sums += torch.where(taken, values, 0)
+        self.bad_in_a_row = torch.where(taken, 0, self.bad_in_a_row + 1)
+        self.worst = torch.maximum(self.worst, self.bad_in_a_row)
+        self.bar.update()
+
+    def write(self, step: int, learning_rate: float, with_held_out: bool = False) -> dict:
+        """Writes and returns the line for the steps up to `step`, the number of steps done.
+
+        with_held_out: adds the held-out loss and prints the line. TrainingError after three bad steps in a row.
+        """
+        self.processes.add(self.sums[:8])
+        steps, taken = step - self.step, int(self.sums[9])
+        seconds = time.monotonic() - self.began
+        self.seconds += seconds
+        loss, by_quarter = quarter_means(self.sums[:8])
+        if self.worst >= IN_A_ROW:
+            if self.processes.rank:  # rank 0 prints the error of all
+                sys.exit(1)
+            raise TrainingError(
+                f"{int(self.worst)} steps in a row, up to step {step}, had a loss or gradient that is not finite. They "
+                "did not change the weights, and the last checkpoint is good: lower learning_rate, set grad_clip or "
+                "use precision=fp32, and resume from it"
+            )
+        line = {
+            "step": step,
+            "epoch": math.ceil(step / self.steps_per_epoch),
+            "loss": loss,
+            "loss_by_quarter": by_quarter,
+            "grad_norm": float(self.sums[8]) / taken if taken else None,
+            "learning_rate": learning_rate,
+            "images_per_second": round(steps * self.recipe["batch_size"] / seconds, 1),
+            "seconds": round(self.seconds, 3),
+            "skipped": steps - taken,
+        }
+        self.step = step
+        if self.processes.rank == 0:
+            line |= self.held_out.loss() if with_held_out and self.held_out else {}
+            with open(self.file, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            self._show(line, with_held_out or line["skipped"] > 0)
+        self._restart()
+        return line
+
+    def _show(self, line: dict, printed: bool) -> None:
+        if printed:
+            self.bar.write(summary(line))
+        self.bar.set_postfix(loss=line["loss"])
+        if self.tensorboard:
+            for name, value in line.items():
+                for i, number in enumerate(value if isinstance(value, list) else [value]):
+                    if number is not None and name not in ("step", "seconds"):
+                        tag = f"{name}/{i}" if isinstance(value, list) else name
+                        self.tensorboard.add_scalar(tag, number, line["step"])
+            self.tensorboard.flush()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Excludes the time of the block: saving and drawing are not training."""
+        began = time.monotonic()
+        yield
+        self.began += time.monotonic() - began
+
+    def save_curve(self, file: Path) -> None:
+        """Rank 0 draws the losses of the whole run."""
+        if self.processes.rank == 0:
+            save_loss_curve(read_log(self.file), file)
+
+
+def summary(line: dict) -> str:
+    """A line of metrics.jsonl for people."""
+    losses = [(name.replace("_", " "), line.get(name)) for name in ("loss", "held_out_loss", "fixed_noise_loss")]
+    words = [f"step {line['step']:,}", f"epoch {line['epoch']}"]
+    words += [f"{name} {value:.4f}" for name, value in losses if value is not None]
+    if line["skipped"]:
+        words.append(f"{line['skipped']} step(s) skipped: the loss or the gradient was not finite")
+    return "  ".join(words)
+
+
+def read_log(file: Path) -> list[dict]:
+    """The lines of a metrics.jsonl, without incomplete ones."""
+    lines = []
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        numbers = [line.get(key) for key in ("step", "seconds")] if isinstance(line, dict) else [None]
+        if all(isinstance(number, int | float) for number in numbers) and "loss_by_quarter" in line:
+            lines.append(line)
+    return lines
+
+
+def save_loss_curve(lines: list[dict], file: Path) -> None:
+    """Plots the training loss, for all t and by quarter of t, and the held-out loss over the steps."""
+    from matplotlib.figure import Figure  # imported here because it takes a second
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lines = [line for line in lines if line["loss"] is not None]
+    steps = [line["step"] for line in lines]
+    for i, name in enumerate(("t < T/4 (little noise)", "T/4 to T/2", "T/2 to 3T/4", "t > 3T/4 (much noise)")):
+        losses = [math.nan if (value := line["loss_by_quarter"][i]) is None else value for line in lines]
+        axes.plot(steps, losses, linewidth=0.8, alpha=0.5, color=f"C{i}", label=name)
+    axes.plot(steps, [line["loss"] for line in lines], linewidth=1.2, color="black", label="training, all t")
+    for key, name in (("held_out_loss", "held out, averaged weights"), ("fixed_noise_loss", "fixed noise")):
+        if points := [(line["step"], line[key]) for line in lines if line.get(key) is not None]:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color="red", label=name)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=120)
+
+
+def _tensorboard(folder: Path, step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)

@@ -1,0 +1,83 @@
+"""What a training will be, before any compute is spent on it."""
+
+import copy
+
+import torch
+from torch import nn
+
+from diffusion import GaussianDiffusion
+from utils.errors import ConfigError
+
+
+def total_steps(recipe: dict, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole training: max_steps, or train_epoch epochs."""
+    return recipe["max_steps"] or recipe["train_epoch"] * steps_per_epoch
+
+
+def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1) -> str:
+    """Batch, parameters, memory, images and steps, one line each. images: their number, None if unknown.
+
+    Raises ConfigError if there are fewer images than a batch needs, or if a batch cannot be divided evenly.
+    """
+    B, C, S = recipe["batch_size"], recipe["image_channel"], recipe["image_size"]
+    if images is not None and images < B:
+        raise ConfigError(
+            f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: set a smaller batch_size"
+        )
+    parts = world * recipe["gradient_accumulation"]
+    if B % parts:
+        raise ConfigError(
+            f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {world} process(es) times "
+            f"gradient_accumulation={recipe['gradient_accumulation']}"
+        )
+    parameters = sum(p.numel() for p in model.parameters())
+    fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
+    activations = activation_bytes(model, diffusion, (B // parts, C, S, S))
+    if images is None:
+        known = f"{recipe['max_steps']:,}" if recipe["max_steps"] else f"{recipe['train_epoch']} epochs"
+        length = f"{known} (the length of an epoch is unknown without the pictures)"
+    else:
+        steps = total_steps(recipe, images // B)
+        length = f"{steps:,}: {steps / (images // B):,.1f} epochs of {images // B:,}"
+    return "\n".join(
+        [
+            f"batch       ({B}, {C}, {S}, {S})" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
+            f"parameters  {parameters:,}",
+            f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
+            f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
+            f"images      {images:,}" if images else "images      not found yet",
+            f"steps       {length}",
+        ]
+    )
+
+
+def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
+    """Bytes that one float32 training step keeps for its backward pass.
+
+    Nothing is computed: the loss runs on PyTorch's meta device, where tensors have shapes but no content.
+    """
+    model = copy.deepcopy(model).to("meta")
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}  # by storage, so that views count once; the tensors are held, so that no address is reused
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta and tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    x = torch.empty(batch_shape, device="meta")
+    t = torch.empty(batch_shape[0], dtype=torch.int64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        diffusion_on_meta = copy.copy(diffusion).to("meta")
+        loss = diffusion_on_meta.training_losses(model, x, t, x).mean()
+    del loss
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def memory_advice(recipe: dict) -> str:
+    """What to do when a training runs out of memory."""
+    settings = "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision}"
+    return settings.format(**recipe) + (
+        " need more memory than is available: raise gradient_accumulation (the same batch in smaller parts), or set "
+        "precision=bf16 or a smaller batch_size"
+    )

@@ -1,0 +1,46 @@
+"""Samples along a training, always from the same noise."""
+
+from pathlib import Path
+
+import torch
+
+from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
+from diffusion.gaussian import Model
+from training.processes import Processes, StopRequest
+from utils.errors import out_of_memory_means
+from utils.pictures import grid_columns, save_grid
+
+
+class Preview:
+    """Draws preview_<step>.png into the run's folder, every sample_every steps and at the end, in rank 0.
+
+    network: the one to sample from, usually the average. A signal ends a drawing early, without a picture.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: dict, network: Model, diffusion: GaussianDiffusion, processes: Processes,
+        stop: StopRequest, steps: int,
+    ):  # fmt: skip
+        self.folder, self.recipe, self.network, self.diffusion = folder, recipe, network, diffusion
+        self.processes, self.stop, self.steps = processes, stop, steps
+
+    def file(self, step: int) -> Path:
+        """The picture after `step` steps."""
+        return self.folder / f"preview_{step:08d}.png"
+
+    def due(self, step: int) -> bool:
+        """Whether this process draws a preview after `step` steps."""
+        return self.processes.rank == 0 and (step % self.recipe["sample_every"] == 0 or step >= self.steps)
+
+    def draw(self, step: int) -> None:
+        """Samples sample_num pictures by preview_info and saves them as a grid."""
+        count, channels, size = (self.recipe[key] for key in ("sample_num", "image_channel", "image_size"))
+        generator = torch.Generator().manual_seed(self.recipe["seed"])
+        noise = torch.randn(count, channels, size, size, generator=generator).to(self.diffusion.betas.device)
+        spec = SampleSpec.parse(self.recipe["preview_info"])
+        with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
+            for frame in sample_progressive(self.diffusion, self.network, noise, spec, generator):
+                x = frame.sample
+                if self.stop.signum:
+                    return
+            save_grid(x, self.file(step), grid_columns(count))

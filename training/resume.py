@@ -1,0 +1,156 @@
+"""Resuming a run: the lock on its folder, the checkpoint to resume from, whether it is the same run, and its state."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.optim import Optimizer
+
+from training.processes import Processes
+from utils.checkpoint import load_checkpoint, load_run, load_state, save_checkpoint
+from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
+
+try:
+    import fcntl
+except ImportError:  # Windows has no file locks of this kind
+    fcntl = None
+
+
+def pretrained_recipe(recipe: dict) -> dict:
+    """The recipe of the weights that a run starts from: its own if it has begun, else the one of its init_from."""
+    saved = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml")
+    if not saved.exists():
+        return load_run(recipe["init_from"]).recipe
+    try:
+        return complete_recipe(yaml.safe_load(saved.read_text(encoding="utf-8")), str(saved))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
+
+
+def save_recipe(file: Path, recipe: dict) -> None:
+    """Writes the recipe as YAML, completely or not at all."""
+    part = file.with_suffix(".part")
+    try:
+        part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Locks a run's folder, which is created if missing, and removes half-written files of a killed training.
+
+    CheckpointError if another training holds the lock. The lock ends with the process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        for part in folder.glob("*.part"):
+            part.unlink()
+        yield
+    finally:
+        if fcntl:
+            os.close(descriptor)
+
+
+def find_checkpoint(file: Path, resume: str) -> dict | None:
+    """The content of the checkpoint to resume from, or None for a new run. resume: "auto" or "never".
+
+    "auto" takes the newest undamaged one of `file` and its predecessors; damaged ones are renamed, with a message.
+    A run is never overwritten: CheckpointError if all checkpoints are damaged, if one cannot be read for another
+    reason, and for "never" where there are checkpoints.
+    """
+    kept = [file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}.*.pt"), key=_age)]
+    kept = [candidate for candidate in kept if candidate.exists()]
+    if kept and resume == "never":
+        raise CheckpointError(
+            f"{kept[0]} exists and would be overwritten: remove --resume never to resume it, set another pth_save_name "
+            "or save_dir, or move it away"
+        )
+    for i, candidate in enumerate(kept):
+        try:
+            content = load_checkpoint(candidate)
+        except DamagedCheckpointError as error:
+            print(error, file=sys.stderr)
+            continue
+        for damaged in kept[:i]:  # otherwise the next save would push the good one out
+            print(f"renamed to {damaged.replace(damaged.with_name(damaged.name + '.damaged'))}", file=sys.stderr)
+        return content
+    if kept:
+        raise CheckpointError(
+            f"all checkpoints are damaged ({', '.join(map(str, kept))}): move them away to start anew"
+        )
+    return None
+
+
+def _age(file: Path) -> int:
+    number = file.suffixes[-2][1:]
+    return int(number) if number.isdigit() else sys.maxsize
+
+
+def check_same_run(content: dict, recipe: dict) -> None:
+    """Prints the keys that differ from the checkpoint's; CheckpointError for those that must not.
+
+    The weights that a run started from may have been moved: only the name of the file counts.
+    """
+    was, recipe = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
+    if changed := changed_keys(was, recipe, set(KEYS) - RESUMABLE):
+        raise CheckpointError(
+            f"the checkpoint is from a run with other settings ({'; '.join(changed)}): keep those, or train under "
+            "another pth_save_name"
+        )
+    for change in changed_keys(was, recipe, RESUMABLE):
+        print(change)
+
+
+class TrainingState:
+    """What a checkpoint holds of a training: network, average and optimizer; and the numbers of pictures and processes,
+    which may differ when the run is resumed. It then continues, but differently from an unchanged run."""
+
+    def __init__(
+        self, file: Path, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, processes: Processes,
+        images: int,
+    ):  # fmt: skip
+        self.file, self.recipe, self.processes = file, recipe, processes
+        self.model, self.ema, self.optimizer = model, ema, optimizer
+        self.circumstances = {"images": images, "processes": processes.world}
+
+    def save(self, step: int) -> None:
+        """Rank 0 writes the checkpoint after `step` steps."""
+        if self.processes.rank == 0:
+            content = {"recipe": self.recipe, "step": step, **self.circumstances}
+            content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}
+            save_checkpoint(self.file, content | {"ema": self.ema.state_dict()}, self.recipe["keep_checkpoints"])
+
+    def restore(self, content: dict) -> int:
+        """Restores a checkpoint's content; returns the number of steps done. CheckpointError if it does not fit."""
+        load_state(self.model, content["model"], "the checkpoint")
+        load_state(self.ema, content["ema"], "the checkpoint")
+        try:  # only the state comes from the file; the settings of the optimizer come from the recipe
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]["state"]})
+            for weight, state in self.optimizer.state.items():  # fused kernels need the memory layout of the weight
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state[moment] = torch.empty_like(weight).copy_(state[moment])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
+        for name, value in self.circumstances.items():
+            if content.get(name, value) != value:
+                print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")
+        print(f"resuming from step {content['step']:,}")
+        return content["step"]

@@ -1,0 +1,81 @@
+"""What the scripts share on the command line: parsing arguments, and ending with one line and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from datasets import DataError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with one-line errors and without abbreviated flags."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists every argument)")
+
+
+def number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argument type: a whole number from `least` to `most`, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(
+                f"{value} is not {f'from {least} to {most}' if most else f'at least {least}'}"
+            )
+        return value
+
+    return parse
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags for a checkpoint without a recipe. For any other checkpoint they must agree with its recipe."""
+    group = parser.add_argument_group("for a checkpoint without a recipe; must agree with the recipe of any other")
+    group.add_argument("--image_size", type=int, help="pixels a side")
+    group.add_argument("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
+    group.add_argument("--training_timestep_num", type=int, help="T of the training, 1000 by default")
+    group.add_argument("--beta_schedule", help="linear or cosine (default)")
+
+
+def recipe_flags(args: argparse.Namespace) -> dict:
+    """The recipe keys that `add_recipe_flags` was given on the command line, None where a flag is missing."""
+    given = {key: getattr(args, key) for key in ("image_size", "image_channel", "beta_schedule")}
+    return given | {"timestep_num": args.training_timestep_num}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main. Errors that a user can cause end it with one line; a bug keeps its traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    try:
+        main()
+    except ConfigError as error:
+        _exit(2, str(error))
+    except (CheckpointError, DataError, TrainingError) as error:
+        _exit(1, str(error))
+    except Stopped as stopped:
+        _exit(128 + stopped.signum, str(stopped), "")
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        _exit(1, f"{what}; files saved before are unchanged")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _exit(1, "out of memory: use a smaller batch_size, sample_num or network")
+    except KeyboardInterrupt:
+        _exit(130, "stopped by the keyboard")
+
+
+def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:
+    """Prints one line and exits. Of several processes only rank 0 prints what all of them would print."""
+    if code not in (2, 130, 143) or os.environ.get("RANK", "0") == "0":
+        print(f"{kind}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

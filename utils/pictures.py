@@ -1,0 +1,191 @@
+"""Pictures for people: grids, tables of grids, films, and how a sample or an interpolation develops."""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from datasets import to_uint8
+from diffusion import Frame, SampleSpec
+from diffusion.sampling import USES_ETA
+
+COARSE_TO_FINE = 0.3  # see progress_frames
+PROGRESS_ROWS, FILM_FRAMES = 10, 40
+
+# --- grids and tables -------------------------------------------------------------------------------------------------
+
+
+def grid_columns(count: int) -> int:
+    """The columns of a grid that is as square as possible: 10 for 100 pictures."""
+    return math.ceil(math.sqrt(count))
+
+
+def grid(x: Tensor, columns: int) -> Image.Image:
+    """Pictures (N, C, H, W), floats in [-1, 1] or uint8, row by row, two pixels apart.
+
+    Pictures of up to 16 pixels are enlarged by a whole factor, to 32 pixels or nearly so.
+    """
+    pixels = x.cpu() if x.dtype == torch.uint8 else to_uint8(x.cpu())
+    zoom = max(1, 32 // pixels.shape[-1])
+    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    return Image.fromarray(make_grid(pixels, nrow=columns, padding=2).permute(1, 2, 0).numpy())
+
+
+def save_grid(x: Tensor, file: Path, columns: int) -> Path:
+    """Writes a grid as a PNG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    grid(x, columns).save(file)
+    return file
+
+
+def save_table(
+    cells: Sequence[Sequence[Image.Image | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    file: Path,
+    notes: Sequence[Sequence[str]] | None = None,
+) -> Path:
+    """Writes pictures of one size as a table, with row labels on the left, column labels above and notes below cells.
+
+    A cell that is None stays empty.
+    """
+    font, ink, gap, line = ImageFont.load_default(14), "black", 8, 18  # pixels: size of the text, gap, line height
+    width, height = next(cell.size for row in cells for cell in row if cell)
+    left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
+    row_height = height + gap + (line if notes else 0)
+    table = Image.new("RGB", (left + len(columns) * (width + gap), line + gap + len(rows) * row_height), "white")
+    draw = ImageDraw.Draw(table)
+    for c, label in enumerate(columns):
+        draw.text((left + c * (width + gap) + width / 2, gap / 2), label, ink, font, anchor="ma")
+    for r, label in enumerate(rows):
+        top = line + gap + r * row_height
+        draw.text((left - gap, top + height / 2), label, ink, font, anchor="rm")
+        for c, cell in enumerate(cells[r]):
+            if cell:
+                table.paste(cell, (left + c * (width + gap), top))
+                if notes:
+                    draw.text((left + c * (width + gap) + width / 2, top + height), notes[r][c], ink, font, anchor="ma")
+    red, green, blue = table.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        table = red  # a grey file is half the size
+    table.save(file)
+    return file
+
+
+def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Path, **facts) -> list[Path]:
+    """A table of each sampler's picture and seconds per image, methods down and steps across, and the same as CSV.
+
+    facts: further columns of the CSV.
+    """
+    methods = list(dict.fromkeys(replace(spec, steps=1) for spec in cells))
+    steps = sorted({spec.steps for spec in cells})
+    table = [[cells.get(replace(method, steps=n)) for n in steps] for method in methods]
+    save_table(
+        [[cell and cell[0] for cell in row] for row in table],
+        [_label(method) for method in methods],
+        [f"{n} step{'s' * (n > 1)}" for n in steps],
+        file,
+        notes=[[f"{cell[1]:.3g} s each" if cell else "" for cell in row] for row in table],
+    )
+    with open(file.with_suffix(".csv"), "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts])
+        for spec, (_, seconds) in cells.items():
+            writer.writerow([spec, *astuple(spec), f"{seconds:.6f}", *facts.values()])
+    return [file, file.with_suffix(".csv")]
+
+
+def _label(spec: SampleSpec) -> str:
+    return spec.method + f" eta {spec.eta:g}" * (spec.method in USES_ETA) + " quad" * spec.quad
+
+
+# --- from noise to a sample -------------------------------------------------------------------------------------------
+
+
+def progress_frames(steps: int, rows: int) -> list[int]:
+    """Which states to show, from 0 (pure noise) to `steps` (the result): coarse at first, then fine.
+
+    They are at linspace(0, 1, rows) ** 0.3 of the way; fewer if there are fewer steps. With ten rows the second one is
+    at (1/9)^0.3 = 52 %: with cosine betas the signal outweighs the noise only from half-way on, and before that there
+    is nothing to see.
+    """
+    way = torch.linspace(0, 1, rows, dtype=torch.float64) ** COARSE_TO_FINE
+    return sorted({round(float(part) * steps) for part in way} | {steps})
+
+
+class ProgressPicture:
+    """Collects how the first `columns` samples develop. It keeps only the frames it shows, as small pictures."""
+
+    def __init__(self, steps: int, columns: int, film: bool):
+        self.columns = columns
+        self.rows = set(progress_frames(steps, PROGRESS_ROWS))
+        self.film = set(progress_frames(steps, FILM_FRAMES)) if film else set()
+        self.cells, self.labels, self.pictures = [], [], []
+
+    def watch(self, x_T: Tensor, frames: Iterable[Frame]) -> Tensor:
+        """Runs a sampler from x_T (B, C, H, W) to its end and returns the result."""
+        x = x_T
+        for done, frame in enumerate(frames):
+            self._keep(done, x, frame.pred_x_start, f"t = {frame.t}")
+            x = frame.sample
+        self._keep(done + 1, x, x, "the end")
+        return x
+
+    def _keep(self, done: int, x_t: Tensor, pred_x_start: Tensor, label: str) -> None:
+        """x_t after `done` steps, and the x_start predicted from it, if they are shown."""
+        if done in self.rows:
+            self.cells.append([grid(part[: self.columns], self.columns) for part in (x_t, pred_x_start)])
+            self.labels.append(label)
+        if done in self.film:
+            self.pictures.append(grid(x_t, self.columns))
+
+    def save(self, file: Path, animation: str | None) -> list[Path]:
+        """Writes x_t beside the predicted x_start, time running down; and a film as gif or webp if asked for."""
+        files = [save_table(self.cells, self.labels, ["x_t", "predicted x_start"], file)]
+        return [*files, save_animation(self.pictures, file.with_suffix(f".{animation}"))] if animation else files
+
+
+def save_animation(frames: Sequence[Image.Image], file: Path) -> Path:
+    """Writes a GIF or a lossless WebP, by the file's suffix, that loops and pauses on its last frame."""
+    durations = [100] * (len(frames) - 1) + [2000]  # milliseconds
+    frames[0].save(file, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
+    return file
+
+
+# --- from one picture to another --------------------------------------------------------------------------------------
+
+
+def step_sizes(rows: list[Tensor]) -> Tensor:
+    """RMS distances between neighbouring rows of an interpolation, L of (P, C, H, W): (L - 1, P)."""
+    return torch.stack([(b - a).square().flatten(1).mean(1).sqrt() for a, b in zip(rows, rows[1:], strict=False)]).cpu()
+
+
+def jump(steps: Tensor) -> float:
+    """Largest step over mean step of a pair, averaged over all pairs. steps: (L - 1, P).
+
+    1: all steps are equal. L - 1: a single step covers the whole distance.
+    """
+    return (steps.amax(0) / steps.mean(0).clamp(min=1e-12)).mean().item()
+
+
+def save_smoothness(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
+    """Plots the `step_sizes` of each mode over lambda: the mean (line) and the middle half of the pairs (band)."""
+    from matplotlib.figure import Figure  # imported here because it takes a second
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    middles = [(a + b) / 2 for a, b in zip(lambdas, lambdas[1:], strict=False)]
+    for name, steps in curves.items():
+        (line,) = axes.plot(middles, steps.mean(1), marker="o", label=f"{name}: largest / mean step {jump(steps):.2f}")
+        low, high = steps.quantile(torch.tensor([0.25, 0.75]), dim=1)
+        axes.fill_between(middles, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axes.set(xlabel="lambda", ylabel="distance between neighbouring rows (RMS)", xlim=(0, 1), ylim=(0, None))
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    return file
