@@ -36,7 +36,7 @@ from utils.pictures import (
     save_grid,
     save_smoothness,
     step_sizes,
-)  # fmt: skip
+)
 from utils.recipe import parse_spec
 
 

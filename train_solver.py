@@ -21,14 +21,7 @@ from training.optimizer import backward, learning_rate, make_optimizer, update
 from training.plan import describe, memory_advice, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
-from training.resume import (
-    TrainingState,
-    alone_in,
-    check_same_run,
-    find_checkpoint,
-    pretrained_recipe,
-    save_recipe,
-)  # fmt: skip
+from training.resume import TrainingState, alone_in, check_same_run, find_checkpoint, pretrained_recipe, save_recipe
 from utils.checkpoint import build, load_run, load_state
 from utils.command_line import ArgumentParser, run
 from utils.config import load_recipe

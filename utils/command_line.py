@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from datasets import DataError
+from diffusion.schedule import BETA_SCHEDULES
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
 
 
@@ -43,7 +44,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image_size", type=int, help="pixels a side")
     group.add_argument("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
     group.add_argument("--training_timestep_num", type=int, help="T of the training, 1000 by default")
-    group.add_argument("--beta_schedule", help="linear or cosine (default)")
+    group.add_argument("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")
 
 
 def recipe_flags(args: argparse.Namespace) -> dict:
