@@ -31,7 +31,7 @@ def interpolate(
         sampler takes depth / T of its steps.
     mode:
         "lerp"     (1 - λ) x_t + λ x'_t (Ho et al. 2020, section 4.4)
-        "slerp"    mixes along the sphere, which keeps the norm
+        "slerp"    mixes along the sphere, which keeps the norm of two x_t of equal norm
         "ddim"     slerp between the x_t of DDIM inversion, without fresh noise (Song et al. 2021, section 5.3)
         "redrawn"  lerp with new noise for each lambda; a common mistake, kept to show its effect
     Except in "redrawn", all noise (of the two pictures and of the reverse process) is the same for every lambda, and
