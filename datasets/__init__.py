@@ -1,7 +1,7 @@
-"""Data sets as uint8 arrays of pictures, with one small loader each. No networks, no timesteps.
+"""Data sets as uint8 arrays of pictures, one small loader each. Independent of networks and of the diffusion.
 
-A loader takes (data_path, split, download) and returns the pictures in their own size: a uint8 array (N, H, W) or
-(N, H, W, 3) if the data set comes as one, else the list of picture files.
+A loader takes (data_path, split, download) and returns the pictures in their original size: a uint8 array (N, H, W) or
+(N, H, W, 3) if the data set stores them as an array, else the list of picture files.
 """
 
 from importlib import import_module
@@ -20,15 +20,16 @@ __all__ = ["LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "load
 SPLITS = ("train", "test", "all")
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
-for module in iter_modules(__path__):  # every data set registers its loader when its module is imported
+for module in iter_modules(__path__):  # importing a module registers its loaders in LOADERS
     import_module(f"{__name__}.{module.name}")
 
 
 def find_images(dataset: str, data_path: str | Path, split: str, download: bool = True) -> np.ndarray | list[Path]:
-    """The pictures of one split as its loader returns them; len() of it is their number.
+    """The pictures of one split as the loader returns them; the len() of the result is their number.
 
-    dataset: a key of LOADERS. The loader looks in data_path first. If the data are not there, the set has a public home
-    and `download` is true, they are downloaded to it. Raises DataError, which says what belongs where.
+    dataset: a key of LOADERS. split: one of SPLITS.
+    download: whether to download public data that are not in data_path; they are saved there.
+    Raises DataError if the data are missing or damaged. It says which files belong where.
     """
     return LOADERS[dataset](Path(data_path), split, download)
 
@@ -36,10 +37,10 @@ def find_images(dataset: str, data_path: str | Path, split: str, download: bool 
 def load_images(
     dataset: str, data_path: str | Path, split: str, image_size: int, image_channel: int, download: bool = True
 ) -> np.ndarray:
-    """One split as uint8 (N, image_channel, image_size, image_size), RGB or grey.
+    """The pictures of one split as uint8 (N, image_channel, image_size, image_size), RGB or grey.
 
-    The shorter side is resized and the middle cropped. Picture files are decoded once, into a cache beside them, which
-    is returned as a memory-mapped array.
+    Resizes the shorter side to image_size pixels and crops the middle. Picture files are decoded once, into a cache in
+    data_path, and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
     """
     found = find_images(dataset, data_path, split, download)
     if isinstance(found, np.ndarray):

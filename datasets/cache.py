@@ -1,13 +1,14 @@
-"""Pictures in their own sizes to one uint8 array; picture files are decoded once, into a cache file.
+"""Pictures of any size as one uint8 array. Picture files are decoded once, into a cache file.
 
-The cache stands in a hidden folder of the data's own folder, as raw rows. Its name holds what it was
-made from, so that other files, another size or another split never meet a wrong cache, and its number
-of rows, so that a cut file is noticed:   .cache/train_64px_3ch_<fingerprint>_<rows>.u8
+The cache file is in a hidden subfolder of the data and holds the pixels without a header. Its name contains all that it
+depends on, so that a change of the files, the size or the split leads to a new cache, and the number of pictures, so
+that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
 """
 
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,74 +35,88 @@ def fit_array(pictures: np.ndarray, image_size: int, image_channel: int) -> np.n
 def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, image_channel: int) -> np.ndarray:
     """Picture files to uint8 (N, image_channel, image_size, image_size), memory-mapped from the cache.
 
-    A file that is no picture is named on stderr and skipped. Where the folder cannot be written, the
-    array stays in memory, with a word on stderr.
+    Files that are not pictures are skipped, with a message on stderr. If the folder is not writable, the array is in
+    memory instead, also with a message. Raises DataError if there is no picture, or no space for the cache.
     """
     shape = (image_channel, image_size, image_size)
-    prefix = f"{split}_{image_size}px_{image_channel}ch"
+    folder, prefix = data_path / ".cache", f"{split}_{image_size}px_{image_channel}ch"
     stem = f"{prefix}_{_fingerprint(files, data_path)}"
-    folder = data_path / ".cache"
-    for cache in folder.glob(f"{stem}_[0-9]*.u8"):
-        rows = int(cache.stem.rsplit("_", 1)[1])
-        if cache.stat().st_size == rows * int(np.prod(shape)):
-            print(f"{rows} pictures from the cache {cache}")
-            return np.memmap(cache, np.uint8, "r", shape=(rows, *shape))
-        print(f"the cache {cache} is cut short: decoding the pictures again", file=sys.stderr)
-    rows = _decoded(files, image_size, image_channel)
+    cached = _open_cache(folder, stem, shape)
+    if cached is not None:
+        return cached
+    pictures = _decoded(files, image_size, image_channel)
     part = folder / f"{stem}.{os.getpid()}.part"
     try:
         folder.mkdir(exist_ok=True)
         part.touch()
     except OSError as error:
-        print(f"no cache beside the pictures ({error}): kept in memory, decoded again next time", file=sys.stderr)
-        pictures, count = np.empty((len(files), *shape), np.uint8), 0
-        for count, row in enumerate(rows, 1):
-            pictures[count - 1] = row
-        return pictures[:count]
+        print(f"no cache ({error}): the pictures are kept in memory and decoded again next time", file=sys.stderr)
+        return _in_memory(pictures, len(files), shape)
     try:
         count = 0
-        with open(part, "wb") as file:
-            for row in rows:
-                file.write(row.tobytes())
+        with open(part, "wb") as stream:
+            for picture in pictures:
+                stream.write(picture.tobytes())
                 count += 1
-        for stale in set(folder.glob(f"{prefix}_*")) - {part}:
-            stale.unlink(missing_ok=True)
+        for outdated in set(folder.glob(f"{prefix}_*")) - {part}:
+            outdated.unlink(missing_ok=True)
         cache = part.rename(folder / f"{stem}_{count}.u8")
     except OSError as error:
         size = len(files) * int(np.prod(shape)) / 2**20
-        raise DataError(f"{folder}: the cache of {size:,.0f} MiB was not written ({error}): make room there") from error
+        raise DataError(
+            f"{folder}: the cache was not written ({error}): it needs {size:,.0f} MiB of free space"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
 
 
-def _decoded(files: list[Path], image_size: int, image_channel: int):
-    """Yields the pictures as arrays, in order; a DataError if there is not one."""
+def _open_cache(folder: Path, stem: str, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The cached pictures (N, *shape), memory-mapped; None if there is no complete cache file."""
+    for cache in folder.glob(f"{stem}_[0-9]*.u8"):
+        count = int(cache.stem.rsplit("_", 1)[1])
+        if cache.stat().st_size == count * int(np.prod(shape)):
+            print(f"{count} pictures from the cache {cache}")
+            return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
+        print(f"the cache {cache} is cut short: decoding the pictures again", file=sys.stderr)
+    return None
+
+
+def _in_memory(pictures: Iterator[np.ndarray], most: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """At most `most` pictures as one array (N, *shape)."""
+    array, count = np.empty((most, *shape), np.uint8), 0
+    for count, picture in enumerate(pictures, 1):
+        array[count - 1] = picture
+    return array[:count]
+
+
+def _decoded(files: list[Path], image_size: int, image_channel: int) -> Iterator[np.ndarray]:
+    """Yields the pictures in order, uint8 (image_channel, image_size, image_size). DataError if there are none."""
 
     def decode(file: Path) -> np.ndarray | str:
         try:
             return fit_picture(open_picture(file), image_size, image_channel)
-        except Exception as error:  # whatever a decoder makes of a broken or foreign file
+        except Exception as error:  # Pillow raises many types for a damaged file
             return f"skipped {file}: {' '.join(str(error).split()) or type(error).__name__}"
 
     skipped, pool = 0, ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # eight large photographs fit in memory
     try:
-        for row in tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False):
-            if isinstance(row, str):
+        for decoded in tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False):
+            if isinstance(decoded, str):
                 skipped += 1
-                tqdm.write(row, file=sys.stderr)
+                tqdm.write(decoded, file=sys.stderr)
             else:
-                yield row
+                yield decoded
     finally:
-        pool.shutdown(cancel_futures=True)  # stopped half-way, nobody waits for the rest
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the remaining files
     if skipped:
-        print(f"{skipped} of {len(files)} files are no pictures and were skipped", file=sys.stderr)
+        print(f"{skipped} of {len(files)} files are not pictures and were skipped", file=sys.stderr)
     if skipped == len(files):
-        raise DataError(f"none of the {len(files)} files, {files[0]} the first, is a picture")
+        raise DataError(f"none of the {len(files)} files is a picture; the first is {files[0]}")
 
 
 def _fingerprint(files: list[Path], data_path: Path) -> str:
-    """Changes with any file's name, size or time."""
+    """16 hex digits that depend on the name, size and modification time of every file."""
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()

@@ -1,20 +1,24 @@
-"""What a loader says when the data are not there or not what they should be."""
+"""The error of all loaders, and a download that reports what to do if it fails."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 
 class DataError(Exception):
-    """One line for the user: which data, where, and what to do."""
+    """A one-line message for the user: which data are missing or damaged, where, and what to do."""
 
 
 def fetch(name: str, data_path: Path, wanted: str, download: bool, get: Callable[[], object]) -> None:
-    """Runs the download `get`, or raises a DataError that says which files (`wanted`) go into data_path."""
+    """Downloads the data set `name` by calling `get`.
+
+    wanted: the files that the user can put into data_path instead, for the error message.
+    Raises DataError if `download` is false or the download fails.
+    """
     where = f"{name}: no data in {data_path}"
     if not download:
         raise DataError(f"{where}; put {wanted} there")
     try:
         get()
-    except Exception as error:  # whatever a download meets: no network, no space, no right to write
+    except Exception as error:  # no network, a full disk, missing permissions: many types
         reason = " ".join(str(error).split())
         raise DataError(f"{where} and the download failed ({reason}); put {wanted} there") from error

@@ -1,4 +1,4 @@
-"""Oxford Flowers 102: 8,189 JPEGs."""
+"""Oxford Flowers 102: 8,189 JPEG files."""
 
 import sys
 from pathlib import Path
@@ -8,36 +8,48 @@ from torchvision.datasets import Flowers102
 from datasets.errors import DataError, fetch
 from datasets.registry import data_set
 
+IDS = {"train": ("trnid", "valid"), "test": ("tstid",)}  # the tables of picture numbers in setid.mat
+
 
 @data_set("Flower102")
 def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
-    """Every JPEG below data_path, sorted. With the authors' setid.mat also their splits: 2,040 pictures to train
-    (their validation split counted in) and 6,149 to test."""
+    """All JPEG files in data_path and its subfolders, sorted by path.
+
+    The splits "train" and "test" need the authors' file setid.mat. "train" has 2,040 pictures, the authors' validation
+    split included, and "test" has 6,149.
+    """
 
     def find() -> list[Path]:
         return sorted(file for file in data_path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
 
     files = find()
     if not files:
-        wanted = "its JPEGs (image_00001.jpg … image_08189.jpg), in any subfolder,"
+        wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; subfolders are allowed)"
         fetch("Flower102", data_path, wanted, download, lambda: Flowers102(data_path, download=True))
         files = find()
     if len(files) != 8189:
-        print(f"Flower102: {len(files):,} of its 8,189 pictures are in {data_path}", file=sys.stderr)
+        print(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189", file=sys.stderr)
     if split == "all":
         return files
-    table = next(iter(sorted(data_path.rglob("setid.mat"))), None)
-    if table is None:
-        raise DataError(f"Flower102: {data_path} has no setid.mat, which tells train from test; use split=all")
-    from scipy.io import loadmat  # scikit-learn brings SciPy along
-
-    try:
-        content = loadmat(table)
-        ids = [content[key].flatten() for key in {"train": ("trnid", "valid"), "test": ("tstid",)}[split]]
-    except Exception as error:  # SciPy raises many kinds for a foreign file
-        raise DataError(f"{table} is not the authors' table of splits ({error})") from error
-    names = {f"image_{int(i):05d}.jpg" for part in ids for i in part}
+    tables = sorted(data_path.rglob("setid.mat"))
+    if not tables:
+        raise DataError(
+            f"Flower102: {data_path} has no setid.mat, which defines the train and test splits; add it or use split=all"
+        )
+    names = _names_of(tables[0], split)
     files = [file for file in files if file.name in names]
     if not files:
         raise DataError(f"Flower102: no picture of the {split} split, such as {min(names)}, is in {data_path}")
     return files
+
+
+def _names_of(table: Path, split: str) -> set[str]:
+    """The names of the picture files of a split, from the authors' setid.mat."""
+    from scipy.io import loadmat  # SciPy is a dependency of scikit-learn
+
+    try:
+        content = loadmat(table)
+        ids = [content[key].flatten() for key in IDS[split]]
+    except Exception as error:  # SciPy raises many types for a file of another kind
+        raise DataError(f"{table} is not the authors' table of splits ({error})") from error
+    return {f"image_{int(i):05d}.jpg" for part in ids for i in part}

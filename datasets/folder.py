@@ -1,4 +1,4 @@
-"""Any folder of pictures."""
+"""A folder of pictures: its files, and how a picture file is opened."""
 
 import os
 import sys
@@ -13,37 +13,45 @@ from datasets.registry import data_set
 
 @data_set("Folder")
 def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
-    """Every file below data_path, sorted; hidden ones aside. A folder has no test split: all of it is trained on."""
+    """All files in data_path and its subfolders except hidden ones, sorted by path. Symbolic links are followed.
+
+    "train" and "all" are the same; a folder has no test split. Raises DataError for split "test", and if data_path is
+    not a folder or contains no files.
+    """
     if split == "test":
         raise DataError(f"{data_path} is a plain folder, which has no test split: use split=train or split=all")
     if not data_path.is_dir():
         raise DataError(f"{data_path} is not a folder: set data_path to the folder with your pictures")
-    files, walked = [], set()
+    files, visited = [], set()
     for folder, subfolders, names in os.walk(data_path, followlinks=True):
-        walked.add(os.path.realpath(folder))  # a link back up is not followed again
+        visited.add(os.path.realpath(folder))  # otherwise a link to a parent folder would be followed forever
         subfolders[:] = (
             name
             for name in subfolders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in walked
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in visited
         )
         for file in (Path(folder, name) for name in names if not name.startswith(".")):
             if file.is_file():
                 files.append(file)
             else:
-                print(f"skipped {file}: a broken link or no file", file=sys.stderr)
+                print(f"skipped {file}: a broken link, or not a regular file", file=sys.stderr)
     if not files:
-        raise DataError(f"{data_path} has no files in it: put your pictures there, in any subfolders")
+        raise DataError(f"{data_path} contains no files: put your pictures there (subfolders are allowed)")
     return sorted(files)
 
 
 def open_picture(file: Path) -> Image.Image:
-    """A picture file in any mode as it is meant to look: upright, opaque (on white), 8 bits a channel, RGB or grey."""
+    """A picture file of any mode as 8-bit RGB; a 16-bit grey picture as 8-bit grey.
+
+    The picture is rotated as its EXIF data say, and transparent parts become white. Raises ValueError for pixels of
+    unknown range (floats and 32-bit integers), and Pillow's errors for a file that is not a picture.
+    """
     with Image.open(file) as image:
-        known_as_16_bits = image.format in ("PNG", "PPM")
+        has_16_bits = image.format in ("PNG", "PPM")  # Pillow may use its 32-bit mode "I" for 16-bit files of these
         image = ImageOps.exif_transpose(image)
-        if image.mode == "F" or (image.mode == "I" and not known_as_16_bits):
-            raise ValueError("its pixels are floats or 32-bit integers, whose range is not known")
-        if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
+        if image.mode == "F" or (image.mode == "I" and not has_16_bits):
+            raise ValueError("the range of its pixels (floats or 32-bit integers) is unknown")
+        if image.mode.startswith("I"):  # 16 bits: scaled here, because Pillow's convert would clip at 255
             return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")

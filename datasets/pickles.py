@@ -1,4 +1,7 @@
-"""Old data sets come pickled, and a pickle can run anything. This reader builds arrays and nothing else."""
+"""A safe reader for data sets that are distributed as pickles.
+
+Loading a pickle can run arbitrary code. This reader only builds plain containers and NumPy arrays.
+"""
 
 import gzip
 import io
@@ -9,29 +12,33 @@ import numpy as np
 
 from datasets.errors import DataError
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # what NumPy's own pickles call to make an empty array
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function that NumPy's pickles call to create an empty array
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how Python 3 writes bytes in protocol 2
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # bytes of Python 3 in protocol 2
 }
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Plain containers, numbers, text and NumPy arrays; any other name in the pickle is refused."""
+    """Reads containers, numbers, text and NumPy arrays. Any other class or function raises UnpicklingError."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not part of an array")
         return _ALLOWED[module, name]
 
 
 def load_arrays(file: Path):
-    """The content of a pickle, gzipped if the name ends in .gz. Raises DataError; nothing in the file runs."""
+    """The content of a pickle, gzipped if the name ends in .gz; text of Python 2 is decoded as Latin-1.
+
+    Raises DataError if the file is damaged, or holds anything but containers, numbers, text and arrays. No code in the
+    file is run.
+    """
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         return ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a broken pickle raises nearly anything
-        raise DataError(f"{file} was not read: {' '.join(str(error).split())}") from error
+    except Exception as error:  # a damaged pickle can raise any type
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from error

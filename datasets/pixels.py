@@ -1,4 +1,4 @@
-"""The only way from pixels to what a network sees, and back."""
+"""From uint8 pixels to the values in [-1, 1] that a network sees, and back; and pictures cut to size."""
 
 import numpy as np
 import torch
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 pixels, any shape, to float32 in [-1, 1]."""
+    """uint8 pixels of any shape to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats to uint8 pixels, -1 black and 1 white: clamped, rounded and only then cast."""
+    """Floats of any shape to uint8 pixels, rounded: -1 becomes 0, 1 becomes 255, values beyond are clamped."""
     return ((x.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
 def fit_picture(image: Image.Image, image_size: int, image_channel: int) -> np.ndarray:
-    """An RGB or grey picture of any size as uint8 (image_channel, image_size, image_size).
+    """A picture of any size as uint8 (image_channel, image_size, image_size), RGB or (image_channel 1) grey.
 
-    Its shorter side is resized (bicubic), the middle of the longer one kept: nothing is squashed.
+    Resizes the shorter side to image_size pixels (bicubic) and crops the middle, so that nothing is distorted.
     """
     image = image.convert("L" if image_channel == 1 else "RGB")
     pixels = np.asarray(ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC))

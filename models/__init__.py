@@ -1,4 +1,4 @@
-"""Networks: pictures and timesteps in, pictures out. No betas, no files, no data sets in here."""
+"""Networks: from noisy pictures and timesteps to predictions. Independent of the diffusion, files and data sets."""
 
 from torch import nn
 
@@ -9,8 +9,9 @@ __all__ = ["UNet", "build_model"]
 
 
 def build_model(diffusers_unet: dict | None = None, **keywords) -> nn.Module:
-    """The network that a recipe describes, freshly initialised, from plain keywords (see `UNet` and `DiffusersUNet`).
+    """A newly initialised network: a `UNet`, or a `DiffusersUNet` if diffusers_unet is given.
 
-    Raises ValueError, in one line, when the keywords do not fit together.
+    keywords: the arguments of `UNet`; a DiffusersUNet needs all of them.
+    Raises ValueError, with a message of one line, if they do not fit together, and TypeError for one that `UNet` lacks.
     """
     return UNet(**keywords) if diffusers_unet is None else DiffusersUNet(diffusers_unet, **keywords)

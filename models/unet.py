@@ -1,4 +1,4 @@
-"""The UNet of Ho et al. 2020 as the published checkpoints have it: names, shapes and function.
+"""The UNet of Ho et al. 2020, with the parameter names and shapes of the published checkpoints.
 
 x (B, C, H, W), t (B,)  ──▶  down_blocks ──▶ middle_block ──▶ up_blocks ──▶ out  (B, C, H, W)
                                   └──────── skip connections ─────┘
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of the timestep: cosines first, then sines, at frequencies 1 down to 1/10000.
+    """cos(ω_k t) for all k, then sin(ω_k t), with ω_k = 10000^(-2k / width) for k = 0 … width/2 - 1.
 
-    t: int64 (B,), returns float32 (B, width); width is even.
+    t: int64 (B,); width: even. Returns float32 (B, width). The frequencies are those of Vaswani et al. 2017 (3.5).
     """
     half = width // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
@@ -23,16 +23,21 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def usual_norm_groups(model_channels: int) -> int:
-    """Groups of every GroupNorm, unless given: 32 as published, fewer below 128 channels: four or more in each.
+    """The default number of groups of every GroupNorm: 32 for the published 128 channels, fewer for fewer channels.
 
-    A group of one channel subtracts whatever is constant over the feature map, and with it the time
-    embedding that was just added: the finest level could not know its t.
+    It is the largest divisor of model_channels, up to 32, that leaves at least four channels per group (1 if there is
+    none). GroupNorm subtracts the mean of each group over channels and positions. With one channel per group this would
+    remove the time embedding, which is constant over the positions, and the block would not see t.
     """
     return max((g for g in range(1, 33) if model_channels % g == 0 and model_channels // g >= 4), default=1)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with the time embedding added between them, and a shortcut around both."""
+    """Two convolutions with the time embedding added between them, and a shortcut around both.
+
+    x (B, in_channels, H, W), emb (B, time_channels) -> (B, out_channels, H, W). groups must divide in_channels and
+    out_channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float):
         super().__init__()
@@ -46,8 +51,8 @@ class ResidualBlock(nn.Module):
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        same_width = in_channels == out_channels
+        self.shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(x) + self.time_emb(emb)[:, :, None, None]
@@ -55,7 +60,11 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all positions of the feature map, with a residual connection."""
+    """Self-attention over all positions of the feature map, with a residual connection. (B, C, H, W) -> the same.
+
+    num_heads and groups must divide channels. The output channels of qkv are ordered by head: q, k and v of the first
+    head, then those of the second, and so on. The time embedding is not used.
+    """
 
     def __init__(self, channels: int, num_heads: int, groups: int):
         super().__init__()
@@ -73,7 +82,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a strided convolution."""
+    """Halves height and width with a strided convolution. The time embedding is not used."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -84,7 +93,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution. The time embedding is not used."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -95,7 +104,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A chain of layers that all see the time embedding."""
+    """A chain of layers that are called as layer(x, emb), plain convolutions as layer(x)."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
@@ -104,17 +113,19 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Predicts noise, x_start or v (as it is trained to) from a noisy picture and its timestep.
+    """Predicts noise, x_start or v, depending on its training, from a noisy picture and its timestep.
 
-    image_size: pixels a side, divisible by 2 ** (len(channel_mult) - 1).
-    image_channel: 1 or 3 in practice; the same in and out.
-    model_channels: width of the finest level, even; level i has model_channels * channel_mult[i].
-    num_res_blocks: residual blocks a level on the way down; one more on the way up.
-    attention_resolutions: the feature-map sizes, in pixels, with attention; None: the coarsest only,
-        an eighth of the image with four levels. The middle always has it.
-    num_heads: attention heads; dropout: probability in [0, 1), inside the residual blocks.
-    norm_groups: of every GroupNorm, a divisor of model_channels; None: `usual_norm_groups`.
-    Raises ValueError when these do not fit together.
+    image_size: height and width in pixels, divisible by 2 ** (len(channel_mult) - 1).
+    image_channel: channels of the input and of the output, usually 1 or 3.
+    model_channels: channels of the finest level, an even number.
+    channel_mult: one number per level, finest first: level i has model_channels * channel_mult[i] channels.
+    num_res_blocks: residual blocks per level on the way down; the way up has one more.
+    attention_resolutions: sizes in pixels of the feature maps with attention. None: only the coarsest, which is 1/8 of
+        the image with four levels. The middle block always has attention.
+    num_heads: attention heads; they must divide the channels of every level with attention.
+    dropout: its probability, inside the residual blocks.
+    norm_groups: groups of every GroupNorm, a divisor of model_channels. None: `usual_norm_groups`.
+    Raises ValueError if these do not fit together.
     """
 
     def __init__(
@@ -132,26 +143,31 @@ class UNet(nn.Module):
         super().__init__()
         least = min(image_channel, model_channels, num_res_blocks, num_heads, image_size, *channel_mult)
         if least < 1 or not channel_mult:
-            raise ValueError("sizes, widths, multipliers, depths and heads must all be at least 1")
+            names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
+            raise ValueError(f"{names} must all be at least 1")
         levels = len(channel_mult)
-        self.image_channel, self.model_channels, self.downsampling = image_channel, model_channels, 2 ** (levels - 1)
+        self.image_channel, self.model_channels = image_channel, model_channels
+        self.downsampling = 2 ** (levels - 1)
         _check_size(image_size, image_size, self.downsampling)
         sizes = [image_size // 2**level for level in range(levels)]
         attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
         for size in attention:
             if size not in sizes:
-                at = ", ".join(map(str, sizes))
-                raise ValueError(f"attention_resolutions: no feature map is {size} pixels wide; they are {at}")
+                known = ", ".join(map(str, sizes))
+                raise ValueError(f"attention_resolutions: no feature map is {size} pixels wide; they are {known}")
         if model_channels % 2:
             raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
-        attended = {model_channels * channel_mult[sizes.index(size)] for size in attention}
-        for width in sorted(attended | {model_channels * channel_mult[-1]}):
+        attention_widths = {model_channels * channel_mult[sizes.index(size)] for size in attention}
+        for width in sorted(attention_widths | {model_channels * channel_mult[-1]}):  # the last: the middle block
             if width % num_heads:
-                raise ValueError(f"num_heads={num_heads} does not divide an attention width of {width} channels")
-
-        groups, time_channels = norm_groups or usual_norm_groups(model_channels), 4 * model_channels
+                raise ValueError(
+                    f"num_heads={num_heads} does not divide the {width} channels of a level with attention"
+                )
+        groups = norm_groups or usual_norm_groups(model_channels)
         if model_channels % groups:
             raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
+
+        time_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
@@ -162,11 +178,12 @@ class UNet(nn.Module):
 
         width = model_channels
         self.down_blocks = nn.ModuleList([Stage(nn.Conv2d(image_channel, width, 3, padding=1))])
-        skips = [width]  # widths that the way up will concatenate
+        skips = [width]  # the channels of each output of down_blocks, which up_blocks concatenate in reverse order
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
                 self.down_blocks.append(Stage(*layers(width, model_channels * mult, sizes[level])))
-                skips.append(width := model_channels * mult)
+                width = model_channels * mult
+                skips.append(width)
             if level < levels - 1:
                 self.down_blocks.append(Stage(Downsample(width)))
                 skips.append(width)
@@ -191,7 +208,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out[-1].bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x: float (B, C, H, W), t: int64 (B,), returns (B, C, H, W)."""
+        """x: float (B, C, H, W); t: int64 (B,). Returns (B, C, H, W).
+
+        H and W may differ from image_size. Raises ValueError for another C, or for H or W that cannot be halved often
+        enough.
+        """
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
@@ -208,6 +229,7 @@ class UNet(nn.Module):
 
 
 def _check_size(height: int, width: int, factor: int) -> None:
+    """ValueError, with sizes that would fit, unless `factor` divides both; factor: 2 ** (the number of halvings)."""
     if height % factor or width % factor:
         size = str(height) if height == width else f"{height}x{width}"
         near = max(factor, min(height, width) // factor * factor)
