@@ -1,119 +1,112 @@
-"""How fast is sampling, beside diffusers' DDIMPipeline with the same weights and steps?
+"""Compares the speed of sampling with diffusers' DDIMPipeline, with the same weights and steps.
 
-    python benchmarks/sampling.py                                             # the default network, fresh weights
-    python benchmarks/sampling.py --model_path train_results/digits/digits.pt # and what bf16 does to its pictures
+    pip install -r requirements-dev.txt
+    python benchmarks/sampling_speed.py                                                # the default network, untrained
+    python benchmarks/sampling_speed.py --model_path checkpoints/fashion_mnist.safetensors --steps 20
 
-All contestants run in turn, round after round; medians are printed. "overhead" is what a sampler's whole time has over
-its network's bare calls, of which it makes one a step.
+All contestants run in turn, round after round, and medians are printed. The overhead of a sampler is the time that it
+takes beyond the calls of its network, one per step. With --model_path the pictures that our sampler draws in bfloat16
+are also compared with those in float32.
 """
 
 import statistics
 import sys
-import time
-from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import torch
-from diffusers import DDIMPipeline, DDIMScheduler
-from torch import nn
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from sharing.diffusers_folder import scheduler_configuration, to_unet2d
+import torch
+from common import in_turn, seconds_of
+from diffusers import DDIMPipeline, DDIMScheduler
+from torch import Tensor, nn
 
 from datasets import to_uint8
-from diffusion import SampleNoise, SampleSpec
+from diffusion import SampleSpec
+from diffusion.gaussian import Model
+from sharing.diffusers_folder import to_unet2d
+from sharing.diffusers_scheduler import scheduler_configuration
 from utils.checkpoint import Run, build, load_run
-from utils.device import pick_device, ready_to_sample, sampling_precision
+from utils.command_line import ArgumentParser, number, run
+from utils.device import pick_device, sampling_precision
 from utils.recipe import plain_recipe
+
+
+def untrained() -> Run:
+    """The default network, with small random outputs: a new network's are all zero."""
+    recipe = plain_recipe("Untrained")
+    torch.manual_seed(0)
+    model, diffusion = build(recipe)
+    nn.init.normal_(model.out[2].weight, std=0.01)
+    return Run(model.eval(), diffusion, recipe, 0, "raw")
+
+
+@torch.inference_mode()
+def repeated(network: Model, x: Tensor, t: Tensor, steps: int) -> Tensor:
+    """Calls the network `steps` times. The output is on the CPU, so that the device has finished."""
+    for _ in range(steps):
+        output = network(x, t)
+    return output.cpu()
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_path", type=Path)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="also our compiled network, on CUDA")
+    parser.add_argument("--model_path", type=Path, metavar="P", help="default: the default network, untrained")
+    parser.add_argument("--batch_size", type=number(1), default=16, metavar="B")
+    parser.add_argument("--steps", type=number(1), default=10, metavar="N", help="sampling steps")
+    parser.add_argument("--rounds", type=number(1), default=5, metavar="N")
+    parser.add_argument("--compile", action="store_true", help="also our compiled network; on CUDA only")
     args = parser.parse_args()
-    device = pick_device()
-    torch.manual_seed(0)
-    if args.model_path:
-        run = load_run(args.model_path)
-    else:
-        recipe = plain_recipe("benchmark")
-        run = Run(*build(recipe), recipe, 0, "raw")
-        nn.init.normal_(run.model.eval().out[2].weight, std=0.01)
-    net, diffusion, recipe = run.model, run.diffusion, run.recipe
-    twin = to_unet2d(run).to(device)
-    shape = (args.batch_size, recipe["image_channel"], recipe["image_size"], recipe["image_size"])
-    spec = SampleSpec("DDIM", args.steps, 0.0)
-    scheduler = DDIMScheduler.from_config(scheduler_configuration(recipe, diffusion))
+    device, spec = pick_device(), SampleSpec("DDIM", args.steps, 0.0)
+    trained = (load_run(args.model_path) if args.model_path else untrained()).to(device)
+    twin = to_unet2d(trained).to(device)
+    scheduler = DDIMScheduler.from_config(scheduler_configuration(trained.recipe, trained.diffusion))
     pipeline = DDIMPipeline(twin, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    net.to(device)
-    diffusion.to(device)
-    x, t = torch.randn(shape, device=device), torch.full((args.batch_size,), 500, device=device)
-    with torch.inference_mode():
-        difference = (net(x, t) - twin(x, t).sample).abs().max().item()
-    print(
-        f"{device}, {torch.get_num_threads()} threads; {sum(p.numel() for p in net.parameters()):,} parameters, ",
-        end="",
-    )
-    print(f"batch {tuple(shape)}, {spec}; the two networks' outputs are {difference:.1e} apart")
 
-    def ours(precision, compile=False):
-        network = ready_to_sample(net, device, precision, compile)
+    def ours(precision: str, compile: bool = False) -> tuple[Callable[[], Tensor], Model]:
+        """Our sampler of one batch, and its network."""
+        mine = replace(trained, network=None).to(device, precision, compile)
+        return lambda: to_uint8(mine.sample(args.batch_size, spec, batch_size=args.batch_size)), mine.network
 
-        def whole():
-            noise = SampleNoise(0, range(args.batch_size))
-            return to_uint8(diffusion.sample(network, noise.draw(shape, torch.float32, device), spec, noise)).cpu()
+    def theirs(half: bool) -> tuple[Callable, Model]:
+        """diffusers' sampler, in bfloat16 if `half`, and its network."""
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=half)
+        sampler = partial(pipeline, args.batch_size, num_inference_steps=args.steps, output_type="np")
+        return autocast(sampler), autocast(lambda x, t: twin(x, t).sample)
 
-        def bare():
-            with torch.inference_mode():
-                for _ in range(args.steps):
-                    output = network(x, t)
-            return output.cpu()
-
-        return whole, bare
-
-    def theirs(autocast):
-        def whole():
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                return pipeline(args.batch_size, num_inference_steps=args.steps, output_type="np").images
-
-        def bare():
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                for _ in range(args.steps):
-                    output = twin(x, t).sample
-            return output.cpu()
-
-        return whole, bare
-
-    contestants = {"diffusers fp32": theirs(False), "ours fp32": ours("fp32"), "diffusers bf16": theirs(True)}
-    contestants["ours bf16"] = ours("bf16")
+    contestants = {"diffusers fp32": theirs(half=False), "ours fp32": ours("fp32")}
+    contestants |= {"diffusers bf16": theirs(half=True), "ours bf16": ours("bf16")}
     if args.compile:
         contestants["ours bf16, compiled"] = ours("bf16", compile=True)
-    seconds = {name: ([], []) for name in contestants}
-    for round_ in range(args.rounds + 1):  # the first one warms up
-        for name, calls in contestants.items():
-            for call, times in zip(calls, seconds[name], strict=True):
-                began = time.perf_counter()
-                call()
-                if round_:
-                    times.append(time.perf_counter() - began)
-    base = statistics.median(seconds["diffusers fp32"][0])
-    print(f"{'':22}images/s   times diffusers fp32   network alone   overhead a step")
-    for name, (whole, bare) in seconds.items():
-        all_, network = statistics.median(whole), statistics.median(bare)
-        overhead = f"{1e3 * (all_ - network) / args.steps:8.2f} ms ({(all_ - network) / all_:5.1%})"
-        print(f"{name:22}{args.batch_size / all_:8.2f}{base / all_:23.2f}{network:14.3f} s   {overhead}")
-    print(f"our default precision here is {sampling_precision('auto', device, recipe['objective'])}")
+    x, _ = trained.noise(range(args.batch_size), seed=0)
+    t = torch.full((args.batch_size,), trained.diffusion.timestep_num // 2, device=device)
+    first, second = (repeated(network, x, t, 1) for _, network in list(contestants.values())[:2])
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    print(f"{device}, {torch.get_num_threads()} threads; {parameters:,} parameters, batch {tuple(x.shape)}, {spec}")
+    print(f"the outputs of the two networks differ by at most {(first - second).abs().max():.1e}")
+
+    calls = {}
+    for name, (sampler, network) in contestants.items():
+        calls[name, "sampler"] = partial(seconds_of, sampler)
+        calls[name, "network"] = partial(seconds_of, partial(repeated, network, x, t, args.steps))
+    medians = {call: statistics.median(seconds) for call, seconds in in_turn(calls, args.rounds).items()}
+    base = medians["diffusers fp32", "sampler"]
+    print(f"{'':22}images/s   times diffusers fp32   network alone   overhead per step")
+    for name in contestants:
+        whole, network = medians[name, "sampler"], medians[name, "network"]
+        overhead = f"{1e3 * (whole - network) / args.steps:8.2f} ms ({(whole - network) / whole:5.1%})"
+        print(f"{name:22}{args.batch_size / whole:8.2f}{base / whole:23.2f}{network:14.3f} s   {overhead}")
+    print(f"--precision auto is {sampling_precision('auto', device, trained.recipe['objective'])} here")
     if args.model_path:
-        full, half = (ours(precision)[0]().int() for precision in ("fp32", "bf16"))
+        full, half = (contestants[name][0]().int() for name in ("ours fp32", "ours bf16"))
         apart = (full - half).abs()
-        print(f"bf16 against fp32, of 255: largest {apart.max()}, mean {apart.float().mean():.2f}, ", end="")
-        print(f"more than 8 apart {(apart > 8).float().mean():.2%} of the pixels")
+        print(
+            f"bf16 and fp32 differ by at most {apart.max()} of 255, by {apart.float().mean():.2f} on average, ", end=""
+        )
+        print(f"and by more than 8 in {(apart > 8).float().mean():.2%} of the pixels")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,48 +1,55 @@
-"""How fast is training, beside a plain loop, diffusers' UNet2DModel and denoising_diffusion_pytorch?
+"""Compares the speed of training with a plain loop, diffusers' UNet2DModel and denoising_diffusion_pytorch.
 
     pip install -r requirements-dev.txt denoising_diffusion_pytorch
-    python benchmarks/training.py                      # 35.7M parameters and a small network, batches of 16 and 64
-    python benchmarks/training.py --width 32 --batch_size 16
+    python benchmarks/training_speed.py            # 35.7M parameters and a small network, batches of 16 and 64
+    python benchmarks/training_speed.py --width 32 --batch_size 16
 
-All train on the same folder of 1,500 small PNGs, in turn, round after round; medians are printed. Ours is
-train_solver.py itself, as it comes: checkpoints and previews aside, everything counts. The plain loop decodes and
-transforms picture by picture, computes in float32 and reads the loss at each step; diffusers' network, of the same
-shape as ours, runs in that loop. denoising_diffusion_pytorch has its own Trainer, and a network of the same widths.
+All contestants train on the same folder of 1,500 small PNGs, in turn, round after round, and medians are printed:
+    ours: train_solver.py with its default settings. Everything but checkpoints and previews counts.
+    plain loop: it decodes and transforms one picture at a time and reads the loss after each step.
+    diffusers: the UNet2DModel that corresponds to our network, in the plain loop.
+    denoising_diffusion_pytorch: its own Trainer, with a network of the same widths. It is left out if it is
+        not installed, and in batches of less than 16, which it refuses.
 """
 
-import contextlib
-import io
 import statistics
 import sys
 import tempfile
-import time
-from argparse import ArgumentParser
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from io import StringIO
+from itertools import product
 from pathlib import Path
-from unittest.mock import patch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
-import yaml
+from common import in_turn, seconds_of, train_quietly
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-sys.path.insert(1, str(Path(__file__).parent.parent))
-from sampling import diffusers_twin
-from training.log import read_log
-from training.processes import Processes
-
-import train_solver
 from datasets import load_images
 from diffusion import GaussianDiffusion
-from utils.checkpoint import build
-from utils.config import load_recipe
+from sharing.diffusers_folder import to_unet2d
+from training.log import read_log
+from utils.checkpoint import Run, build
+from utils.command_line import ArgumentParser, number, run
 from utils.device import autocast, compiled, memory_format, pick_device, resolve_precision
+from utils.recipe import plain_recipe
+
+try:
+    import denoising_diffusion_pytorch as lucidrains
+except ImportError:
+    lucidrains = None
+
+Steps = Callable[[int], float]  # trains n steps and returns their seconds
 
 
 class Pictures(Dataset):
-    """Picture by picture: opened, resized, cropped, flipped, normalised."""
+    """A folder of PNGs as float32 (3, 32, 32) in [-1, 1], one picture at a time."""
 
     def __init__(self, folder: Path):
         steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.RandomHorizontalFlip()]
@@ -56,197 +63,163 @@ class Pictures(Dataset):
         return self.transform(Image.open(self.files[i]).convert("RGB"))
 
 
-def forever(loader):
+def write_pictures(folder: Path) -> None:
+    """Digits as 1,500 PNGs of 32x32 RGB pixels."""
+    folder.mkdir()
+    for i, picture in enumerate(load_images("Digits", "", "train", 32, 3)):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:04d}.png")
+
+
+def forever(loader: DataLoader):
     while True:
         yield from loader
 
 
-def plain(network: nn.Module, folder: Path, batch_size: int, device: torch.device, half: bool):
-    """A loop as it is written first. Returns what runs n steps and gives the seconds."""
-    network, diffusion = network.to(device).train(), GaussianDiffusion()
+def plain(network: nn.Module, recipe: dict, device: torch.device, half: bool) -> Steps:
+    """A simple training loop for our network or that of diffusers, in bfloat16 if `half`."""
+    network, diffusion, batch_size = network.to(device).train(), GaussianDiffusion(), recipe["batch_size"]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    batches = forever(DataLoader(Pictures(folder), batch_size, shuffle=True, drop_last=True))
+    batches = forever(DataLoader(Pictures(Path(recipe["data_path"])), batch_size, shuffle=True, drop_last=True))
 
-    def output(x, t):
-        y = network(x, t)
-        return y if isinstance(y, torch.Tensor) else y.sample
+    def model(x, t):
+        output = network(x, t)
+        return output if isinstance(output, torch.Tensor) else output.sample
+
+    def step() -> None:
+        x_start = next(batches).to(device)
+        t, noise = torch.randint(1000, (batch_size,), device=device), torch.randn_like(x_start)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = diffusion.training_losses(model, x_start, t, noise).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return lambda n: seconds_of(lambda: [step() for _ in range(n)])
+
+
+def ours(recipe: dict) -> Steps:
+    """train_solver.py. Each call resumes from its checkpoint; half of its steps warm up, and the other half count."""
+    done = 0
 
     def steps(n: int) -> float:
-        began = time.perf_counter()
-        for _ in range(n):
-            x_start = next(batches).to(device)
-            t, noise = torch.randint(1000, (batch_size,), device=device), torch.randn_like(x_start)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss = diffusion.training_losses(output, x_start, t, noise).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-        return time.perf_counter() - began
+        nonlocal done
+        done += 2 * n
+        with redirect_stderr(StringIO()):
+            settings = {"max_steps": done, "log_every": n, "save_every": 2 * n, "sample_every": 2 * n}
+            file = train_quietly(recipe | settings)
+        torch.use_deterministic_algorithms(False)  # training switched them on, and the others train without
+        first, second = read_log(file.with_name("metrics.jsonl"))[-2:]
+        return second["seconds"] - first["seconds"]
 
     return steps
 
 
-def ours(recipe: dict, device: torch.device):
-    """train_solver.py's own training, which goes on from its checkpoint at each call; and the shares of its time, where
-    the device is the CPU and time can be taken so, that are not the network's forward and backward pass."""
-    done, shares, inside = 0, [], []
-
-    def timed(function):
-        def call(*args):
-            began = time.perf_counter()
-            result = function(*args)
-            if torch.is_grad_enabled() and not args[-1].is_meta:  # not held out, not where the memory is counted
-                inside.append(time.perf_counter() - began)
-            return result
-
-        return call
-
-    def steps(n: int) -> float:
-        nonlocal done
-        done += 2 * n  # each call starts anew, from the checkpoint: the first half warms up, the second counts
-        now = recipe | {"max_steps": done, "log_every": n, "save_every": 2 * n, "sample_every": 2 * n}
-        folder = Path(recipe["save_dir"]) / recipe["pth_save_name"]
-        model, diffusion = build(now)
-        silent = io.StringIO()
-        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent), contextlib.ExitStack() as stack:
-            stack.enter_context(patch.object(train_solver, "backward", timed(train_solver.backward)))
-            diffusion.training_losses = timed(diffusion.training_losses)
-            train_solver.train(now, model, diffusion, Processes(device), "auto", stack)
-        first, second = read_log(folder / "metrics.jsonl")[-2:]
-        seconds = second["seconds"] - first["seconds"]
-        shares.append(1 - sum(inside[-2 * n :]) / seconds)  # two calls a step
-        return seconds
-
-    return steps, shares
-
-
-def bare(recipe: dict, device: torch.device):
-    """Nothing but our network's forward and backward pass, in the precision that ours has."""
+def network_alone(recipe: dict, device: torch.device) -> Steps:
+    """Only the forward and backward pass of our network."""
     model = build(recipe)[0].to(device, memory_format=memory_format(device)).train()
     network = compiled(model, recipe["compile"], device)
     x = torch.randn(recipe["batch_size"], 3, 32, 32, device=device)
     t = torch.randint(1000, (len(x),), device=device)
 
-    def steps(n: int) -> float:
-        began = time.perf_counter()
-        for _ in range(n):
-            model.zero_grad()
-            with autocast(recipe["precision"], device):
-                output = network(x, t)
-            output.backward(x.to(output.dtype))
+    def step() -> None:
+        model.zero_grad()
+        with autocast(recipe["precision"], device):
+            output = network(x, t)
+        output.backward(x.to(output.dtype))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
 
-    with FlopCounterMode(display=False) as counter:
-        model(x[:1], t[:1]).sum().backward()
-    return steps, counter.get_total_flops()
+    step()  # compiles
+    return lambda n: seconds_of(lambda: [step() for _ in range(n)])
 
 
-def lucidrains(folder: Path, work: Path, width: int, recipe: dict, half: bool):
-    """denoising_diffusion_pytorch's Trainer as it comes, and its number of parameters; None if it is not installed."""
-    try:
-        from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
-    except ImportError:
-        return None, 0
-    model = Unet(dim=width, dim_mults=tuple(recipe["channel_mult"]))
-    trainer = Trainer(
-        GaussianDiffusion(model, image_size=32), str(folder), train_batch_size=recipe["batch_size"], train_num_steps=0,
-        save_and_sample_every=10**9, calculate_fid=False,
-        results_folder=str(work / "theirs"),
+def their_trainer(recipe: dict, results: Path) -> Callable[[bool, int], float]:
+    """denoising_diffusion_pytorch's Trainer: (half, n) -> seconds of n steps."""
+    network = lucidrains.Unet(dim=recipe["model_channels"], dim_mults=tuple(recipe["channel_mult"]))
+    trainer = lucidrains.Trainer(
+        lucidrains.GaussianDiffusion(network, image_size=32), recipe["data_path"],
+        train_batch_size=recipe["batch_size"], train_num_steps=0, save_and_sample_every=10**9, calculate_fid=False,
+        results_folder=str(results),
     )  # fmt: skip
+    print(f"denoising_diffusion_pytorch's network has {sum(p.numel() for p in network.parameters()):,} parameters")
 
-    def steps(n: int) -> float:
+    def steps(half: bool, n: int) -> float:
         trainer.train_num_steps += n
-        began = time.perf_counter()
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             with torch.autocast(trainer.device.type, torch.bfloat16, enabled=half):
-                trainer.train()
-        return time.perf_counter() - began
+                return seconds_of(trainer.train)
 
-    return steps, sum(p.numel() for p in model.parameters())
-
-
-def matrix_product_peak(device: torch.device) -> float:
-    """bfloat16 operations a second in a large matrix product."""
-    n, times = (8192, []) if device.type == "cuda" else (2048, [])
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
-    for _ in range(10):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times)
+    return steps
 
 
-def measure(width: int, batch_size: int, rounds: int, steps: int, folder: Path, work: Path, device: torch.device):
-    settings = [f"model_channels={width}", f"num_res_blocks={2 if width == 128 else 1}", f"batch_size={batch_size}"]
-    settings += [
-        "sample_num=1",
-        "preview_info=DDIM_1_0p0",
-        f"save_dir={work}",
-        f"pth_save_name=ours_{width}_{batch_size}",
-    ]
-    recipe = load_recipe(work / "config.yaml", "Pictures", settings)
-    network = build(recipe)[0]
-    alone, flops = bare(recipe, device)
-    peer, size = lucidrains(folder, work, width, recipe, False)
-    mine, shares = ours(recipe, device)
-    contestants = {
-        "plain loop, float32": plain(build(recipe)[0], folder, batch_size, device, False),
-        "diffusers, float32": plain(diffusers_twin(network, recipe), folder, batch_size, device, False),
-        "diffusers, bfloat16": plain(diffusers_twin(network, recipe), folder, batch_size, device, True),
-        "denoising_diffusion_pytorch, float32": peer,
-        "denoising_diffusion_pytorch, bfloat16": lucidrains(folder, work, width, recipe, True)[0],
-        f"ours, {resolve_precision(recipe['precision'], device)} (auto)": mine,
-        "our network alone, float32": bare(recipe | {"precision": "fp32"}, device)[0],
-        "our network alone": alone,
+def matrix_product_speed(device: torch.device, precision: str) -> float:
+    """Operations per second in the product of two large matrices."""
+    n, dtype = 8192 if device.type == "cuda" else 1024, torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / min(seconds_of(lambda: (a @ a)[0, 0].item()) for _ in range(10))
+
+
+def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: Path) -> None:
+    """Prints the table of one network and batch size."""
+    torch._dynamo.reset()  # so that the network is compiled for this batch size alone
+    device, blocks = pick_device(), 2 if width == 128 else 1
+    settings = {"model_channels": width, "num_res_blocks": blocks, "batch_size": batch_size, "horizontal_flip": True}
+    places = {"data_path": str(work / "pictures"), "save_dir": str(work), "pth_save_name": f"{width}_{batch_size}"}
+    recipe = plain_recipe("Pictures", **settings, **places, sample_num=1) | {"preview_info": "DDIM_1_0p0"}
+    precision = resolve_precision(recipe["precision"], device)
+    steps = steps or max(2, (128 if device.type == "cuda" else 48) * (1 if width == 128 else 8) // batch_size)
+    model, diffusion = build(recipe)
+    twin = to_unet2d(Run(model, diffusion, recipe, 0, "raw"))
+    print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters, batch {batch_size}, ", end="")
+    print(f"medians of {rounds} x {steps} steps")
+
+    contestants: dict[str, Steps] = {
+        "plain loop, fp32": plain(model, recipe, device, half=False),
+        "diffusers, fp32": plain(twin, recipe, device, half=False),
+        "diffusers, bf16": plain(twin, recipe, device, half=True),
     }
-    contestants = {name: call for name, call in contestants.items() if call}
-    seconds = {name: [] for name in contestants}
-    for round_ in range(rounds + 1):  # the first one warms up
-        for name, call in contestants.items():
-            taken = call(steps) / steps
-            if round_:
-                seconds[name].append(taken)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    *_, mine, _, network_alone = medians.values()
-    print(
-        f"\n{sum(p.numel() for p in network.parameters()):,} parameters (denoising_diffusion_pytorch {size:,}), ",
-        end="",
-    )
-    print(f"batch {batch_size}, medians of {rounds} x {steps} steps")
-    for name, value in medians.items():
-        print(f"{name:40}{batch_size / value:9.2f} images/s   ours is {value / mine:5.2f} times as fast")
-    share = statistics.median(shares[1:]) if device.type == "cpu" else 1 - network_alone / mine
-    print(f"of our step, {share:.1%} is not the network's forward and backward pass")
-    rate, peak = flops * batch_size / mine, matrix_product_peak(device)
-    print(f"{rate / 1e12:.3g} of {peak / 1e12:.3g} TFLOP/s of a bfloat16 matrix product: {rate / peak:.1%}", flush=True)
+    if lucidrains and batch_size >= 16:  # the smallest that its Trainer accepts
+        trainer = their_trainer(recipe, work / f"theirs_{width}_{batch_size}")
+        contestants["denoising_diffusion_pytorch, fp32"] = partial(trainer, False)
+        contestants["denoising_diffusion_pytorch, bf16"] = partial(trainer, True)
+    contestants["our network alone, fp32"] = network_alone(recipe | {"precision": "fp32"}, device)
+    contestants["our network alone"] = network_alone(recipe, device)
+    contestants["ours"] = ours(recipe)
+
+    calls = {name: partial(call, steps) for name, call in contestants.items()}
+    seconds = in_turn(calls, rounds)  # of `steps` steps
+    medians = {name: statistics.median(taken) / steps for name, taken in seconds.items()}
+    for name, median in medians.items():
+        speed, ratio = batch_size / median, median / medians["ours"]
+        print(f"{name:36}{speed:9.2f} images/s   ours is {ratio:5.2f} times as fast")
+    pairs = zip(seconds["our network alone"], seconds["ours"], strict=True)
+    share = statistics.median(1 - network / step for network, step in pairs)
+    print(f"ours is in {precision}; {share:.1%} of its time is not the network's forward and backward pass")
+    with FlopCounterMode(display=False) as counter:
+        x = torch.zeros(1, 3, 32, 32, device=device)
+        model(x, torch.zeros(1, dtype=torch.int64, device=device)).sum().backward()
+    rate, most = counter.get_total_flops() * batch_size / medians["ours"], matrix_product_speed(device, precision)
+    print(f"it does {rate / 1e12:.3g} TFLOP/s, {rate / most:.1%} of those in a {precision} matrix product", flush=True)
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", nargs="+", type=int, default=[32, 128], help="128: two residual blocks, else one")
-    parser.add_argument("--batch_size", nargs="+", type=int, default=[16, 64])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="a round; by default by the network's size")
+    add = parser.add_argument
+    add("--width", nargs="+", type=number(2), default=[32, 128], metavar="W", help="128: two residual blocks, else one")
+    add("--batch_size", nargs="+", type=number(1), default=[16, 64], metavar="B")
+    add("--rounds", type=number(1), default=5, metavar="N")
+    add("--steps", type=number(1), metavar="N", help="steps per round; default: by the network's size")
     args = parser.parse_args()
-    device = pick_device()
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "pictures"
-        folder.mkdir()
-        for i, picture in enumerate(load_images("Digits", "none", "train", 32, 3)):
-            Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:04d}.png")
-        block = {"Train_Setting": {}, "Train_Data": {"Pictures": {"data_path": str(folder), "horizontal_flip": True}}}
-        (Path(work) / "config.yaml").write_text(yaml.safe_dump(block))
-        for width in args.width:
-            for batch_size in args.batch_size:
-                steps = args.steps or max(
-                    2, (128 if device.type == "cuda" else 48) * (1 if width == 128 else 8) // batch_size
-                )
-                measure(width, batch_size, args.rounds, steps, folder, Path(work), device)
+    print(f"{pick_device()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if not lucidrains:
+        print("denoising_diffusion_pytorch is not installed: left out")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_pictures(work / "pictures")
+        for width, batch_size in product(args.width, args.batch_size):
+            measure(width, batch_size, args.rounds, args.steps, work)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,0 +1,201 @@
+"""Every script in benchmarks/, run as a user runs it, on tiny networks and data."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import test_solver
+from datasets import load_images
+from evaluation.features import shipped_classifier
+from utils.checkpoint import load_run
+from utils.command_line import run
+from utils.recipe import plain_recipe
+
+ROOT = Path(__file__).parent.parent
+TINY = ["model_channels=8", "channel_mult=1", "num_res_blocks=1", "num_heads=2", "batch_size=32", "max_steps=2"]
+TINY += ["sample_num=4", "preview_info=DDIM_1_0p0"]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a script of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("training.log.save_loss_curve", lambda lines, file: None)  # half a second of each training
+    return importlib.import_module
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Calls a script's main with these arguments and returns what it printed."""
+
+    def call(module, *args):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
+        module.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def cells(line):
+    """The texts between the bars of a table's row."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.slow
+def test_ablations(load, call, tmp_path, monkeypatch):
+    ablations = load("ablations")
+    command = [
+        "--only",
+        "tricks",
+        "--sample_info",
+        "DDPM_9_0p0",
+        "--seeds",
+        0,
+        1,
+        "--sample_num",
+        16,
+        "--save_dir",
+        tmp_path,
+    ]
+    text = call(ablations, *command, "--set", *TINY)
+    head, _, *rows, real, _, file = text.splitlines()
+    assert [cells(row)[0] for row in rows] == list(ablations.TABLES["tricks"])
+    for row in rows:
+        assert all(re.fullmatch(r"\d+\.\d+ ± \d+\.\d+", cell) for cell in cells(row)[1:]), row
+    assert len({row.partition("|")[2].split("|", 1)[1] for row in rows}) == 4  # each cell is another network
+    assert "16 others" in real and float(cells(real)[1]) < min(float(cells(row)[1].split()[0]) for row in rows)
+    assert Image.open(file).width > 4 * 4 * 32  # four grids of 4 x 4 pictures
+
+    networks = [load_run(folder / f"{folder.name}.pt") for folder in tmp_path.iterdir() if folder.is_dir()]
+    settings = {(trained.recipe["loss_weight"], trained.recipe["seed"], trained.step) for trained in networks}
+    assert settings == {("none", 0, 2), ("none", 1, 2), ("p2", 0, 2), ("p2", 1, 2)} and len(networks) == 4
+
+
+def test_classifier(load, call, tmp_path, monkeypatch):
+    classifier = load("classifier")
+    monkeypatch.setattr("evaluation.features.SHIPPED", tmp_path)
+    monkeypatch.setitem(classifier.EPOCHS, "Digits", 2)
+    text = call(classifier, "--data_name", "Digits")
+    file, accuracy = re.match(r"(.*): (.*)% of 297 test pictures correct", text).groups()
+    extractor = shipped_classifier(Path(file), torch.device("cpu"))
+    digits = torch.from_numpy((load_digits().images[1500:] * (255 / 16)).round().astype(np.uint8))[:, None]
+    right = extractor.classes(extractor.features(digits)).numpy() == load_digits().target[1500:]
+    assert f"{right.mean():.2%}" == f"{accuracy}%" and right.mean() > 0.5  # 0.1 by chance
+
+
+def write_idx(file, array):
+    """uint8 values as an IDX file."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    file.write_bytes(b"\0\0\x08" + bytes([array.ndim]) + sizes + array.astype(np.uint8).tobytes())
+
+
+def test_precision(load, call, tmp_path, monkeypatch):
+    precision = load("precision")
+    monkeypatch.setattr(precision, "SAMPLER", "DDIM_2_0p0")
+    tiny = dict(text.split("=") for text in TINY)
+    monkeypatch.setattr(precision, "SETTINGS", precision.SETTINGS | tiny | {"image_size": 8})
+    digits = load_digits()
+    pictures = np.pad(digits.images.repeat(3, 1).repeat(3, 2) * (255 / 16), ((0, 0), (2, 2), (2, 2)))  # 28x28
+    for part, rows in (("train", slice(0, 200)), ("t10k", slice(200, 300))):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", pictures[rows])
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", digits.target[rows])
+    command = ["--data_path", tmp_path, "--save_dir", tmp_path / "runs", "--objective", "pred_v", "--seeds", 3]
+    text = call(precision, *command, "--sample_num", 10)
+    floor, head, _, *rows = text.splitlines()
+    table = [dict(zip(cells(head), cells(row), strict=True)) for row in rows]
+    assert [(row["objective"], row["precision"], row["seed"]) for row in table] == [
+        ("pred_v", "fp32", "3"),
+        ("pred_v", "bf16", "3"),
+    ]
+    losses = [[float(cell) for cell in cells(row)[3:8]] for row in rows]
+    for *quarters, mean in losses:
+        assert min(quarters) < mean < max(quarters)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # two small steps in bfloat16, which has 8 bits
+    assert float(floor.split()[-1]) < float(table[0]["distance"])
+    recipes = [load_run(file).recipe for file in tmp_path.glob("runs/*/*.pt")]
+    assert {(recipe["precision"], recipe["image_size"]) for recipe in recipes} == {("fp32", 8), ("bf16", 8)}
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["shipped", "untrained"])
+def test_sampling_speed(load, call, monkeypatch, trained):
+    pytest.importorskip("diffusers")
+    sampling_speed = load("sampling_speed")
+    small = {"image_size": 8, "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1}
+    monkeypatch.setattr(sampling_speed, "plain_recipe", lambda name: plain_recipe(name, **small))
+    model = ["--model_path", "checkpoints/digits.safetensors"] if trained else []
+    text = call(sampling_speed, *model, "--batch_size", 2, "--steps", 1, "--rounds", 1)
+    assert float(re.search(r"differ by at most (\S+)\n", text)[1]) < 1e-5
+    speeds = dict(re.findall(r"^((?:diffusers|ours) \w+) +([\d.]+) +[\d.]+ +[\d.]+ s ", text, re.M))
+    assert list(speeds) == ["diffusers fp32", "ours fp32", "diffusers bf16", "ours bf16"]
+    assert all(float(speed) > 0 for speed in speeds.values())
+    apart = re.search(r"bf16 and fp32 differ by at most (\d+) of 255, by ([\d.]+) on average", text)
+    assert bool(apart) == trained
+    assert not apart or float(apart[2]) <= int(apart[1]) < 128
+
+
+@pytest.mark.slow
+def test_training_speed(load, call, monkeypatch):
+    pytest.importorskip("diffusers")
+    training_speed = load("training_speed")
+    monkeypatch.setattr(training_speed, "load_images", lambda *data: load_images(*data)[:32])
+    text = call(training_speed, "--width", 8, "--batch_size", 8, "--rounds", 1, "--steps", 1)
+    speeds = dict(re.findall(r"^(\S.*?) +([\d.]+) images/s", text, re.M))
+    assert {"plain loop, fp32", "diffusers, fp32", "diffusers, bf16", "our network alone", "ours"} <= set(speeds)
+    assert all(float(speed) > 0 for speed in speeds.values())
+    assert "ours is  1.00 times as fast" in text and "TFLOP/s" in text
+
+
+@pytest.fixture
+def scripts_here(load, monkeypatch):
+    """Makes subprocess.run call the scripts in this process, with few steps and samples."""
+    less = {"test_solver.py": ["--sample_info", "DDIM_2_0p0", "--sample_num", "4"]}
+    less["benchmarks/ablations.py"] = ["--sample_info", "DDIM_2_0p0", "--set", *TINY]
+    modules = {"test_solver.py": test_solver, "benchmarks/ablations.py": load("ablations")}
+
+    def run_here(command, cwd, stdout):
+        _, script, *args = command
+        monkeypatch.setattr(sys, "argv", [script, *args, *less[script]])
+        try:
+            run(modules[script].main)
+        except SystemExit as ended:
+            return subprocess.CompletedProcess(command, ended.code)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+
+
+DIGITS = ["compare", "final", "interpolate", "loss_and_betas", "progress", "smoothness"]
+
+
+@pytest.mark.parametrize(
+    "weights, redrawn, code",
+    [pytest.param("digits", DIGITS, 0, marks=pytest.mark.slow), ("emoji", ["final", "progress"], 1)],
+    ids=["all", "without_real_pictures"],
+)
+def test_figures(load, call, scripts_here, tmp_path, monkeypatch, weights, redrawn, code):
+    figures = load("figures")
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
+    monkeypatch.setitem(figures.ABLATIONS, "digits", ["loss_and_betas"])  # test_ablations makes the other table
+    with pytest.raises(SystemExit) as ended:
+        call(figures, "--only", weights, "--data", f"emoji={tmp_path / 'none'}")
+    assert ended.value.code == code
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{weights}_{name}.png" for name in redrawn]
+    for file in tmp_path.iterdir():
+        assert np.asarray(Image.open(file)).std() > 0
+        assert (ROOT / "images" / file.name).exists()  # a picture of the documents
+
+
+def test_small_figures_are_enlarged_by_a_whole_factor(load):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 342, 3), np.uint8)
+    enlarged = np.asarray(load("figures").enlarged(Image.fromarray(pixels)))
+    assert (enlarged == pixels.repeat(2, 0).repeat(2, 1)).all()
+    assert load("figures").enlarged(Image.new("L", (600, 3))).size == (600, 3)
