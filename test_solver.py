@@ -19,8 +19,9 @@ from tqdm import tqdm
 from datasets import SPLITS, load_images, normalize, to_uint8
 from diffusion import INTERP_MODES, SAMPLERS, SampleSpec, interpolate, sample_progressive
 from evaluation.features import extractor_for
-from evaluation.numbers import GROUPS, Evaluation, real_pictures, summary
+from evaluation.numbers import GROUPS, Evaluation, summary
 from evaluation.pairs import chosen_pairs, pair_of_files, random_pairs
+from evaluation.real_pictures import real_pictures
 from evaluation.sample_dir import SampleDir, identity_of
 from utils.checkpoint import Run, in_batches, load_run
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
@@ -144,8 +145,7 @@ def fill_sample_dir(args: Namespace, trained: Run, spec: SampleSpec) -> list[Pat
     """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
     files, count, (rank, world) = [], args.sample_num or trained.recipe["sample_num"], rank_and_world()
     folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), count)
-    batches = in_batches(count, args.batch_size)[rank::world]
-    batches = [indices for indices in batches if not all(map(folder.has, indices))]
+    batches = [b for b in in_batches(count, args.batch_size)[rank::world] if not all(map(folder.has, b))]
     print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
     for indices in tqdm(batches, desc="batches", leave=False):
         pixels = draw_batch(args, trained, spec, indices, files)
@@ -230,11 +230,11 @@ def evaluate(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Pat
         began = time.monotonic()
         samples = to_uint8(trained.sample(count, spec, args.seed, args.batch_size))
         seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples)
-        report = {
-            "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
-            "seed": args.seed, "precision": args.precision, "device": str(trained.device), "seconds": seconds,
-            "data": source["data_name"], "split": split, **report,
-        }  # fmt: skip
+        report = dict(  # which, unlike {…}, refuses a key that the report has already
+            model=args.model_path.name, weights=trained.weights, step=trained.step, sample_info=str(spec),
+            seed=args.seed, precision=args.precision, device=str(trained.device), seconds=seconds,
+            data=source["data_name"], split=split, **report,
+        )  # fmt: skip
         print(summary(report))
         file = picture_path(args, f"{spec}_evaluate").with_suffix(".json")
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

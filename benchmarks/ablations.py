@@ -21,7 +21,8 @@ from common import recipe_with, train_quietly
 
 from datasets import to_uint8
 from evaluation.features import extractor_for
-from evaluation.numbers import GROUPS, Evaluation, real_pictures
+from evaluation.numbers import GROUPS, Evaluation
+from evaluation.real_pictures import real_pictures
 from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device

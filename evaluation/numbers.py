@@ -6,14 +6,12 @@ compute it in `Evaluation.__call__` and print it in `summary`.
 
 import math
 import warnings
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets import OTHER_SPLIT, DataError, load_images
 from evaluation.features import Extractor
+from evaluation.real_pictures import RealPictures, shuffled
 
 GROUPS = 10  # of the jackknife, and so the smallest number of pictures that can be compared
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 500
@@ -114,68 +112,6 @@ def look(pictures: Tensor) -> dict:
     return {"brightness": brightness, "fine_detail": (power[fine].sum() / power.sum().clamp(min=1e-12)).item()}
 
 
-# --- the real pictures to compare with --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RealPictures:
-    """The splits of a data set that an evaluation uses, each uint8 (N, C, S, S)."""
-
-    splits: dict[str, Tensor]
-    split: str  # that samples are compared with
-    trained_split: str  # that the network was trained on
-
-    @property
-    def pictures(self) -> Tensor:
-        return self.splits[self.split]
-
-    @property
-    def training(self) -> Tensor:
-        return self.splits[self.trained_split]
-
-    @property
-    def held_out(self) -> Tensor | None:
-        """The split that the network was not trained on, if there is one."""
-        return self.splits.get(OTHER_SPLIT.get(self.trained_split))
-
-    def floor(self) -> tuple[Tensor, Tensor, str]:
-        """(reference, others, what the others are): two disjoint sets of real pictures.
-
-        Samples have their distance to the reference. The distance of the others to it, the floor, is what perfect
-        samples would reach. The others are the other split. If there is none (a folder, or all of a data set), the
-        reference and the others are two halves of the pictures.
-        """
-        if self.held_out is None or self.split not in OTHER_SPLIT:
-            reference, others = _shuffled(self.pictures).tensor_split(2)
-            return reference, others, "the other half"
-        other = OTHER_SPLIT[self.split]
-        return self.pictures, _shuffled(self.splits[other]), f"the {other} split"
-
-
-def real_pictures(
-    dataset: str, data_path: str, split: str, trained_split: str, size: int, channels: int
-) -> RealPictures:
-    """Loads the split to compare with, the one trained on, and the held-out one if the data set has it."""
-
-    def load(name: str, download: bool = True) -> Tensor:
-        pictures = torch.from_numpy(np.array(load_images(dataset, data_path, name, size, channels, download)))
-        if len(pictures) < 2 * GROUPS:
-            raise DataError(f"{data_path}: {len(pictures)} pictures are too few to compare with; at least {2 * GROUPS}")
-        return pictures
-
-    splits = {name: load(name) for name in dict.fromkeys((trained_split, split))}
-    try:
-        held_out = OTHER_SPLIT[trained_split]
-        splits[held_out] = splits[held_out] if held_out in splits else load(held_out, download=False)
-    except (KeyError, DataError):
-        pass
-    return RealPictures(splits, split, trained_split)
-
-
-def _shuffled(pictures: Tensor) -> Tensor:
-    return pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
-
-
 # --- all numbers together ---------------------------------------------------------------------------------------------
 
 
@@ -186,7 +122,7 @@ class Evaluation:
         self.extractor, self.training = extractor, real.training
         self.real = {"n": len(real.pictures), "look": look(real.pictures)}
         own, rank = (real.training, 2) if real.held_out is None else (real.held_out, 1)
-        self.real_apart, _ = nearest(_shuffled(own)[:count], real.training, rank)
+        self.real_apart, _ = nearest(shuffled(own)[:count], real.training, rank)
         if extractor:
             reference, others, others_are = real.floor()
             self.features = extractor.features(reference)

@@ -77,7 +77,7 @@ def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:
         return [*rows, ("trained", "elsewhere; the details are unknown")]
     seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"
     averaged = run.weights == "ema"
-    how = f"{recipe['loss_type'].upper()} loss, Adam, learning rate {recipe['learning_rate']:g}"
+    how = f"{recipe['loss_type'].capitalize()} loss, Adam, learning rate {recipe['learning_rate']:g}"
     rows += [("trained", f"{seen}, {how}")]
     rows += [("started from", Path(recipe["init_from"]).name)] if recipe["init_from"] else []
     rows += [("weights", f"averaged, decay {recipe['ema_decay']}" if averaged else "of the last step")]

@@ -1,4 +1,4 @@
-"""Folders that only look like diffusers': each is one clear line, and nothing in it is run."""
+"""Damaged and malicious diffusers folders: each is refused in one line, and nothing in them is run."""
 
 import json
 import shutil
@@ -12,8 +12,23 @@ from helpers.networks import small_run
 from sharing.diffusers_folder import export_folder, import_folder
 from utils.errors import CheckpointError
 
-UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
-ODD = [
+UNET, SCHEDULER, INDEX, RECIPE = (
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+    "recipe.json",
+)
+# name of the fault: (file, entries of its JSON to change, what the message names)
+EDITS = {
+    "another pipeline": (INDEX, {"_class_name": "LDMPipeline"}, "LDMPipeline"),
+    "another component": (INDEX, {"vqvae": ["diffusers", "VQModel"]}, "scheduler, unet, vqvae"),
+    "another network": (UNET, {"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+    "newer network": (UNET, {"gated_attention": True}, "gated_attention"),
+    "another scheduler": (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
+    "newer recipe": (RECIPE, {"version": 2}, "format 2; this version reads format 1"),
+    "no recipe in recipe.json": (RECIPE, {"recipe": None}, "recipe.json: its recipe"),
+}
+ODD_VALUES = [
     (UNET, "block_out_channels", []),
     (UNET, "norm_num_groups", 0),
     (UNET, "attention_head_dim", 0),
@@ -22,97 +37,112 @@ ODD = [
     (UNET, "sample_size", 30),
     (SCHEDULER, "num_train_timesteps", 0),
     (SCHEDULER, "trained_betas", []),
-    ("model_index.json", "unet", []),
+    (INDEX, "unet", []),
 ]
+EDITS |= {f"{key}={value}": (file, {key: value}, "sprites") for file, key, value in ODD_VALUES}
 
 
-def break_(folder, how, owned):
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = safetensors.torch.load_file(weights)
-    name = "conv_in.bias"
-    if how == "missing tensor":
-        del tensors[name]
-    elif how == "extra tensor":
-        tensors["extra.bias"] = tensors[name].clone()
-    elif how == "another shape":
-        tensors[name] = tensors[name][:2].clone()
-    elif how == "not finite":
-        tensors[name][0] = torch.nan
-    safetensors.torch.save_file(tensors, weights)
-    if how == "cut":
-        weights.write_bytes(weights.read_bytes()[:-1000])
-    elif how == "no weights":
-        weights.unlink()
-    elif how == "pickle in disguise":
-        shutil.copy(malicious(owned), weights)
-    elif how == "pickle":
-        weights.unlink()
-        shutil.copy(malicious(owned), weights.with_suffix(".bin"))
-    elif how == "no folder of theirs":
-        (folder / "model_index.json").unlink()
-    edits = {
-        "another pipeline": ("model_index.json", {"_class_name": "LDMPipeline"}),
-        "another part": ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}),
-        "another network": ("unet/config.json", {"_class_name": "UNet2DConditionModel"}),
-        "newer network": ("unet/config.json", {"gated_attention": True}),
-        "another scheduler": ("scheduler/scheduler_config.json", {"_class_name": "ScoreSdeVeScheduler"}),
-        "newer recipe": ("recipe.json", {"version": 2}),
-        "another recipe": ("recipe.json", {"recipe": None}),
-    }
-    edits |= {f"{key}={value}": (file, {key: value}) for file, key, value in ODD}
-    if how in edits:
-        name, edit = edits[how]
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | edit))
-    if how == "recipe of other betas":
-        content = json.loads((folder / "recipe.json").read_text())
-        content["recipe"]["beta_schedule"] = "linear"
-        (folder / "recipe.json").write_text(json.dumps(content))
-    if how == "no json":
-        (folder / "unet" / "config.json").write_text("{")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "sprites"
+    export_folder(small_run(), folder)
+    return folder
 
 
-class Malicious:
-    def __init__(self, owned):
-        self.owned = owned
-
-    def __reduce__(self):
-        return open, (str(self.owned), "w")
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A good folder, to be damaged."""
+    return shutil.copytree(exported, tmp_path / "sprites")
 
 
-def malicious(owned):
-    file = owned.with_name("malicious.bin")
-    torch.save({"conv_in.weight": Malicious(owned)}, file)
-    return file
+def refused(folder, says):
+    with pytest.raises(CheckpointError, match=says) as caught, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_folder(folder)
+    assert len(str(caught.value)) < 600
+
+
+def test_the_undamaged_folder_is_accepted(folder):
+    assert import_folder(folder).step == 1234
+
+
+@pytest.mark.parametrize("fault", EDITS)
+def test_a_changed_configuration_is_refused(folder, fault):
+    name, edit, says = EDITS[fault]
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | edit))
+    refused(folder, says)
+
+
+def test_a_recipe_that_disagrees_with_the_configurations_is_refused(folder):
+    content = json.loads((folder / RECIPE).read_text())
+    content["recipe"]["beta_schedule"] = "linear"
+    (folder / RECIPE).write_text(json.dumps(content))
+    refused(folder, "recipe.json disagrees")
+
+
+def test_a_configuration_that_is_not_json_is_refused(folder):
+    (folder / UNET).write_text("{")
+    refused(folder, r"config\.json is not JSON")
+
+
+def test_a_folder_without_an_index_is_refused(folder):
+    (folder / INDEX).unlink()
+    refused(folder, "no model_index.json")
 
 
 @pytest.mark.parametrize(
-    "how, says",
+    "damage, says",
     [
-        ("missing tensor", "missing tensor conv_in.bias"),
-        ("extra tensor", "unexpected tensor extra.bias"),
+        ("missing", "missing tensor conv_in.bias"),
+        ("renamed", "tensor (conv_in.bias|extra.bias)"),
+        ("extra", "unexpected tensor extra.bias"),
         ("another shape", "conv_in.bias"),
         ("not finite", "not finite"),
-        ("cut", "nothing in them was run"),
-        ("no weights", "no file named diffusion_pytorch_model.safetensors"),
-        ("pickle in disguise", "nothing in them was run"),
-        ("pickle", "nothing in them was run"),
-        ("no folder of theirs", "no model_index.json"),
-        ("another pipeline", "LDMPipeline"),
-        ("another part", "scheduler, unet, vqvae"),
-        ("another network", "UNet2DConditionModel"),
-        ("newer network", "does not know gated_attention"),
-        ("another scheduler", "ScoreSdeVeScheduler"),
-        ("newer recipe", "format 2; this version reads format 1"),
-        ("another recipe", "its recipe lacks everything"),
-        ("recipe of other betas", "recipe.json disagrees"),
-        ("no json", "config.json is not JSON"),
-        *((f"{key}={value}", "sprites") for _, key, value in ODD),
     ],
 )
-def test_a_bad_folder_is_one_clear_line(tmp_path, how, says):
-    export_folder(small_run(), tmp_path / "sprites")
-    break_(tmp_path / "sprites", how, tmp_path / "owned")
-    with pytest.raises(CheckpointError, match=says) as caught, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import_folder(tmp_path / "sprites")
-    assert len(str(caught.value)) < 600 and not (tmp_path / "owned").exists()
+def test_a_wrong_tensor_is_refused_by_name(folder, damage, says):
+    weights, name = folder / "unet" / "diffusion_pytorch_model.safetensors", "conv_in.bias"
+    tensors = safetensors.torch.load_file(weights)
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "renamed":
+        tensors["extra.bias"] = tensors.pop(name)
+    elif damage == "extra":
+        tensors["extra.bias"] = tensors[name].clone()
+    elif damage == "another shape":
+        tensors[name] = tensors[name][:2].clone()
+    else:
+        tensors[name][0] = torch.nan
+    safetensors.torch.save_file(tensors, weights)
+    refused(folder, says)
+
+
+class Malicious:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        ("truncated", "nothing in them was run"),
+        ("missing", "no file named diffusion_pytorch_model.safetensors"),
+        ("pickle in disguise", "nothing in them was run"),
+        ("pickle", "nothing in them was run"),
+    ],
+)
+def test_damaged_or_malicious_weights_are_refused_and_not_run(folder, tmp_path, damage, says):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    else:
+        weights.unlink()
+    if damage.startswith("pickle"):
+        file = weights if damage == "pickle in disguise" else weights.with_suffix(".bin")
+        torch.save({"conv_in.weight": Malicious(tmp_path / "was run")}, file)
+    refused(folder, says)
+    assert not (tmp_path / "was run").exists()

@@ -1,4 +1,4 @@
-"""Checkpoint files: what is kept, what damage is noticed, and that a kill at any moment leaves a good one."""
+"""Checkpoint files: which are kept, that damage is detected, and that a kill at any moment leaves a good one."""
 
 import hashlib
 import os
@@ -10,28 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.scripts import ROOT
+from helpers.checkpoints import content
 
 import utils.checkpoint
 from training.resume import alone_in, find_checkpoint
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import load_recipe
 from utils.errors import CheckpointError, DamagedCheckpointError
-from utils.seal import check_seal
-
-
-def content(step, numbers=5000):
-    recipe = load_recipe(ROOT / "config.yaml", "Digits")
-    generator = torch.Generator().manual_seed(step)
-    return {
-        "recipe": recipe, "step": step, "model": {"w": torch.randn(numbers, generator=generator)}, "ema": {},
-        "optimizer": {},
-    }  # fmt: skip
 
 
 @pytest.fixture
 def two(tmp_path):
-    """A folder with the checkpoints of steps 1 and 2; the newer one's path."""
+    """A folder with the checkpoints of steps 1 and 2: the path of the newer one."""
     for step in (1, 2):
         save_checkpoint(tmp_path / "x.pt", content(step), keep=2)
     return tmp_path / "x.pt"
@@ -46,27 +35,27 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     assert find_checkpoint(file, "auto")["step"] == 5
 
 
-def test_other_programs_read_a_sealed_file(two):
+def test_other_programs_can_read_a_sealed_file(two):
     assert torch.equal(torch.load(two, weights_only=True)["model"]["w"], content(2)["model"]["w"])
     with zipfile.ZipFile(two) as archive:
         assert archive.testzip() is None and len(archive.comment) == 64
-    archive_alone = two.read_bytes()[:-66] + b"\0\0"  # a comment is its length and its text, and nothing else differs
+    archive_alone = two.read_bytes()[:-66] + b"\0\0"  # without the length and the text of the comment
     assert hashlib.sha256(archive_alone).hexdigest().encode() == two.read_bytes()[-64:]
-    torch.save(torch.load(two, weights_only=True), two)  # rewritten by another program: no seal, and no complaint
+    torch.save(torch.load(two, weights_only=True), two)  # rewritten by another program: without a seal it is accepted
     assert load_checkpoint(two)["step"] == 2
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.999])
-def test_a_cut_file_is_noticed(two, part, capsys):
+def test_a_truncated_file_is_detected(two, part, capsys):
     whole = two.read_bytes()
     two.write_bytes(whole[: int(len(whole) * part)])
     assert find_checkpoint(two, "auto")["step"] == 1
     assert "x.pt is damaged" in capsys.readouterr().err
 
 
-def test_any_flipped_bit_is_noticed(two, capsys):
+def test_any_flipped_bit_is_detected(two, capsys):
     whole, chance = two.read_bytes(), random.Random(0)
-    ends = [*range(8), *range(8 * (len(whole) - 90), 8 * len(whole), 7)]  # the archive's own marks and the seal
+    ends = [*range(8), *range(8 * (len(whole) - 90), 8 * len(whole), 7)]  # the marks of the archive, and the seal
     for bit in [*ends, *(chance.randrange(8 * len(whole)) for _ in range(200))]:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -74,29 +63,12 @@ def test_any_flipped_bit_is_noticed(two, capsys):
         with pytest.raises(DamagedCheckpointError, match="x.pt is damaged"):
             load_checkpoint(two)
     assert find_checkpoint(two, "auto")["step"] == 1 and "x.pt is damaged" in capsys.readouterr().err
-    assert (two.parent / "x.pt.damaged").exists()  # set aside, or the next save would push the good one out
+    assert (two.parent / "x.pt.damaged").exists()  # renamed, or the next save would remove the good one
     save_checkpoint(two, content(3), keep=2)
     assert [load_checkpoint(two.with_name(n))["step"] for n in ("x.pt", "x.1.pt")] == [3, 1]
 
 
-def test_all_damaged_is_an_error_and_no_new_start(two):
-    two.write_bytes(two.read_bytes()[:-50])
-    two.with_name("x.1.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
-        find_checkpoint(two, "auto")
-
-
-def test_a_newer_format_is_never_replaced_by_an_older_file(tmp_path):
-    file = tmp_path / "x.pt"
-    save_checkpoint(file, content(1), keep=2)
-    save_checkpoint(file, content(2) | {"format": 2}, keep=2)
-    with pytest.raises(CheckpointError, match="format 2"):
-        find_checkpoint(file, "auto")
-    with pytest.raises(CheckpointError, match=r"x\.pt exists and would be overwritten"):
-        find_checkpoint(file, "never")
-
-
-def test_keys_younger_than_a_checkpoint_have_their_defaults(tmp_path):
+def test_keys_newer_than_a_checkpoint_have_their_defaults(tmp_path):
     old = content(1)
     del old["recipe"]["warmup_steps"]
     save_checkpoint(tmp_path / "x.pt", old, keep=2)
@@ -104,7 +76,7 @@ def test_keys_younger_than_a_checkpoint_have_their_defaults(tmp_path):
 
 
 def killed_at(phase):
-    """A process that saves step 3 and is killed in this phase of it, as by a power cut but for the disk's own cache."""
+    """Makes this process kill itself in one phase of a save."""
 
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -149,7 +121,7 @@ def killed_at(phase):
     "phase, newest",
     [
         ("before the file", 2), ("within the file", 2), ("before the seal", 2), ("after the file", 2),
-        ("between the renames", 2), ("before the folder is synced", 3), ("never", 3),
+        ("between the renames", 2), ("before the folder is synced", 3), ("nowhere", 3),
     ],
 )  # fmt: skip
 def test_a_kill_in_any_phase_of_a_save_leaves_a_good_checkpoint(two, phase, newest):
@@ -161,8 +133,8 @@ def test_a_kill_in_any_phase_of_a_save_leaves_a_good_checkpoint(two, phase, newe
         finally:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
-    assert status == (0 if phase == "never" else signal.SIGKILL)
-    with alone_in(two.parent):  # the next training
+    assert status == (0 if phase == "nowhere" else signal.SIGKILL)
+    with alone_in(two.parent):  # as the next training does
         found = find_checkpoint(two, "auto")
     assert found["step"] == newest and torch.equal(found["model"]["w"], content(newest)["model"]["w"])
     assert not list(two.parent.glob("*.part"))
@@ -170,10 +142,10 @@ def test_a_kill_in_any_phase_of_a_save_leaves_a_good_checkpoint(two, phase, newe
     assert load_checkpoint(two)["step"] == 4
 
 
-def test_no_space_leaves_the_older_ones_and_says_how_much_it_takes(two):
+def test_without_space_the_older_checkpoints_stay_and_the_needed_space_is_reported(two):
     before = {file: file.read_bytes() for file in two.parent.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # bytes a file may have
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # bytes per file
     try:
         with pytest.raises(CheckpointError, match=r"x.pt was not written \(.*it needs 7.6 MiB, and .* MiB are free"):
             save_checkpoint(two, content(3, numbers=2_000_000), keep=2)
@@ -182,17 +154,7 @@ def test_no_space_leaves_the_older_ones_and_says_how_much_it_takes(two):
     assert {file: file.read_bytes() for file in two.parent.iterdir()} == before
 
 
-def test_a_write_that_fails_leaves_the_older_ones(two):
+def test_a_failed_write_leaves_the_older_checkpoints(two):
     with pytest.raises(TypeError):
         save_checkpoint(two, content(3) | {"extra": (i for i in ())}, keep=2)  # cannot be pickled
     assert sorted(f.name for f in two.parent.iterdir()) == ["x.1.pt", "x.pt"] and load_checkpoint(two)["step"] == 2
-
-
-def test_one_training_at_a_time(two):
-    with alone_in(two.parent):
-        with pytest.raises(CheckpointError, match="another training is running in"):
-            with alone_in(two.parent):
-                pass
-        check_seal(two)
-    with alone_in(two.parent):
-        pass

@@ -9,7 +9,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from helpers.scripts import refused, script, train
+from helpers.scripts import refused, script
 from PIL import Image
 
 from utils.checkpoint import load_run
@@ -29,13 +29,19 @@ def picture(in_process, model, folder):
 
 
 @pytest.fixture(scope="module")
-def shared(trained, tmp_path_factory):
+def shared(in_process, trained, tmp_path_factory):
     """The trained run as a .safetensors."""
     file = tmp_path_factory.mktemp("shared") / "checkpoints" / "digits.safetensors"
-    run = script("convert.py", trained, file)
+    run = in_process("convert.py", trained, file)
     assert run.returncode == 0, run.stderr
-    assert "digits.safetensors: Digits, ema weights of step 6" in run.stdout
     return file
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_the_same_file(trained, shared, tmp_path):
+    run = script("convert.py", trained, tmp_path / "digits.safetensors")
+    assert run.returncode == 0 and "digits.safetensors: Digits, ema weights of step 6" in run.stdout, run.stderr
+    assert (tmp_path / "digits.safetensors").read_bytes() == shared.read_bytes()
 
 
 def test_shared_weights_are_one_set_and_carry_their_recipe(in_process, trained, shared, tmp_path):
@@ -83,30 +89,31 @@ def test_a_run_goes_to_diffusers_and_back(convert, trained, shared, tmp_path):
     assert (tmp_path / "digits.safetensors").read_bytes() == shared.read_bytes()
 
 
-def test_fine_tuning_starts_from_shared_weights_and_goes_on(shared, tmp_path):
-    """The network and the diffusion are the file's, not the block's; the rest is the block's."""
+@pytest.mark.slow
+def test_fine_tuning_starts_from_shared_weights_and_resumes(in_process, shared, tmp_path):
+    """Network and diffusion are those of the file, all else is that of the block."""
     mine = "{base: Digits, learning_rate: 0, timestep_num: 77, batch_size: 4}"
     block = f"Train_Setting: {{}}\nTrain_Data: {{Mine: {mine}, Digits: {{}}}}"
     (tmp_path / "config.yaml").write_text(block)
     args = ("--config", tmp_path / "config.yaml", "--data_name", "Mine", "--save_dir", tmp_path / "runs")
     args += ("--init_from", shared)
     steps = ("--set", "sample_num=4", "preview_info=DDIM_2_0p0")
-    run = script("train_solver.py", *args, *steps, "max_steps=2")
+    run = in_process("train_solver.py", *args, *steps, "max_steps=2")
     assert run.returncode == 0, run.stderr
     tuned, first = load_run(tmp_path / "runs" / "mine" / "mine.pt", "raw"), load_run(shared)
     assert (tuned.recipe["model_channels"], tuned.recipe["timestep_num"], tuned.recipe["batch_size"]) == (8, 1000, 4)
     assert tuned.step == 2  # at learning rate 0 the weights are still those it started from
     assert all(map(torch.equal, tuned.model.parameters(), first.model.parameters()))
     moved = tmp_path / "moved" / shared.name  # the file is not needed any more; its name is
-    again = script("train_solver.py", *args[:-1], moved, *steps, "max_steps=3")
+    again = in_process("train_solver.py", *args[:-1], moved, *steps, "max_steps=3")
     assert again.returncode == 0 and "resuming from step 2" in again.stdout
-    other = script("train_solver.py", *args[:-1], tmp_path / "other.safetensors", *steps, "max_steps=4")
+    other = in_process("train_solver.py", *args[:-1], tmp_path / "other.safetensors", *steps, "max_steps=4")
     refused(other, 1, "init_from: was digits.safetensors, is other.safetensors")
-    wider = script("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)
+    wider = in_process("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)
     refused(wider, 1, "do not fit the network")
 
 
-def test_what_is_refused(in_process, convert, trained, shared, tmp_path):
+def test_convert_refuses(in_process, convert, trained, shared, tmp_path):
     refused(convert(trained, shared), 2, "exists")
     refused(convert(trained, tmp_path / "x.pt"), 2, "a .safetensors or a folder")
     refused(convert(trained, tmp_path / "x", "--dtype", "float16"), 2, "--dtype is for a .safetensors")
@@ -156,7 +163,7 @@ def test_bad_weights_files_are_one_clear_line(trained, shared, tmp_path):
             load_run(edited(shared, tmp_path / "edited.safetensors", **changes))
 
 
-def test_a_key_that_is_younger_than_the_file_is_as_usual(shared, tmp_path):
+def test_a_key_that_is_newer_than_the_file_has_its_default(shared, tmp_path):
     recipe = load_run(shared).recipe
     older = {key: value for key, value in recipe.items() if key not in ("norm_groups", "diffusers_unet", "init_from")}
     assert load_run(edited(shared, tmp_path / "older.safetensors", recipe=older)).recipe == recipe
@@ -166,12 +173,11 @@ def test_weights_beyond_float16_are_refused(convert, trained, tmp_path):
     content = torch.load(trained, weights_only=True)
     content["ema"]["out.2.bias"][0] = 1e5
     torch.save(content, tmp_path / "large.pt")
-    refused(
-        convert(tmp_path / "large.pt", tmp_path / "x.safetensors", "--dtype", "float16"), 1, "out.2.bias", "float16"
-    )
+    run = convert(tmp_path / "large.pt", tmp_path / "x.safetensors", "--dtype", "float16")
+    refused(run, 1, "out.2.bias", "float16")
     assert list(tmp_path.iterdir()) == [tmp_path / "large.pt"]
 
 
-def test_training_says_which_weights_are_missing(tmp_path):
-    run = train(tmp_path / "runs", "--init_from", tmp_path / "nothing.safetensors")
-    refused(run, 1, "nothing.safetensors does not exist")
+def test_training_names_the_weights_that_are_missing(in_process, tmp_path):
+    start = ("--data_name", "Digits", "--save_dir", tmp_path / "runs", "--init_from", tmp_path / "nothing.safetensors")
+    refused(in_process("train_solver.py", *start), 1, "nothing.safetensors does not exist")

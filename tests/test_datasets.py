@@ -1,4 +1,4 @@
-"""Every loader on files in the real format, written here by independent means."""
+"""Every loader on files in the original format, which are written here by independent means."""
 
 import gzip
 import io
@@ -21,14 +21,14 @@ rng = np.random.default_rng(0)
 
 
 def write_idx(file, pictures, compress=True):
-    """As LeCun's page describes it: magic 0x00000803, three big-endian sizes, bytes."""
+    """As LeCun's page describes it: magic number 0x00000803, three big-endian sizes, bytes."""
     data = struct.pack(">IIII", 0x803, *pictures.shape) + pictures.tobytes()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(gzip.compress(data) if compress else data)
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes bytes as Python 2 wrote its str, in the way that the data sets' original files hold them."""
+    """Writes bytes as Python 2 wrote its str, which the original files of the data sets contain."""
 
     def save_str(self, text):
         self.write(b"T" + struct.pack("<i", len(text)) + text)
@@ -60,26 +60,26 @@ def no_debian(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "name, at", [("Mnist", ""), ("Mnist", "raw"), ("Mnist", "MNIST/raw"), ("Fashion_Mnist", "FashionMNIST/raw")]
 )
-def test_idx_folders(tmp_path, no_debian, name, at, compress):
+def test_idx_files_are_found_in_every_layout(tmp_path, no_debian, name, at, compress):
     train, test = two_splits(tmp_path / at, compress)
     assert (find_images(name, tmp_path, "train", download=False) == train).all()
     assert (find_images(name, tmp_path, "test", download=False) == test).all()
     assert (find_images(name, tmp_path, "all", download=False) == np.concatenate([train, test])).all()
 
 
-def test_debians_fashion_mnist_is_found_by_itself(tmp_path, monkeypatch):
+def test_the_fashion_mnist_of_debian_is_found_without_data_path(tmp_path, monkeypatch):
     train, _ = two_splits(tmp_path / "debian")
     monkeypatch.setattr(datasets.mnist, "DEBIAN_FASHION", tmp_path / "debian")
     assert (find_images("Fashion_Mnist", tmp_path / "data", "train", download=False) == train).all()
 
 
-def test_torchvision_reads_the_same_idx_files(tmp_path):
+def test_torchvision_reads_the_idx_files_of_these_tests(tmp_path):
     train, _ = two_splits(tmp_path, compress=False)
     assert (read_image_file(str(tmp_path / "train-images-idx3-ubyte")).numpy() == train).all()
 
 
 @pytest.mark.parametrize("damage", ["cut gzip", "cut idx", "no idx"])
-def test_damaged_idx_files_are_named(tmp_path, damage):
+def test_a_damaged_idx_file_is_refused_by_name(tmp_path, damage):
     two_splits(tmp_path)
     file = tmp_path / "train-images-idx3-ubyte.gz"
     whole = file.read_bytes()
@@ -95,21 +95,21 @@ def test_damaged_idx_files_are_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize("python", [2, 3])
-def test_the_old_mnist_pickle(tmp_path, python):
+def test_the_old_mnist_pickle_is_read(tmp_path, python):
     pixels = [rng.integers(0, 256, (n, 784), np.uint8) for n in (5, 2, 3)]
     content = tuple(((p / np.float32(256)).astype(np.float32), np.arange(len(p))) for p in pixels)
     (tmp_path / "mnist.pkl.gz").write_bytes(gzip.compress(pickled(content, python)))
     train = find_images("Mnist", tmp_path, "train", download=False)
-    # the file holds p / 256; to the nearest of 0 … 255 over [0, 1] that is at most one level off
+    # the file has p / 256, and rounding it to 0 … 255 over [0, 1] changes it by at most one level
     assert train.shape == (7, 28, 28) and train.dtype == np.uint8
     assert abs(train.reshape(7, 784).astype(int) - np.concatenate(pixels[:2])).max() <= 1
-    test = find_images("Mnist", tmp_path / "mnist.pkl.gz", "test", download=False)  # the file itself, too
+    test = find_images("Mnist", tmp_path / "mnist.pkl.gz", "test", download=False)  # data_path may be the file itself
     assert abs(test.reshape(3, 784).astype(int) - pixels[2]).max() <= 1
 
 
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("name, at", [("Fashion_Mnist", "FashionMNIST"), ("Mnist", "MNIST")])
-def test_the_old_processed_files(tmp_path, no_debian, name, at, legacy):
+def test_the_old_processed_files_are_read(tmp_path, no_debian, name, at, legacy):
     folder = tmp_path / at / "processed"
     folder.mkdir(parents=True)
     pictures = {
@@ -127,7 +127,7 @@ def test_the_old_processed_files(tmp_path, no_debian, name, at, legacy):
 
 
 @pytest.mark.parametrize("python, key", [(2, b"data"), (3, b"data"), (3, "data")])
-def test_cifar10_batches(tmp_path, python, key):
+def test_cifar10_batches_are_read(tmp_path, python, key):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     pictures = {}
@@ -158,7 +158,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps([1, 2]), pickle.dumps({"data": [1]})])
-def test_foreign_pickles_are_named(tmp_path, content):
+def test_foreign_pickles_are_refused_by_name(tmp_path, content):
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(DataError, match="test_batch"):
         find_images("Cifar10", tmp_path, "test", download=False)
@@ -167,7 +167,7 @@ def test_foreign_pickles_are_named(tmp_path, content):
         find_images("Mnist", tmp_path, "test", download=False)
 
 
-def test_flower102_all_and_its_authors_splits(tmp_path):
+def test_flower102_has_the_splits_of_its_authors(tmp_path):
     jpg = tmp_path / "flowers-102" / "jpg"
     jpg.mkdir(parents=True)
     for i in range(1, 7):
@@ -185,10 +185,10 @@ def test_flower102_all_and_its_authors_splits(tmp_path):
         find_images("Flower102", tmp_path, "train", False)
     pictures = load_images("Flower102", jpg, "all", 16, 3)
     assert pictures.shape == (6, 3, 16, 16)
-    assert abs(pictures[:, 0].mean((1, 2)) - 40 * np.arange(1, 7)).max() < 3  # JPEG's own rounding of a flat colour
+    assert abs(pictures[:, 0].mean((1, 2)) - 40 * np.arange(1, 7)).max() < 3  # the rounding of JPEG
 
 
-def test_digits_are_scikit_learns():
+def test_digits_are_those_of_scikit_learn():
     every = find_images("Digits", "unused", "all")
     assert (every / 255 * 16).round().astype(int).tolist() == load_digits().images.astype(int).tolist()
     train, test = find_images("Digits", "unused", "train"), find_images("Digits", "unused", "test")
@@ -196,13 +196,13 @@ def test_digits_are_scikit_learns():
 
 
 @pytest.mark.parametrize("name", ["Mnist", "Fashion_Mnist", "Cifar10", "Flower102"])
-def test_missing_data_say_which_files_go_where(tmp_path, no_debian, name):
+def test_missing_data_are_refused_with_the_files_to_add(tmp_path, no_debian, name):
     wanted = {"Mnist": "train-images-idx3", "Fashion_Mnist": "train-images-idx3", "Cifar10": "data_batch_1"}
     with pytest.raises(DataError, match=f"{name}.*{tmp_path}.*{wanted.get(name, 'image_00001.jpg')}"):
         find_images(name, tmp_path, "train", download=False)
 
 
-def test_grey_pictures_as_rgb_and_rgb_as_grey(tmp_path):
+def test_grey_pictures_are_loaded_as_rgb_and_resized(tmp_path):
     train, _ = two_splits(tmp_path)
     as_rgb = load_images("Mnist", tmp_path, "train", 28, 3)
     assert (as_rgb == train[:, None].repeat(3, 1)).all()

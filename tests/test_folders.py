@@ -1,6 +1,7 @@
-"""Folders of pictures of every kind, the cache of what was decoded, and pixels."""
+"""Folders of pictures: every kind of file, the cache of decoded pictures, and pixels."""
 
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -13,19 +14,19 @@ from datasets import DataError, find_images, load_images, normalize, to_uint8
 
 
 def save_every_kind(folder):
-    """One picture in every kind of file: the left half red (dark where grey), the right half white, 40x20 upright."""
+    """A picture of 40x20 pixels in every kind of file: the left half red (dark if grey), the right half white."""
     rgb = Image.new("RGB", (40, 20), "white")
     rgb.paste((255, 0, 0), (0, 0, 20, 20))
     rgb.save(folder / "rgb.png")
     rgb.quantize(4).save(folder / "palette.png")
     rgb.convert("CMYK").save(folder / "cmyk.tif")
     rgba = rgb.convert("RGBA")
-    rgba.paste((0, 0, 0, 0), (20, 0, 40, 20))  # transparent black on the right: white when laid on white
+    rgba.paste((0, 0, 0, 0), (20, 0, 40, 20))  # transparent black on the right: white on white
     rgba.save(folder / "rgba.png")
     rgba.quantize(4).save(folder / "transparent_palette.png")
     turned = rgb.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     turned.save(folder / "turned.png", exif=exif)
     grey = np.full((20, 40), 255, np.uint8)
     grey[:, :20] = 76
@@ -34,7 +35,7 @@ def save_every_kind(folder):
     Image.fromarray(grey > 100).save(folder / "one_bit.png")
 
 
-def test_every_kind_of_picture_comes_out_right(tmp_path):
+def test_every_kind_of_picture_is_read_correctly(tmp_path):
     save_every_kind(tmp_path)
     files = find_images("Folder", tmp_path, "train")
     pictures = dict(zip([f.stem for f in files], load_images("Folder", tmp_path, "train", 20, 3), strict=True))
@@ -42,36 +43,36 @@ def test_every_kind_of_picture_comes_out_right(tmp_path):
     for name, picture in pictures.items():
         left, right = picture[:, 5:15, 2:8], picture[:, 5:15, 12:18]
         dark = {"grey": (76, 76, 76), "grey16": (76, 76, 76), "one_bit": (0, 0, 0)}.get(name, (255, 0, 0))
-        assert abs(left.mean((1, 2)) - dark).max() <= 1, name  # 1: the palette's own rounding
+        assert abs(left.mean((1, 2)) - dark).max() <= 1, name  # 1: the rounding of the palette
         assert right.min() >= 254, name
 
 
-def test_a_photograph_is_resized_and_cropped_not_squashed(tmp_path):
+def test_a_photograph_is_resized_and_cropped_without_distortion(tmp_path):
     photo = load_sample_images().images[0]  # 427 x 640
     Image.fromarray(photo).save(tmp_path / "photo.png")
     ours = load_images("Folder", tmp_path, "all", 64, 3)[0]
     x = torch.tensor(photo).permute(2, 0, 1)[None].float()
     small = F.interpolate(x, (64, round(64 * 640 / 427)), mode="bicubic", antialias=True)[0]
     middle = small[:, :, (small.shape[2] - 64) // 2 :][:, :, :64].clamp(0, 255)
-    # another library's bicubic; the crop's edge falls up to half a pixel elsewhere, hence the mean and not the maximum
+    # PyTorch's bicubic; its crop may be shifted by half a pixel, so the mean is compared and not the maximum
     assert (middle - torch.from_numpy(ours.copy()).float()).abs().mean() < 3
     squashed = F.interpolate(x, (64, 64), mode="bicubic", antialias=True)[0]
     assert (squashed - torch.from_numpy(ours.copy()).float()).abs().mean() > 15
 
 
-def test_files_that_are_no_pictures_are_named_and_skipped(tmp_path, capsys):
+def test_files_that_are_not_pictures_are_reported_and_skipped(tmp_path, capsys):
     save_every_kind(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "cut.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:60])
-    (tmp_path / ".DS_Store").write_bytes(b"hidden files are not even tried")
+    (tmp_path / ".DS_Store").write_bytes(b"hidden files are not read")
     pictures = load_images("Folder", tmp_path, "train", 8, 1)
     err = capsys.readouterr().err
     assert pictures.shape == (9, 1, 8, 8)
     assert "notes.txt" in err and "cut.png" in err and "2 of 11 files" in err and "DS_Store" not in err
 
 
-def test_links_are_followed_and_broken_ones_named(tmp_path, capsys):
+def test_links_are_followed_and_broken_ones_reported(tmp_path, capsys):
     (tmp_path / "real").mkdir()
     (tmp_path / "set").mkdir()
     save_every_kind(tmp_path / "real")
@@ -85,13 +86,13 @@ def test_links_are_followed_and_broken_ones_named(tmp_path, capsys):
     assert "gone.png: a broken link" in err and "pipe.png" in err
 
 
-def test_32_bit_integers_are_skipped_for_want_of_a_range(tmp_path):
+def test_32_bit_integers_are_skipped_because_their_range_is_unknown(tmp_path):
     Image.fromarray(np.full((9, 9), 200, np.int32)).save(tmp_path / "int32.tif")
     with pytest.raises(DataError, match="none of the 1 files"):
         load_images("Folder", tmp_path, "train", 8, 3)
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path):
+def test_a_folder_without_pictures_is_refused(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(DataError, match=str(path)):
             load_images("Folder", path, "train", 8, 3)
@@ -103,10 +104,10 @@ def test_a_folder_without_pictures_is_an_error(tmp_path):
     assert not list(tmp_path.glob(".cache/*"))
 
 
-# --- the cache ----------------------------------------------------------------------------------------------------
+# --- the cache ---
 
 
-def test_pictures_are_decoded_once_and_again_when_something_changed(tmp_path, capsys):
+def test_pictures_are_decoded_again_only_if_a_file_has_changed(tmp_path, capsys):
     save_every_kind(tmp_path)
 
     def load(size=8):
@@ -117,17 +118,17 @@ def test_pictures_are_decoded_once_and_again_when_something_changed(tmp_path, ca
     assert not cached
     second, cached = load()
     assert cached and isinstance(second, np.memmap) and (first == second).all()
-    assert not load(16)[1] and load(8)[1]  # another size has its own
+    assert not load(16)[1] and load(8)[1]  # each size has its own cache
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "new.png")
     third, cached = load()
     assert not cached and len(third) == 10 and load()[1]
     Image.new("RGB", (11, 11), "green").save(tmp_path / "new.png")
     assert not load()[1]
-    assert len(list((tmp_path / ".cache").glob("train_8px_3ch_*"))) == 1  # the stale ones are gone
+    assert len(list((tmp_path / ".cache").glob("train_8px_3ch_*"))) == 1  # the outdated ones are removed
 
 
 @pytest.mark.parametrize("left", [0, 0.5, 0.999])
-def test_a_cut_cache_is_noticed_and_rebuilt(tmp_path, capsys, left):
+def test_a_truncated_cache_is_rebuilt(tmp_path, capsys, left):
     save_every_kind(tmp_path)
     whole = np.array(load_images("Folder", tmp_path, "train", 8, 3))
     (cache,) = (tmp_path / ".cache").iterdir()
@@ -137,17 +138,29 @@ def test_a_cut_cache_is_noticed_and_rebuilt(tmp_path, capsys, left):
     assert cache.stat().st_size == whole.nbytes
 
 
-def test_where_nothing_can_be_written_the_pictures_stay_in_memory(tmp_path, capsys):
+def test_pictures_are_kept_in_memory_if_the_cache_cannot_be_written(tmp_path, capsys):
     save_every_kind(tmp_path)
-    (tmp_path / ".cache").write_text("a file stands where the cache's folder would be")
+    (tmp_path / ".cache").write_text("a file with the name of the cache folder")
     assert load_images("Folder", tmp_path, "train", 8, 3).shape == (9, 3, 8, 8)
     assert "kept in memory" in capsys.readouterr().err
 
 
-# --- pixels -------------------------------------------------------------------------------------------------------
+def test_a_cache_that_does_not_fit_on_the_disk_is_refused_and_removed(tmp_path):
+    save_every_kind(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # bytes per file
+    try:
+        with pytest.raises(DataError, match=r"\.cache: .* 2 MiB"):  # 9 x 3 x 256 x 256 bytes are 1.7 MiB
+            load_images("Folder", tmp_path, "train", 256, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / ".cache").iterdir())
 
 
-def test_pixels_there_and_back_is_the_identity_and_nothing_wraps_around():
+# --- pixels ---
+
+
+def test_normalized_pixels_convert_back_exactly_and_never_wrap_around():
     every = torch.arange(256, dtype=torch.uint8)
     x = normalize(every)
     assert x.dtype == torch.float32 and x.min() == -1 and x.max() == 1 and (to_uint8(x) == every).all()

@@ -5,14 +5,11 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from helpers.samplers import OBJECTIVES, SCHEDULES, T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion import GaussianDiffusion
-
-SCHEDULES = ("linear", "cosine")
-OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
-T = 1000
 
 
 def pictures(seed, *shape, scale=1.0):
@@ -21,11 +18,11 @@ def pictures(seed, *shape, scale=1.0):
 
 
 X_START, NOISE = pictures(0).clamp(-1, 1), pictures(1)
-TS = torch.tensor([0, 1, 10, 500, 998, 999])  # one timestep a picture, both ends among them
+TS = torch.tensor([0, 1, 10, 500, 998, 999])  # one timestep per picture, with both ends
 
 
 def diffusers_scheduler(diffusion):
-    """diffusers' forward process with our float64 table in the place of its float32 one."""
+    """diffusers' forward process with our float64 table instead of its float32 one."""
     scheduler = DDPMScheduler(num_train_timesteps=diffusion.timestep_num)
     scheduler.alphas_cumprod = diffusion.alphas_cumprod
     return scheduler
@@ -36,7 +33,7 @@ def alpha_bar(diffusion, t):
 
 
 def output_for(diffusion, x_start, x_t, t):
-    """What a network would have to say at x_t for its predicted x_start to be this one."""
+    """The output of a network at x_t whose predicted x_start is this one."""
     ac = alpha_bar(diffusion, t)
     noise = (x_t - ac.sqrt() * x_start) / (1 - ac).sqrt()
     v = ac.sqrt() * noise - (1 - ac).sqrt() * x_start
@@ -47,12 +44,12 @@ def output_for(diffusion, x_start, x_t, t):
 
 
 @pytest.mark.parametrize("timesteps", [100, 250, 1000])
-def test_betas_are_diffusers(timesteps):
+def test_betas_equal_diffusers(timesteps):
     linear = DDPMScheduler(timesteps, 0.1 / timesteps, 20 / timesteps, "linear").betas
     cosine = DDPMScheduler(timesteps, beta_schedule="squaredcos_cap_v2").betas
     for ours, theirs in [("linear", linear), ("cosine", cosine)]:
         ours = GaussianDiffusion(timesteps, ours).betas
-        # Their tables are float32: 6e-8 for its rounding, a little more for linspace in it.
+        # Their tables are float32: 6e-8 for its rounding, and a little more for its linspace.
         torch.testing.assert_close(ours, theirs.double(), rtol=1e-6, atol=0)
 
 
@@ -68,21 +65,21 @@ def test_tables_are_monotone_float64(timesteps, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("timesteps", [2, 3, 10, 50, 100, 250, 1000, 4000])
-def test_x_T_is_noise_however_long_the_chain(timesteps, schedule):
-    """The picture's share of x_T: 0.006 for Ho et al.'s chain of 1000."""
-    # The shortest chains end at the cap of beta, 0.999: at most sqrt(0.001) of the picture is left.
-    # (One linear step alone is not noise: its only beta is the first, 0.1.)
+def test_x_T_is_noise_for_every_T(timesteps, schedule):
+    """The picture's share of x_T: 0.006 for the T = 1000 of Ho et al."""
+    # The shortest ones end at the cap of beta, 0.999: at most sqrt(0.001) of the picture is left.
+    # (A single linear step is not noise: its only beta is the first, 0.1.)
     assert GaussianDiffusion(timesteps, schedule).alphas_cumprod[-1].sqrt() < 0.032
 
 
-def test_linear_betas_of_any_length_destroy_alike():
+def test_linear_betas_leave_the_same_signal_for_every_T():
     last = {n: GaussianDiffusion(n, "linear").alphas_cumprod[-1].log().item() for n in (100, 250, 1000)}
     # To first order log(ᾱ_T) is -sum(betas) = -10.05 for each; the second order adds 0.67 at T = 100.
     assert last == pytest.approx(dict.fromkeys(last, -10.05), abs=0.8)
 
 
 def test_cosine_alphas_cumprod_follow_the_paper():
-    """Nichol & Dhariwal 2021, eq. 17; the last beta alone is capped."""
+    """Nichol & Dhariwal 2021, eq. 17; only the last beta is capped."""
     f = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T)]
     expected = torch.tensor(f[1:], dtype=torch.float64) / f[0]
     # A product of up to 999 float64 factors: 999 roundings of 1e-16.
@@ -93,7 +90,7 @@ def test_cosine_alphas_cumprod_follow_the_paper():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_q_sample_is_diffusers(schedule):
+def test_q_sample_equals_diffusers(schedule):
     d = GaussianDiffusion(T, schedule)
     theirs = diffusers_scheduler(d).add_noise(X_START, NOISE, TS)
     # The same float64 formula.
@@ -101,9 +98,9 @@ def test_q_sample_is_diffusers(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # on a busy machine slow examples are not failures
 @given(pair=st.tuples(st.integers(0, T - 1), st.integers(0, T - 1)).filter(lambda p: p[0] != p[1]))
-def test_q_posterior_is_bayes_rule(schedule, pair):
+def test_q_posterior_follows_from_bayes_rule(schedule, pair):
     """q(x_prev | x_t, x_0) is the product of q(x_t | x_prev) and q(x_prev | x_0), two Gaussians in x_prev."""
     t, t_prev = max(pair), min(pair)
     d = GaussianDiffusion(T, schedule)
@@ -112,7 +109,7 @@ def test_q_posterior_is_bayes_rule(schedule, pair):
     variance = 1 / (alpha / (1 - alpha) + 1 / (1 - ac_prev))
     mean = variance * (alpha.sqrt() / (1 - alpha) * NOISE + ac_prev.sqrt() / (1 - ac_prev) * X_START)
     ours = d.q_posterior(X_START, NOISE, t, t_prev)
-    # 1 - ᾱ and 1 - alpha, down to 4e-5, hold 1e-16: some 1e-11 relative.
+    # 1 - ᾱ and 1 - alpha, down to 4e-5, have errors of 1e-16: about 1e-11 relative.
     torch.testing.assert_close(ours, (mean, variance.item()), rtol=1e-9, atol=1e-12)
 
 
@@ -123,7 +120,7 @@ def test_q_posterior_ends_at_x_start(schedule, t):
     assert torch.equal(mean, X_START) and variance == 0
 
 
-# --- what an output means ---
+# --- reading a network's output ---
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -134,7 +131,7 @@ def test_the_exact_target_predicts_x_start_and_noise(objective, schedule):
     target = {"pred_noise": NOISE, "pred_x0": X_START, "pred_v": velocity}[objective]
     x_t = d.q_sample(X_START, TS, NOISE)
     ours = d.predict_x_start(target, x_t, TS), d.predict_noise(X_START, x_t, TS)
-    # Dividing by sqrt(ᾱ), 5e-5 at the last cosine timestep, makes 1e-11 of float64's 1e-16.
+    # Dividing by sqrt(ᾱ), 5e-5 at the last cosine timestep, turns float64's 1e-16 into 1e-11.
     torch.testing.assert_close(ours, (X_START, NOISE), rtol=0, atol=1e-9)
 
 
@@ -147,7 +144,7 @@ def test_the_noise_follows_from_the_clipped_x_start(objective):
     # As above: 1e-11.
     torch.testing.assert_close(x_start, wanted.clamp(-1, 1), rtol=0, atol=1e-9)
     torch.testing.assert_close(d.q_sample(x_start, TS, noise), x_t, rtol=0, atol=1e-12)
-    for i, t in enumerate(TS.tolist()):  # one timestep for all is the same as many
+    for i, t in enumerate(TS.tolist()):  # one int for all pictures gives the same as a tensor
         ours = d.predict_x_start(output_for(d, wanted, x_t, TS), x_t, t), d.predict_noise(x_start, x_t, t)
         torch.testing.assert_close((ours[0][i], ours[1][i]), (x_start[i], noise[i]), rtol=0, atol=1e-9)
 
@@ -157,10 +154,10 @@ def test_the_noise_follows_from_the_clipped_x_start(objective):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_perfect_model_has_no_loss(objective, schedule):
+def test_the_perfect_network_has_no_loss(objective, schedule):
     d = GaussianDiffusion(T, schedule, objective=objective)
     losses = d.training_losses(lambda x, t: output_for(d, X_START, x, t), X_START, TS, NOISE)
-    # The noise, back from x_t: roundings of 1e-16 over sqrt(1 - ᾱ), 0.006 or more.
+    # The noise is computed from x_t: roundings of 1e-16 over sqrt(1 - ᾱ), which is at least 0.006.
     assert losses.shape == (6,) and (losses < 1e-12).all()
 
 
@@ -180,7 +177,7 @@ def test_the_loss_is_the_mean_error_of_the_target(objective, loss_type):
 @pytest.mark.parametrize("loss_weight", ["p2", "min_snr"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_loss_weights_are_the_papers(schedule, objective, loss_weight):
+def test_loss_weights_follow_the_papers(schedule, objective, loss_weight):
     """Choi et al. 2022 with k = γ = 1; Hang et al. 2023, section 3.4, with γ = 5."""
     d = GaussianDiffusion(T, schedule, objective=objective, loss_weight=loss_weight)
     ac = d.alphas_cumprod
@@ -194,7 +191,7 @@ def test_loss_weights_are_the_papers(schedule, objective, loss_weight):
         ("min_snr", "pred_x0"): capped,
         ("min_snr", "pred_v"): capped / (snr + 1),
     }[loss_weight, objective]
-    # A few roundings, and 1 - ᾱ down to 4e-5: 1e-11.
+    # A few roundings, and division by 1 - ᾱ, down to 4e-5: 1e-11.
     torch.testing.assert_close(d.loss_weights, expected, rtol=1e-10, atol=0)
 
 
@@ -210,13 +207,13 @@ def test_the_weights_multiply_the_loss(loss_weight):
 
 
 @pytest.mark.parametrize("loss_weight", ["p2", "min_snr"])
-def test_the_same_x_start_costs_the_same_whatever_is_predicted(loss_weight):
+def test_weighted_l2_losses_are_the_same_for_every_objective(loss_weight):
     wrong = pictures(5)
     losses = []
     for objective in OBJECTIVES:
         d = GaussianDiffusion(T, loss_type="l2", objective=objective, loss_weight=loss_weight)
         losses.append(d.training_losses(lambda x, t, d=d: output_for(d, wrong, x, t), X_START, TS, NOISE))
-    # At the last cosine timestep the noise's error is 5e-5 of that of x_start: 1e-11 relative is left.
+    # At the last cosine timestep the error of the noise is 5e-5 times that of x_start: 1e-11 relative remains.
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=0)
     torch.testing.assert_close(losses[2], losses[1], rtol=1e-9, atol=0)
 
@@ -233,7 +230,7 @@ def test_the_same_x_start_costs_the_same_whatever_is_predicted(loss_weight):
         ("loss_weight", ["none", "p2", "min_snr"]),
     ],
 )
-def test_a_bad_name_is_told_what_is_allowed(keyword, allowed):
+def test_an_unknown_name_is_refused_with_the_allowed_ones(keyword, allowed):
     for name in allowed:
         GaussianDiffusion(10, **{keyword: name})
     with pytest.raises(ValueError) as refusal:
@@ -242,6 +239,6 @@ def test_a_bad_name_is_told_what_is_allowed(keyword, allowed):
 
 
 @pytest.mark.parametrize("timesteps", [0, -5])
-def test_there_is_at_least_one_timestep(timesteps):
+def test_fewer_than_one_timestep_are_refused(timesteps):
     with pytest.raises(ValueError, match=f"timestep_num .* {timesteps}"):
         GaussianDiffusion(timesteps)

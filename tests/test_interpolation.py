@@ -19,7 +19,7 @@ def between(lambdas, method="DDIM_{}_1p0", steps=10, depth=500, first=FIRST, sec
 @pytest.mark.parametrize("mode", ["lerp", "slerp"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_ends_are_the_two_pictures_denoised(method, mode):
-    """A pair's stream gives the first picture's noise, the second's, then that of the reverse process."""
+    """The stream of a pair gives the noise of the first picture, of the second, then of the reverse process."""
     d, t = GaussianDiffusion(T), torch.full((2,), 499)
     for lam, picture in ((0.0, FIRST), (1.0, SECOND)):
         noise = SampleNoise(10, range(2))
@@ -32,13 +32,13 @@ def test_the_ends_are_the_two_pictures_denoised(method, mode):
         torch.testing.assert_close(between([lam], method, mode=mode)[0], frame.sample, rtol=0, atol=1e-12)
 
 
-def test_the_ends_do_not_know_the_other_picture():
+def test_the_ends_do_not_depend_on_the_other_picture():
     assert torch.equal(between([0.0])[0], between([0.0], second=-SECOND)[0])
     assert torch.equal(between([1.0])[0], between([1.0], first=-FIRST)[0])
     assert not torch.equal(between([0.5])[0], between([0.5], second=-SECOND)[0])
 
 
-def test_the_ends_return_a_picture_that_the_network_knows():
+def test_the_ends_are_pictures_that_the_network_knows():
     d = GaussianDiffusion(T)
     # 1e-16 over sqrt(ᾱ), 0.7 at this depth.
     torch.testing.assert_close(between([0.0], model=knows(FIRST, d))[0], FIRST, rtol=0, atol=1e-12)
@@ -46,7 +46,7 @@ def test_the_ends_return_a_picture_that_the_network_knows():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_but_lambda_changes(method):
+def test_only_lambda_changes_between_the_mixtures(method):
     results = between([i / 10 for i in range(11)] + [0.3, 0.0], method)
     assert len(results) == 13
     assert torch.equal(results[3], results[11]) and torch.equal(results[0], results[12])
@@ -80,45 +80,45 @@ def test_depth_counts_training_timesteps(steps, depth):
 
 
 def test_slerp_keeps_the_norm_that_lerp_loses():
-    """Two independent noises: half-way their lerp has 0.707 of the deviation that the network was trained on."""
+    """Two independent noises: half-way, their lerp has 0.707 of the standard deviation of noise."""
     a, b = randn(50, 1, 32, 32, seed=1), randn(50, 1, 32, 32, seed=2)
-    # Each of 1,024 pixels: the deviation is known to 1 / sqrt(2 · 1024) a picture, and over 50 to 0.3 %.
+    # 1,024 pixels each: the deviation has an error of 1 / sqrt(2 · 1024) per picture, 0.3 % over 50.
     assert torch.lerp(a, b, 0.5).std().item() == pytest.approx(0.5**0.5, rel=0.02)
     for lam in (0.0, 0.25, 0.5, 1.0):
         assert slerp(a, b, lam).std().item() == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.1, 0.5, 1.0])
-def test_slerp_walks_the_arc_evenly(lam):
+def test_slerp_follows_the_arc_evenly(lam):
     a, b = (torch.tensor(v, dtype=torch.float64).view(1, 1, 1, 2) for v in ([2.0, 0.0], [0.0, 2.0]))
     angle = torch.tensor(lam * torch.pi / 2, dtype=torch.float64)
     expected = 2 * torch.stack([angle.cos(), angle.sin()]).view(1, 1, 1, 2)
-    # float64 in another order; and where the two are the same, they stay what they are.
+    # float64 in another order. Two equal pictures stay as they are.
     torch.testing.assert_close(slerp(a, b, lam), expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(slerp(a, a, lam), a, rtol=0, atol=1e-9)
 
 
-def test_redrawn_noise_changes_with_lambda_and_held_noise_does_not():
-    held, redrawn = ([r[0] for r in between([0.0, 0.0, 0.0], mode=mode)] for mode in ("lerp", "redrawn"))
-    assert torch.equal(held[0], held[1]) and torch.equal(held[1], held[2])
-    assert torch.equal(redrawn[0], held[0])
+def test_redrawn_noise_changes_with_lambda_and_fixed_noise_does_not():
+    fixed, redrawn = ([r[0] for r in between([0.0, 0.0, 0.0], mode=mode)] for mode in ("lerp", "redrawn"))
+    assert torch.equal(fixed[0], fixed[1]) and torch.equal(fixed[1], fixed[2])
+    assert torch.equal(redrawn[0], fixed[0])
     assert not torch.equal(redrawn[0], redrawn[1]) and not torch.equal(redrawn[1], redrawn[2])
 
 
-def test_a_pair_does_not_depend_on_the_others():
+def test_a_pair_does_not_depend_on_other_pairs():
     alone = between([0.3], first=FIRST[:1], second=SECOND[:1])[0]
     assert torch.equal(alone[0], between([0.3])[0][0])
 
 
-def test_ddim_goes_there_and_back():
-    """With a smooth network the ends are the pictures again, the better the more steps are taken."""
+def test_ddim_inversion_and_back_returns_the_pictures():
+    """With a smooth network the ends are close to the pictures, and closer with more steps."""
 
     def smooth(x, t):
         return 0.5 * torch.tanh(x) + 0.1 * torch.cos(t / 300).view(-1, 1, 1, 1)
 
     errors = []
     for steps in (10, 100, 1000):
-        # pictures away from black and white: where x_start is clipped, the way up is not the way down
+        # away from black and white: where x_start is clipped, the way up differs from the way down
         pictures = {"first": FIRST / 2, "second": SECOND / 2}
         ends = between([0.0, 1.0], "DDIM_{}_0p0", steps, model=smooth, mode="ddim", **pictures)
         errors.append(max((x - end).abs().max().item() for x, end in zip(pictures.values(), ends, strict=True)))
@@ -126,17 +126,17 @@ def test_ddim_goes_there_and_back():
 
 
 @pytest.mark.parametrize("method", ["DDPM_{}_0p0", "DDIM_{}_0p5", "DPMpp_{}_0p0"])
-def test_only_deterministic_ddim_is_inverted(method):
+def test_only_deterministic_ddim_can_be_inverted(method):
     with pytest.raises(ValueError, match="only DDIM with eta 0 can be inverted, such as DDIM_50_0p0"):
         between([0.5], method, mode="ddim")
 
 
-def test_a_mode_that_does_not_exist_is_refused():
+def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="one of lerp, slerp, ddim, redrawn, not 'cubic'"):
         between([0.5], mode="cubic")
 
 
 @pytest.mark.parametrize("depth", [0, -1, 1001])
-def test_a_depth_that_does_not_exist_is_refused(depth):
+def test_a_depth_outside_1_to_T_is_refused(depth):
     with pytest.raises(ValueError, match=f"depth of {depth} .* 1 and 1000"):
         between([0.5], depth=depth)

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the held-out loss and the curve: the numbers a training tells of itself."""
+"""metrics.jsonl, the held-out loss and the loss curve of a training."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def log_in(folder, start=0, held_out=None):
 
 
 def feed(log, steps, wrong=()):
-    """Steps of random losses; those numbered in `wrong` are not taken. Returns the losses and t that count."""
+    """Adds steps with random losses; those in `wrong` are not taken. Returns the losses and t of the others."""
     generator, kept = torch.Generator().manual_seed(0), []
     for step in range(steps):
         losses, t = torch.rand(16, generator=generator), torch.randint(1000, (16,), generator=generator)
@@ -42,7 +42,7 @@ def feed(log, steps, wrong=()):
     return (torch.cat(part) for part in zip(*kept, strict=True))
 
 
-def test_a_line_holds_the_means_since_the_last(tmp_path, capsys):
+def test_a_line_has_the_means_since_the_previous_line(tmp_path, capsys):
     log = log_in(tmp_path, held_out=SimpleNamespace(loss=lambda: {"held_out_loss": 0.5}))
     losses, t = feed(log, 9, wrong={2, 5})
     line = log.write(9, 0.125, with_held_out=True)
@@ -69,7 +69,7 @@ def test_quarters_without_a_loss_are_null(log):
 
 
 @pytest.mark.parametrize("wrong, ends", [({1, 2}, False), ({0, 2, 4}, False), ({1, 2, 3}, True), ({5, 6, 7, 8}, True)])
-def test_three_in_a_row_end_the_run(log, wrong, ends):
+def test_three_bad_steps_in_a_row_end_the_run(log, wrong, ends):
     feed(log, 9, wrong)
     if ends:
         with pytest.raises(TrainingError, match=f"{len(wrong)} steps in a row, up to step 9.*lower learning_rate"):
@@ -79,7 +79,7 @@ def test_three_in_a_row_end_the_run(log, wrong, ends):
         assert log.write(9, 0.1)["skipped"] == len(wrong)
 
 
-def test_a_row_across_two_lines_counts(log):
+def test_bad_steps_in_a_row_are_counted_across_lines(log):
     feed(log, 9, {7, 8})
     log.write(9, 0.1)
     log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(torch.nan), torch.tensor(False))
@@ -87,7 +87,7 @@ def test_a_row_across_two_lines_counts(log):
         log.write(10, 0.1)
 
 
-def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(log, tmp_path):
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint(log, tmp_path):
     for step in (50, 100, 150):
         feed(log, 1)
         log.write(step, 0.1)
@@ -100,6 +100,46 @@ def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(log, tmp_path):
     assert [line["step"] for line in read_log(log.file)] == [50, 100, 150]
     assert line["seconds"] >= read_log(log.file)[1]["seconds"]
 
+
+def test_read_log_skips_incomplete_lines(tmp_path):
+    assert read_log(tmp_path / "metrics.jsonl") == []
+    good = [{"step": n, "seconds": 0.5, "loss_by_quarter": [1, None, 2, 3], "loss": 1.5} for n in (1, 2)]
+    texts = [
+        json.dumps(good[0]),
+        "",
+        "[1]",
+        "null",
+        '{"step": 9, "seconds": 1}',
+        '{"step": "9"}',
+        "\x00\xff",
+        json.dumps(good[1]),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*texts, json.dumps(good[0])[:-9]]), encoding="latin1")
+    assert read_log(tmp_path / "metrics.jsonl") == good
+
+
+def test_the_progress_bar_is_closed_after_the_block_and_after_an_error(tmp_path):
+    with log_in(tmp_path) as log:
+        feed(log, 3)
+        assert not log.bar.disable and log.bar.n == 3
+    assert log.bar.disable  # tqdm's mark of a closed bar
+    with pytest.raises(ValueError), log_in(tmp_path) as log:
+        raise ValueError
+    assert log.bar.disable
+
+
+def test_the_time_of_a_pause_is_not_training(log, monkeypatch):
+    now = log.began
+    monkeypatch.setattr("training.log.time.monotonic", lambda: now)
+    feed(log, 2)
+    now += 10
+    with log.paused():
+        now += 1000
+    line = log.write(2, 0.1)
+    assert line["seconds"] == 10 and line["images_per_second"] == 2 * log.recipe["batch_size"] / 10
+
+
+# --- the held-out loss ---
 
 RUNNING, STOPPING = SimpleNamespace(signum=0), SimpleNamespace(signum=15)
 DIFFUSION = GaussianDiffusion(objective="pred_noise", loss_type="l2")
@@ -121,14 +161,14 @@ def test_held_out_pictures_are_not_trained_on():
     assert (torch.histc(ours.t.float(), 10, 0, 1000) >= 25).all()
 
 
-def test_the_held_out_loss_is_the_same_each_time_and_knows_a_perfect_network():
+def test_the_held_out_loss_repeats_exactly_and_is_0_for_a_perfect_network():
     def zero(x_t, t):
         return torch.zeros_like(x_t)
 
     ours = held_out(zero)[0]
     first = ours.loss()
     assert first == ours.loss() == held_out(zero)[0].loss()
-    # the mean square of 256 * 64 normal numbers, whose standard error is sqrt(2 / 16384) = 0.011
+    # the mean square of 256 * 64 normal numbers: its standard error is sqrt(2 / 16384) = 0.011
     assert first["held_out_loss"] == pytest.approx(1, abs=0.05) and len(first["held_out_loss_by_quarter"]) == 4
 
     def perfect(x_t, t):
@@ -136,12 +176,12 @@ def test_the_held_out_loss_is_the_same_each_time_and_knows_a_perfect_network():
         x_start = torch.stack([ours.x_start[(ours.t == i).nonzero()[0, 0]] for i in t])
         return (x_t - ac.sqrt() * x_start) / (1 - ac).sqrt()
 
-    # at t = 0, where little noise is, float32 leaves about 1e-6 / 0.006 of the noise undecided
+    # at t = 0, where there is little noise, float32 leaves an error of about 1e-6 / 0.006 of the noise
     assert held_out(perfect)[0].loss()["held_out_loss"] < 1e-6
     assert held_out(zero, STOPPING)[0].loss() == {}
 
 
-def test_a_training_leaves_its_metrics_and_its_curve(trained):
+def test_a_training_writes_its_metrics_and_its_curve(trained):
     lines = read_log(trained.parent / "metrics.jsonl")
     assert [line["step"] for line in lines] == [3, 6] and lines[0]["learning_rate"] == 0.001
     for line in lines:
@@ -150,13 +190,14 @@ def test_a_training_leaves_its_metrics_and_its_curve(trained):
     assert Image.open(trained.parent / "loss.png").size == (840, 480)
 
 
-def test_the_curve_is_drawn_of_whatever_there_is(tmp_path):
+def test_the_curve_is_drawn_even_if_losses_are_missing(tmp_path):
     line = {"step": 1, "seconds": 1, "loss": 0.5, "loss_by_quarter": [0.5, None, 0.25, None], "fixed_noise_loss": 0.5}
     save_loss_curve([line, line | {"step": 2, "loss": None}], tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").size == (840, 480)
 
 
-def test_the_learning_rate_and_parts_of_a_batch(tmp_path):
+@pytest.mark.slow
+def test_gradient_accumulation_gives_the_same_losses_and_the_learning_rate_follows_its_schedule(tmp_path):
     settings = {"warmup_steps": 2, "lr_schedule": "cosine", "log_every": 1, "precision": "fp32"}
     lines = []
     for parts in (1, 4):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.scripts import LONG, goes_on_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
+from helpers.scripts import LONG, resumes_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
 
 from training.log import read_log
 from utils.checkpoint import load_checkpoint
@@ -32,10 +32,11 @@ def workers_of(launcher):
 EXACT = {"max_steps": 50, "log_every": 1, "precision": "fp32", "save_every": 25}
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     process = start_training(tmp_path / "two", 2, **EXACT, gradient_accumulation=2)
     text, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and text.count("parameters") == 1, text  # rank 1 says nothing
+    assert process.returncode == 0 and text.count("parameters") == 1, text  # rank 1 prints nothing
     assert train(tmp_path / "one", settings=EXACT).returncode == 0
     one, two = (read_log(tmp_path / n / "digits" / "metrics.jsonl") for n in ("one", "two"))
     assert len(one) == len(two) == 50
@@ -44,7 +45,7 @@ def test_two_processes_train_as_one_does(tmp_path):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     contents = [load_checkpoint(tmp_path / n / "digits" / "digits.pt") for n in ("one", "two")]
     for name, weight in contents[0]["model"].items():
-        # Adam divides by the gradient's size: where that is all but zero, rounding alone may turn a step of 1e-3 around
+        # Adam divides by the gradient's size: where that is almost zero, rounding alone may turn a step of 1e-3 around
         assert (weight - contents[1]["model"][name]).abs().max() < 5e-3
 
 
@@ -72,10 +73,10 @@ def test_a_signal_stops_two_processes_at_one_step(together, tmp_path, signum, wh
         signum, process, *{"launcher": [], "one worker": [second]}.get(whom, [process.pid, first, second])
     )
     step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", text)[1])
-    if whom == "one worker":  # torchrun tells of them, and itself ends with 1
+    if whom == "one worker":  # torchrun reports its exit code, and itself ends with 1
         assert f"exitcode: {128 + signum}" in re.sub(r"exitcode\s*:", "exitcode:", text)
     assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == step
-    assert goes_on_to_the_same_end(tmp_path, SIGNALLED, together, processes=2) == step
+    assert resumes_to_the_same_end(tmp_path, SIGNALLED, together, processes=2) == step
 
 
 @faults

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from helpers.networks import noisy, published_unet
-from helpers.scripts import script
 
 from models import UNet
 from utils.checkpoint import load_run
@@ -38,11 +37,8 @@ def test_a_published_checkpoint_is_the_published_network_in_rgb(tmp_path, width,
     weights = published(tmp_path / "flower102_size64.pt", width, channel)
     run = load_run(tmp_path / "flower102_size64.pt", image_size=16, image_channel=channel)
     assert (run.weights, run.recipe["image_channel"], run.recipe["model_channels"]) == ("raw", channel, width)
-    assert (run.recipe["timestep_num"], run.recipe["beta_schedule"], run.recipe["objective"]) == (
-        1000,
-        "cosine",
-        "pred_noise",
-    )
+    usual = {"timestep_num": 1000, "beta_schedule": "cosine", "objective": "pred_noise"}
+    assert usual.items() <= run.recipe.items()
     x, t = noisy(2, channel, 16, 16), torch.tensor([7, 900])
     swap = BGR if channel == 3 else [0]
     emb = get_timestep_embedding(t, width, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -53,21 +49,21 @@ def test_a_published_checkpoint_is_the_published_network_in_rgb(tmp_path, width,
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
-def test_schedule_and_timesteps_are_the_flags(tmp_path):
+def test_schedule_and_timesteps_come_from_the_flags(tmp_path):
     published(tmp_path / "x.pt", 32)
     run = load_run(tmp_path / "x.pt", image_size=16, timestep_num=400, beta_schedule="linear")
     assert (run.diffusion.timestep_num, run.recipe["beta_schedule"]) == (400, "linear")
 
 
-def test_it_is_sampled_from_on_any_machine(tmp_path):
+def test_it_can_be_sampled_on_any_machine(in_process, tmp_path):
     published(tmp_path / "flower102_size64.pt", 32)
     sample = ("test_solver.py", "--model_path", tmp_path / "flower102_size64.pt", "--test_mode", "random_gen")
     sample += ("--sample_info", "DDIM_2_0p0", "--sample_num", 2, "--device", "cpu", "--save_dir", tmp_path / "results")
-    asked = script(*sample)
+    asked = in_process(*sample)
     assert asked.returncode == 2 and len(asked.stderr.splitlines()) == 1
     for shown in ("--image_size", "image_channel 3", "model_channels 32", "channel_mult [1, 2, 2, 2]", "1/8 of", "599"):
         assert shown in asked.stderr
-    drawn = script(*sample, "--image_size", 16, "--image_channel", 3)
+    drawn = in_process(*sample, "--image_size", 16, "--image_channel", 3)
     assert drawn.returncode == 0, drawn.stderr
     assert len(list((tmp_path / "results").glob("*_flower102_size64_DDIM_2_0p0_final.png"))) == 1
 
@@ -92,14 +88,14 @@ def test_each_wrong_key_is_named(tmp_path, name, wrong):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ({"unet_model": {}}, "holds unet_model, and not just epoch and unet_model"),
+        ({"unet_model": {}}, "holds unet_model, not just epoch and unet_model"),
         ({"epoch": 1, "unet_model": {}, "optimizer": {}}, "holds epoch, unet_model, optimizer"),
         ({"epoch": 1, "unet_model": {}}, "lack down_blocks.0.0.weight"),
         ({"epoch": 1, "unet_model": [1]}, "not just"),
         ({"epoch": 1, "unet_model": {"down_blocks.0.0.weight": 3}}, "not those of a published checkpoint"),
     ],
 )
-def test_what_is_not_quite_such_a_file_is_refused(tmp_path, content, says):
+def test_a_file_that_is_almost_one_is_refused(tmp_path, content, says):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=says):
         load_run(tmp_path / "x.pt", image_size=16)
@@ -113,7 +109,7 @@ def test_an_extra_weight_is_named(tmp_path, name):
         load_run(tmp_path / "x.pt", image_size=16)
 
 
-def test_names_with_a_prefix_are_not_guessed_at(tmp_path):
+def test_names_with_a_prefix_are_refused(tmp_path):
     weights = {f"module.{name}": weight for name, weight in published(tmp_path / "x.pt", 32).items()}
     torch.save({"epoch": 1, "unet_model": weights}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="lack down_blocks.0.0.weight"):

@@ -1,17 +1,21 @@
-"""Both scripts, run as a user runs them: what they make."""
+"""train_solver.py: what a run leaves, that it resumes exactly, and train() as a function."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
+import signal
+from contextlib import ExitStack
 
 import numpy as np
+import pytest
 import torch
 import yaml
-from helpers.scripts import ROOT, state_hash, train
+from helpers.scripts import ROOT, TINY, script, state_hash, tiny, train
 from PIL import Image
 
-from utils.checkpoint import load_run
+import train_solver
+from training.processes import Processes
+from utils.checkpoint import build, load_run
+from utils.config import load_recipe
+from utils.errors import CheckpointError
 
 
 def test_training_leaves_checkpoints_recipe_and_preview(trained):
@@ -26,6 +30,16 @@ def test_training_leaves_checkpoints_recipe_and_preview(trained):
     assert Image.open(trained.parent / "preview_00000006.png").size == (3 * 34 + 2, 3 * 34 + 2)
 
 
+@pytest.mark.slow
+def test_the_command_line_trains_to_the_same_state(trained, tmp_path):
+    run = script("train_solver.py", *tiny(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"48 images in \d+ s, [\d.]+ images/s on (cpu|cuda)", run.stdout)
+    assert "held out loss" in run.stdout + run.stderr
+    assert state_hash(tmp_path / "digits" / "digits.pt") == state_hash(trained)
+
+
+@pytest.mark.slow
 def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
     assert train(tmp_path, settings={"max_steps": 4}).returncode == 0  # stops between two saves, in mid-epoch
     second = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
@@ -40,21 +54,43 @@ def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
     assert all(picture.exists() for picture in pictures)
 
 
-def test_dry_run_says_what_would_be_and_writes_nothing(tmp_path):
+@pytest.mark.slow
+def test_train_holds_its_folder_until_its_caller_exits(trained, tmp_path, capsys):
+    """train() with the arguments that main passes it ends in the state of the command line's run."""
+    overrides = [f"{key}={value}" for key, value in TINY.items()]
+    recipe = load_recipe(ROOT / "config.yaml", "Digits", overrides, {"save_dir": str(tmp_path)})
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    with Processes(torch.device("cpu")) as processes, ExitStack() as until_exit:
+
+        def once_more(resume, stack):
+            torch.manual_seed(recipe["seed"])
+            train_solver.train(recipe, *build(recipe), processes, resume, stack)
+
+        once_more("never", until_exit)  # "never" begins a run where there is none
+        if torch.cuda.is_available():  # the shared run is of the GPU then, and sums in another order
+            assert load_run(tmp_path / "digits" / "digits.pt").step == 6
+        else:
+            assert state_hash(tmp_path / "digits" / "digits.pt") == state_hash(trained)
+        assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] != handlers
+        with ExitStack() as other, pytest.raises(CheckpointError, match="another training is running"):
+            once_more("auto", other)
+        until_exit.close()
+        assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
+        with ExitStack() as other:
+            once_more("auto", other)
+        assert "has done all of its 6 steps" in capsys.readouterr().out
+        with ExitStack() as other, pytest.raises(CheckpointError, match="would be overwritten"):
+            once_more("never", other)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     run = train(tmp_path / "runs", "--dry_run", "--data_path", tmp_path / "none", data_name="Cifar10")
     assert run.returncode == 0 and not list(tmp_path.iterdir())
-    for text in (
-        "data_name: Cifar10",
-        "batch       (8, 3, 32, 32)",
-        "parameters",
-        "memory",
-        "not found yet",
-        "steps       6",
-    ):
+    for text in ("data_name: Cifar10", "(8, 3, 32, 32)", "parameters", "memory", "not found yet", "steps       6"):
         assert text in run.stdout
 
 
-def test_a_folder_of_ones_own_pictures_trains(tmp_path):
+def test_a_folder_of_your_own_pictures_trains(tmp_path):
     for i in range(12):
         pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
@@ -65,16 +101,3 @@ def test_a_folder_of_ones_own_pictures_trains(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "12" in run.stdout and "1 of 13 files" in run.stderr and "config.yaml" in run.stderr
     assert load_run(tmp_path / "runs" / "mine" / "mine.pt").recipe["image_channel"] == 3
-
-
-def test_run_test_sh_runs(trained, tmp_path):
-    text = (ROOT / "run_test.sh").read_text()
-    for slow, quick in (("DDPM_100", "DDPM_3"), ("_{10,20,50}_", "_{2,4}_"), ("_50_", "_4_"), ("_num 300", "_num 60")):
-        assert slow in text
-        text = text.replace(slow, quick)
-    (tmp_path / "run_test.sh").write_text(text.replace("SAVE_DIR=results", f"SAVE_DIR={tmp_path}/pictures"))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "MODEL_PATH": str(trained), "OMP_NUM_THREADS": "1"}
-    subprocess.run(["bash", tmp_path / "run_test.sh"], cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4 + 1 + 2 + 5 + 1
-    assert len(list((tmp_path / "pictures").iterdir())) == 13 + 2  # compare's CSV, evaluate's JSON

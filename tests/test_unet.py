@@ -1,4 +1,4 @@
-"""The network: the published one to the letter, and the smaller ones that a recipe may ask for."""
+"""The network: the published one exactly, and smaller ones that a recipe may describe."""
 
 import json
 from pathlib import Path
@@ -35,16 +35,21 @@ def test_the_grey_network_differs_only_in_its_first_and_last_convolution():
     }
 
 
-@pytest.mark.parametrize("channels, height, width", [(3, 32, 32), (1, 32, 32), (3, 16, 24)])
-def test_the_forward_pass_is_the_published_one(channels, height, width):
-    model = randomise(UNet(image_channel=channels).double().eval())
-    x = noisy(2, channels, height, width, dtype=torch.float64)
+@pytest.mark.parametrize(
+    "model_channels, image_channel, height, width",
+    [pytest.param(128, 3, 16, 24, marks=pytest.mark.slow), (32, 3, 32, 32), (32, 1, 32, 32)],
+)
+def test_the_forward_pass_equals_the_published_network(model_channels, image_channel, height, width):
+    groups = None if model_channels == 128 else 32  # None: the default is tested too
+    model = UNet(image_channel=image_channel, model_channels=model_channels, norm_groups=groups)
+    model = randomise(model.double().eval())
+    x = noisy(2, image_channel, height, width, dtype=torch.float64)
     t = torch.tensor([3, 871])
     with torch.no_grad():
         ours = model(x, t)
-        # The sinusoids are float32 by definition, and have a test of their own.
-        theirs = published_unet(model.state_dict(), x, timestep_embedding(t, 128).double())
-    # 30 layers of float64 arithmetic in another order: some 1e-14 relative to the output's size.
+        # The sinusoids are float32 by definition, and have their own test.
+        theirs = published_unet(model.state_dict(), x, timestep_embedding(t, model_channels).double())
+    # 30 layers of float64 arithmetic in another order: about 1e-14 relative to the size of the output.
     assert (ours - theirs).abs().max() < 1e-9 * theirs.abs().max()
 
 
@@ -54,12 +59,12 @@ def test_a_fresh_network_predicts_zero():
 
 
 @pytest.mark.parametrize("width", [16, 128])
-def test_the_time_embedding_is_diffusers(width):
+def test_the_time_embedding_equals_diffusers(width):
     t = torch.arange(0, 4000, 7)
     theirs = get_timestep_embedding(t, width, flip_sin_to_cos=True, downscale_freq_shift=0)
     ours = timestep_embedding(t, width)
     assert ours.dtype == torch.float32
-    # float32 angles near 4000 are 2.4e-4 apart, and their frequencies may differ by a rounding or two.
+    # Neighbouring float32 angles near 4000 are 2.4e-4 apart, and the frequencies may differ by a rounding or two.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
 
 
@@ -89,18 +94,18 @@ def test_every_parameter_of_other_networks_learns(keywords):
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
 
 
-def test_attention_stands_where_it_is_asked_for():
+def test_attention_is_where_the_recipe_puts_it():
     def attended(**keywords):
         names = UNet(model_channels=16, **keywords).state_dict()
         return {name.split(".qkv")[0] for name in names if "qkv" in name}
 
     assert attended(attention_resolutions=()) == {"middle_block.1"}
-    # two residual blocks on the way down at 16 pixels (4, 5), three on the way up (6, 7, 8)
+    # two residual blocks at 16 pixels on the way down (4, 5), three on the way up (6, 7, 8)
     expected = {f"down_blocks.{i}.1" for i in (4, 5)} | {f"up_blocks.{i}.1" for i in (6, 7, 8)}
     assert attended(attention_resolutions=(16,)) == expected | {"middle_block.1"}
 
 
-def test_dropout_acts_in_training_only():
+def test_dropout_acts_only_in_training():
     model = randomise(UNet(model_channels=16, dropout=0.5))
     x, t = noisy(1, 3, 32, 32), torch.tensor([500])
     assert not torch.equal(model(x, t), model(x, t))
@@ -109,18 +114,18 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.parametrize("width", [16, 32, 48])
-def test_narrow_networks_know_their_timestep(width):
+def test_narrow_networks_depend_on_the_timestep(width):
     def effect_of_t(block):
-        """How far another embedding moves what the block adds to its shortcut, relative to that."""
+        """How much another embedding changes what the block adds to its shortcut, relative to that."""
         x = noisy(2, block.conv1[0].num_channels, 8, 8)
         first, second = (block(x, noisy(2, 4 * width, seed=s)) - block.shortcut(x) for s in (2, 3))
         return ((first - second).std() / first.std()).item()
 
     model = randomise(UNet(model_channels=width))
     blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
-    # 0.14 to 0.36 of it where a group holds channels enough, as with the published 128 channels.
+    # 0.14 to 0.36 with enough channels per group, as with the published 128 channels.
     assert min(effect_of_t(block) for block in blocks) > 0.05
-    # One channel a group would subtract the embedding again, all but float32 roundings of it.
+    # With one channel per group GroupNorm would subtract the embedding again, up to float32 roundings.
     assert effect_of_t(randomise(ResidualBlock(width, width, 4 * width, groups=width, dropout=0))) < 1e-4
 
 
@@ -140,13 +145,13 @@ def test_narrow_networks_know_their_timestep(width):
     ],
     ids=str,
 )
-def test_refuses_what_does_not_fit_together(keywords, message):
+def test_arguments_that_do_not_fit_together_are_refused(keywords, message):
     with pytest.raises(ValueError, match=message) as refusal:
         build_model(**keywords)
     assert "\n" not in str(refusal.value)
 
 
-def test_refuses_an_unknown_keyword():
+def test_an_unknown_argument_is_refused():
     with pytest.raises(TypeError, match="model_chanels"):
         build_model(model_chanels=64)
 
@@ -159,6 +164,6 @@ def test_refuses_an_unknown_keyword():
         ((1, 3, 32, 20), "32x20 .* multiple of 8, such as 16 or 24"),
     ],
 )
-def test_refuses_pictures_that_it_was_not_built_for(shape, message):
+def test_pictures_that_the_network_was_not_built_for_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         UNet(model_channels=16)(torch.zeros(shape), torch.tensor([0]))

@@ -144,8 +144,11 @@ class TrainingState:
         load_state(self.ema, content["ema"], "the checkpoint")
         try:  # only the state comes from the file; the settings of the optimizer come from the recipe
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]["state"]})
-            for weight, state in self.optimizer.state.items():  # fused kernels need the memory layout of the weight
+            for weight, state in self.optimizer.state.items():
                 for moment in ("exp_avg", "exp_avg_sq"):
+                    if state[moment].shape != weight.shape:
+                        raise ValueError(f"{moment} of shape {tuple(state[moment].shape)}, not {tuple(weight.shape)}")
+                    # fused kernels need the memory layout of the weight
                     state[moment] = torch.empty_like(weight).copy_(state[moment])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error

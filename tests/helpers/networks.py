@@ -1,4 +1,4 @@
-"""Networks with random weights, and the published one written a second time."""
+"""Networks with random weights, and a second implementation of the published network."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from utils.recipe import plain_recipe
 
 
 def randomise(model, seed=0):
-    """Every parameter drawn anew, also the output convolution's zeros; matrices scaled by their fan-in."""
+    """Draws every parameter, also the zeros of the output convolution; matrices are scaled by their fan-in."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -21,9 +21,9 @@ def noisy(*shape, seed=1, dtype=torch.float32):
 
 
 def published_unet(p, x, emb):
-    """The published network once more, in straight lines, from nothing but its state dict `p`.
+    """The published network without modules, from its state dict `p` alone.
 
-    emb: the sinusoids of t, (B, 128).
+    x: (B, C, H, W); emb: the sinusoids of t, (B, model_channels). Every GroupNorm has 32 groups.
     """
 
     def norm(x, name):
@@ -93,7 +93,7 @@ def published_unet(p, x, emb):
 
 
 def small_run(**keys):
-    """A run of a small network of ours with random weights."""
+    """A run whose UNet is small and has random weights; keys: of its recipe."""
     recipe = plain_recipe("Sprites", **{"image_size": 16, "model_channels": 16, "channel_mult": [1, 2, 2]} | keys)
     model, diffusion = build(recipe)
     return Run(randomise(model).eval(), diffusion, recipe, 1234, "ema")

@@ -1,29 +1,63 @@
-"""Runs both scripts as a user runs them, small."""
+"""Runs the scripts, small: in this process, or in one of its own where a signal, a kill or torchrun needs that."""
 
 import hashlib
+import importlib
+import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from training.log import read_log
+from utils.command_line import run
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = {"model_channels": 8, "channel_mult": 1, "num_res_blocks": 1, "num_heads": 2, "batch_size": 8}
 TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_every": 3}
+LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
+LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
 # downloads fail at once, on any machine: nothing listens on the discard port
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-
-
 ENVIRONMENT = os.environ | NO_NETWORK | {"OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
-def script(name, *args, **keywords):
-    command = [sys.executable, ROOT / name, *map(str, args)]
+def call(main, *argv):
+    """Calls a script's main with these arguments: its exit code and what it wrote, like subprocess.run."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    handlers, code = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}, 0
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", list(map(str, argv)))
+            for variable, value in NO_NETWORK.items():
+                patch.setenv(variable, value)
+            run(main)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    stdout, stderr = (stream.buffer.getvalue().decode() for stream in (out, err))
+    return SimpleNamespace(returncode=code, stdout=stdout, stderr=stderr)
+
+
+def in_process(name, *args):
+    """Runs a script in this process: they are many, and torch takes seconds to load."""
+    return call(importlib.import_module(name.removesuffix(".py")).main, name, *args)
+
+
+def script(name, *args, launcher=(sys.executable,), **keywords):
+    """Runs a script in a process of its own; keywords for subprocess.run."""
+    command = [*launcher, ROOT / name, *map(str, args)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, **keywords)
 
 
@@ -33,16 +67,14 @@ def tiny(save_dir, data_name="Digits", **settings):
     return ["--data_name", data_name, "--save_dir", str(save_dir), "--set", *overrides]
 
 
-def train(save_dir, *args, data_name="Digits", settings=None, **keywords):
-    """Such a training, to its end; keywords for subprocess.run."""
-    return script("train_solver.py", *tiny(save_dir, data_name, **(settings or {})), *args, **keywords)
+def train(save_dir, *args, data_name="Digits", settings=None):
+    """Such a training, to its end, in this process."""
+    return in_process("train_solver.py", *tiny(save_dir, data_name, **(settings or {})), *args)
 
 
 def start_training(save_dir, processes=1, **settings):
     """Such a training, begun, in a session of its own: with torchrun where it is of several processes."""
-    launcher = [sys.executable, "-u"]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launcher = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable, "-u"]
     return subprocess.Popen(
         [*launcher, "train_solver.py", *tiny(save_dir, **settings)],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -73,10 +105,6 @@ def refused(run, code, *says):
     assert all(str(text) in lines[0] for text in says), lines[0]
 
 
-LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
-LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
-
-
 def wait_for(step, save_dir, process):
     """Until a training has logged this step."""
     for _ in range(1200):
@@ -87,22 +115,27 @@ def wait_for(step, save_dir, process):
     raise AssertionError("a training of tiny steps got nowhere in a minute")
 
 
-def goes_on_to_the_same_end(save_dir, settings, expected, processes=1):
-    """The same command again ends in the expected state; returns the step that it went on from."""
-    process = start_training(save_dir, processes, **settings)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, text
-    assert state_hash(save_dir / "digits" / "digits.pt") == expected
-    assert not list(save_dir.rglob("*.part"))
-    steps = re.search(r"resuming from step ([\d,]*\d)", text)
-    return int(steps[1].replace(",", "")) if steps else 0
-
-
 def stopped_by(signum, process, *pids):
-    """Sends the signal; returns what the training said, which took at most five seconds to end."""
+    """Sends the signal; returns what the training printed, which took at most five seconds to end."""
     began = time.monotonic()
     for pid in pids or [process.pid]:
         os.kill(pid, signum)
     text, _ = process.communicate(timeout=60)
     assert time.monotonic() - began < 5, text
     return text
+
+
+def resumes_to_the_same_end(save_dir, settings, expected, processes=1):
+    """The same command again ends in the expected state; returns the step that it resumed from."""
+    if processes == 1:
+        ended = train(save_dir, settings=settings)
+        code, text = ended.returncode, ended.stdout + ended.stderr
+    else:
+        process = start_training(save_dir, processes, **settings)
+        text, _ = process.communicate(timeout=120)
+        code = process.returncode
+    assert code == 0, text
+    assert state_hash(save_dir / "digits" / "digits.pt") == expected
+    assert not list(save_dir.rglob("*.part"))
+    steps = re.search(r"resuming from step ([\d,]*\d)", text)
+    return int(steps[1].replace(",", "")) if steps else 0

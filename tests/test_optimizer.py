@@ -1,0 +1,99 @@
+"""The optimizer's step and the average of the weights (EMA)."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from training.ema import EMA
+from training.optimizer import backward, learning_rate, make_optimizer, update
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def settings(**recipe):
+    fixed = {"learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
+    return fixed | {"warmup_steps": 0, "lr_schedule": "constant"} | recipe
+
+
+def problem():
+    torch.manual_seed(0)
+    return nn.Linear(5, 3), torch.randn(4, 5)
+
+
+def test_the_learning_rate_equals_torchs_schedulers():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 20, 1, total_iters=19)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 80)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], milestones=[20])
+    for step in range(100):
+        ours = learning_rate(settings(warmup_steps=20, lr_schedule="cosine"), step, 100)
+        assert ours == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)  # theirs is a product over all steps
+        assert learning_rate(settings(), step, 100) == 0.01
+        optimizer.step()
+        scheduler.step()
+    assert learning_rate(settings(warmup_steps=200), 49, 50) == 0.01  # a warm-up ends with the training at the latest
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.05])
+def test_a_step_equals_torchs_adam(grad_clip):
+    (ours, x), (theirs, _) = problem(), problem()
+    optimizer, reference = make_optimizer(ours, settings()), torch.optim.Adam(theirs.parameters(), 0.5, (0.9, 0.99))
+    for step in range(5):
+        optimizer.zero_grad()
+        backward(ours(x).square().mean())
+        norm, taken = update(optimizer, 0.01 / (1 + step), grad_clip)
+        reference.zero_grad()
+        theirs(x).square().mean().backward()
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), grad_clip or 1e9)
+        reference.param_groups[0]["lr"] = 0.01 / (1 + step)
+        reference.step()
+        assert taken
+        torch.testing.assert_close(norm, expected)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the fused kernel rounds in another order
+
+
+@pytest.mark.parametrize("wrong", ["loss inf", "loss nan", "gradient"])
+@pytest.mark.parametrize("grad_clip", [None, 0.05])
+def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(wrong, grad_clip):
+    model, x = problem()
+    optimizer, ema = make_optimizer(model, settings()), EMA(model, 0.9)
+
+    def states():
+        return copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"], ema.model.state_dict()))
+
+    for step in range(3):
+        before = states()
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        if step == 1:
+            loss = {"loss inf": loss + torch.inf, "loss nan": loss * torch.nan, "gradient": loss}[wrong]
+        backward(loss)
+        if step == 1 and wrong == "gradient":
+            model.bias.grad[1] = torch.inf
+        norm, taken = update(optimizer, 0.01, grad_clip)
+        ema.update(step, taken)
+        assert bool(taken) == (step != 1) == bool(norm.isfinite())
+        if step == 1:
+            torch.testing.assert_close(states(), before, rtol=0, atol=0)
+        else:
+            assert not torch.equal(states()[0]["bias"], before[0]["bias"])
+            assert not torch.equal(states()[2]["bias"], before[2]["bias"])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_ema_equals_its_formula(device):
+    model = nn.Linear(3, 2).double().to(device)
+    ema, expected = EMA(model, 0.9), [p.detach().clone() for p in model.parameters()]
+    for step in range(100):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        taken = step % 7 != 3
+        ema.update(step, torch.tensor(taken, device=device))
+        decay = min(0.9, (1 + step) / (10 + step)) if taken else 1
+        expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, model.parameters(), strict=True)]
+    for ours, theirs in zip(ema.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)  # the same arithmetic in another order
+        assert not ours.requires_grad

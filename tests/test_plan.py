@@ -1,0 +1,60 @@
+"""The plan of a training: batches, steps and memory, before anything is computed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion import GaussianDiffusion
+from models import build_model
+from training.plan import activation_bytes, describe, total_steps
+from utils.checkpoint import build
+from utils.config import load_recipe
+from utils.errors import ConfigError
+
+CONFIG = Path(__file__).parent.parent / "config.yaml"
+
+
+def digits(*overrides):
+    recipe = load_recipe(CONFIG, "Digits", ["batch_size=8", *overrides])
+    return recipe, *build(recipe)
+
+
+def test_fewer_pictures_than_a_batch_are_refused():
+    with pytest.raises(ConfigError, match="Digits: its 7 pictures are fewer than batch_size=8"):
+        describe(*digits(), images=7)
+    assert "2,000.0 epochs of 1" in describe(*digits(), images=8)
+
+
+def test_a_batch_is_divided_evenly_or_refused():
+    plan = digits("gradient_accumulation=2")
+    assert "(8, 1, 8, 8), 2 at a time in 2 process(es)" in describe(*plan, images=8, world=2)
+    with pytest.raises(ConfigError, match="batch_size=8 is not a multiple of 6, 3 process"):
+        describe(*plan, images=8, world=3)
+
+
+def test_the_length_is_max_steps_or_else_train_epoch():
+    assert total_steps({"max_steps": 7, "train_epoch": 3}, steps_per_epoch=5) == 7
+    assert total_steps({"max_steps": None, "train_epoch": 3}, steps_per_epoch=5) == 15
+    assert "15: 3.0 epochs of 5" in describe(*digits("max_steps=null", "train_epoch=3"), images=44)
+    assert "3 epochs" in describe(*digits("max_steps=null", "train_epoch=3"), images=None)
+
+
+def test_the_counted_memory_is_what_a_real_step_keeps():
+    model = build_model(image_size=16, model_channels=32, channel_mult=(1, 2), dropout=0.1)
+    diffusion, kept = GaussianDiffusion(100), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor is held, so that no address is reused
+        return tensor
+
+    x, t = torch.randn(4, 3, 16, 16), torch.arange(4)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = diffusion.training_losses(model, x, t, torch.randn_like(x)).mean()
+    real = sum(size for size, _ in kept.values())
+    # attention uses another kernel on a real device, which keeps other small tensors
+    assert loss.requires_grad and activation_bytes(model, diffusion, (4, 3, 16, 16)) == pytest.approx(real, rel=0.05)
+    assert next(model.parameters()).device.type == "cpu" and diffusion.betas.device.type == "cpu"

@@ -1,0 +1,145 @@
+"""test_solver.py --test_mode random_gen, and Run.sample, which draws the same in Python."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from helpers.pictures import numbered, pictures, pixels, sample
+from PIL import Image
+
+import test_solver
+from datasets import to_uint8
+from diffusion import GaussianDiffusion, SampleSpec
+from utils.checkpoint import Run, in_batches, load_run
+from utils.device import resolve_precision, sampling_precision
+from utils.pictures import FILM_FRAMES, PROGRESS_ROWS, ProgressPicture, progress_frames
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_random_gen_makes_final_and_progress_pictures(trained, tmp_path):
+    sample(trained, tmp_path, "--sample_num", 9, "--sample_info", "DDIM_5_0p0", "DPMpp_7_1p0")
+    made = pictures(tmp_path)
+    assert sorted(made) == [
+        f"digits_{spec}_{what}.png" for spec in ("DDIM_5_0p0", "DPMpp_7_1p0") for what in ("final", "progress")
+    ]
+    final, progress = (pixels(made[f"digits_DDIM_5_0p0_{what}.png"]) for what in ("final", "progress"))
+    assert progress.ndim == 2  # a grey file, as all of its cells are grey
+    assert final.shape == (3 * 34 + 2, 3 * 34 + 2, 3)
+    # The last row of the progress, twice: as x_t and as the predicted x_start. It is the first row of the result.
+    for right in (8, 120):  # the gaps and cells of the table
+        assert (progress[-44:-8, -104 - right : -right, None] == final[:36]).all()
+    sample(trained, tmp_path / "again", "--sample_num", 9, "--sample_info", "DDIM_5_0p0")
+    assert (pixels(pictures(tmp_path / "again")["digits_DDIM_5_0p0_final.png"]) == final).all()
+
+
+def test_a_seed_gives_the_same_samples_in_any_batch(trained, tmp_path):
+    args = ["--sample_num", 16, "--sample_info", "DDIM_4_1p0", "--precision", "fp32"]
+    for size in (16, 7, 1):
+        sample(trained, tmp_path / "r", *args, "--batch_size", size, "--sample_dir", tmp_path / str(size))
+    whole, *others = (numbered(tmp_path / str(size), 16) for size in (16, 7, 1))
+    assert whole.shape == (16, 8, 8) and len({picture.tobytes() for picture in whole}) == 16
+    for other in others:  # one level of 255 where float32's rounding tips a pixel over
+        assert np.abs(whole - other).max() <= 1
+    sample(trained, tmp_path / "r", *args, "--seed", 1, "--sample_dir", tmp_path / "other")
+    assert all((a != b).any() for a, b in zip(numbered(tmp_path / "other", 16), whole, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("args", [[], ["--compile"]])
+def test_a_seed_gives_the_same_samples_on_cuda(trained, tmp_path, args):
+    for device, extra in (("cpu", []), ("cuda", args)):
+        options = ["--sample_num", 10, "--batch_size", 4, "--sample_info", "DPMpp_5_1p0", "--precision", "fp32", *extra]
+        sample(trained, tmp_path, "--device", device, "--sample_dir", tmp_path / device, *options)
+    apart = np.abs(numbered(tmp_path / "cpu", 10) - numbered(tmp_path / "cuda", 10))
+    # TF32 convolutions keep ten bits: a few levels of 255 after five steps.
+    assert apart.max() <= 12 and apart.mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_a_film_on_request(trained, tmp_path, kind):
+    sample(trained, tmp_path, "--sample_num", 4, "--sample_info", "DDIM_10_0p0", "--animate", kind)
+    made = pictures(tmp_path)
+    film = Image.open(made[f"digits_DDIM_10_0p0_progress.{kind}"])
+    assert film.format == kind.upper() and film.n_frames == len(progress_frames(10, FILM_FRAMES))
+    assert film.info["loop"] == 0
+    film.seek(film.n_frames - 1)
+    last = np.asarray(film.convert("RGB")).astype(int)
+    # WebP without loss; a GIF has 256 colours, and here only greys.
+    assert np.abs(last - pixels(made["digits_DDIM_10_0p0_final.png"])).max() <= 1
+
+
+@pytest.mark.slow
+def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
+    """random_gen itself, 100 pictures of 32x32 in 200 steps: big tensors are counted all along the way."""
+    recipe = {"image_size": 32, "image_channel": 1, "timestep_num": 1000, "sample_num": 100}
+    recipe |= {"beta_schedule": "cosine", "objective": "pred_noise"}
+    run = Run(torch.nn.Identity(), GaussianDiffusion(1000), recipe, 0, "raw")
+    alive, watched = [], []
+
+    def network(x, t):
+        if t[0] % 200 == 99:
+            gc.collect()
+            tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+            alive.append(sum(o.shape[1:] == (1, 32, 32) for o in tensors))  # batches, and rows of the picture
+        return x * 0.5
+
+    class Watched(ProgressPicture):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords)
+            watched.append(self)
+
+    monkeypatch.setattr(test_solver, "load_run", lambda *args, **given: run)
+    monkeypatch.setattr("utils.checkpoint.ready_to_sample", lambda *args: network)
+    monkeypatch.setattr(test_solver, "ProgressPicture", Watched)
+    sample("x.pt", tmp_path, "--sample_info", "DDPM_200_0p0")
+    assert len(alive) == 5 and max(alive) - min(alive) <= 1 and max(alive) <= 8, alive  # however far it has come
+    (progress,) = watched
+    assert len(progress.cells) == len(progress_frames(200, PROGRESS_ROWS)) == 10
+    assert {cell.size for row in progress.cells for cell in row} == {(342, 36)}  # pictures of a row, no tensors
+
+
+def test_noise_is_predicted_in_full_precision_by_default():
+    cpu = torch.device("cpu")
+    assert sampling_precision("auto", cpu, "pred_noise") == "fp32"
+    assert sampling_precision("bf16", cpu, "pred_noise") == "bf16"
+    for objective in ("pred_x0", "pred_v"):
+        assert sampling_precision("auto", cpu, objective) == resolve_precision("auto", cpu)
+
+
+# --- Run.sample -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("info", ["DDPM_5_0p0", "DDIM_4_0p0", "DPMpp_4_1p0"])
+def test_run_sample_draws_what_random_gen_draws(trained, tmp_path, info):
+    args = ["--sample_num", 9, "--sample_info", info, "--seed", 4, "--precision", "fp32", "--batch_size", 4]
+    sample(trained, tmp_path / "r", *args, "--sample_dir", tmp_path / "d", "--device", "cpu")
+    x = load_run(trained).sample(9, info, seed=4, batch_size=4)
+    assert (x.shape, x.dtype, x.device.type) == ((9, 1, 8, 8), torch.float32, "cpu") and x.abs().max() <= 1
+    assert (to_uint8(x)[:, 0].numpy() == numbered(tmp_path / "d", 9)).all()
+    assert torch.equal(load_run(trained).sample(9, SampleSpec.parse(info), 4, 4), x)  # a text or a SampleSpec
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_run_sample_does_not_depend_on_the_batch_size(trained, batch_size):
+    run = load_run(trained)
+    whole = run.sample(7, "DPMpp_5_1p0", batch_size=7)
+    # Convolutions of another batch sum in another order: 1e-6 a step in float32, a little more after five.
+    torch.testing.assert_close(run.sample(7, "DPMpp_5_1p0", batch_size=batch_size), whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(run.sample(2, "DPMpp_5_1p0"), whole[:2], rtol=0, atol=2e-5)  # the first of more
+    assert (run.sample(7, "DPMpp_5_1p0", seed=1) - whole).abs().amax((1, 2, 3)).min() > 0.1
+
+
+def test_run_sample_refuses_what_it_cannot_draw(trained):
+    run = load_run(trained)
+    with pytest.raises(ValueError, match="METHOD_STEPS_ETA"):
+        run.sample(1, "DDIM50")
+    with pytest.raises(ValueError, match="1001 steps"):
+        run.sample(1, "DDIM_1001_0p0")
+
+
+def test_batches_cover_every_sample_once():
+    assert in_batches(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
+    assert in_batches(6, 3) == [range(0, 3), range(3, 6)] and in_batches(2, 100) == [range(0, 2)]

@@ -1,0 +1,153 @@
+"""Resuming a run: the lock on its folder, which checkpoint it finds, and that the state fits."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.checkpoints import content
+from torch import nn
+
+from training.optimizer import backward, make_optimizer, update
+from training.processes import Processes
+from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
+from utils.checkpoint import save_checkpoint
+from utils.config import load_recipe
+from utils.errors import CheckpointError, ConfigError
+
+CONFIG = Path(__file__).parent.parent / "config.yaml"
+CPU = torch.device("cpu")
+RECIPE = {"learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
+
+
+# --- which checkpoint ---
+
+
+def test_all_damaged_checkpoints_are_an_error_and_not_a_new_start(tmp_path):
+    file = tmp_path / "x.pt"
+    for step in (1, 2):
+        save_checkpoint(file, content(step), keep=2)
+    file.write_bytes(file.read_bytes()[:-50])
+    file.with_name("x.1.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+        find_checkpoint(file, "auto")
+
+
+def test_a_newer_format_is_never_replaced_by_an_older_file(tmp_path):
+    file = tmp_path / "x.pt"
+    save_checkpoint(file, content(1), keep=2)
+    save_checkpoint(file, content(2) | {"format": 2}, keep=2)
+    with pytest.raises(CheckpointError, match="format 2"):
+        find_checkpoint(file, "auto")
+    with pytest.raises(CheckpointError, match=r"x\.pt exists and would be overwritten"):
+        find_checkpoint(file, "never")
+
+
+def test_a_new_run_has_no_checkpoint(tmp_path):
+    assert find_checkpoint(tmp_path / "x.pt", "auto") is None
+    assert find_checkpoint(tmp_path / "x.pt", "never") is None
+
+
+def test_only_one_training_at_a_time_uses_a_folder(tmp_path):
+    (tmp_path / "x.part").write_bytes(b"left by a killed training")
+    with alone_in(tmp_path):
+        assert not (tmp_path / "x.part").exists()
+        with pytest.raises(CheckpointError, match=f"another training is running in {tmp_path}"):
+            with alone_in(tmp_path):
+                pass
+    with alone_in(tmp_path):
+        pass
+
+
+# --- the recipe that a run with init_from starts from ---
+
+
+def test_a_run_that_has_begun_keeps_its_own_recipe(tmp_path):
+    recipe = load_recipe(CONFIG, "Digits", flags={"save_dir": str(tmp_path), "init_from": "gone.safetensors"})
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors does not exist"):
+        pretrained_recipe(recipe)
+    saved = tmp_path / "digits" / "recipe.yaml"
+    saved.parent.mkdir()
+    save_recipe(saved, recipe | {"model_channels": 48})
+    assert pretrained_recipe(recipe) == recipe | {"model_channels": 48}
+    assert [file.name for file in saved.parent.iterdir()] == ["recipe.yaml"]
+    saved.write_text("{model_channels: 4")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is damaged"):
+        pretrained_recipe(recipe)
+
+
+# --- the state ---
+
+
+def trained(layout=torch.contiguous_format):
+    """A network and its optimizer before their first step."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 8, 3).to(memory_format=layout)
+    return model, make_optimizer(model, RECIPE)
+
+
+def step(model, optimizer):
+    optimizer.zero_grad()
+    backward(model(torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)).square().mean())
+    update(optimizer, 0.01, None)
+
+
+def saved(model, optimizer):
+    """What a checkpoint after five steps would hold."""
+    weights = model.state_dict()
+    return copy.deepcopy({"step": 5, "model": weights, "ema": weights, "optimizer": optimizer.state_dict()})
+
+
+def state_of(model, optimizer, images=1):
+    return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, Processes(CPU), images)
+
+
+def test_a_checkpoint_of_another_memory_layout_continues_in_the_same_way():
+    (here, optimizer), (there, other) = trained(torch.channels_last), trained()
+    for _ in range(5):
+        step(here, optimizer)
+    assert state_of(there, other).restore(saved(here, optimizer)) == 5
+    step(here, optimizer)
+    step(there, other)
+    assert other.state[there.weight]["exp_avg"].is_contiguous()
+    torch.testing.assert_close(there.state_dict(), here.state_dict())  # convolutions sum in another order
+
+
+def test_the_settings_of_the_optimizer_come_from_the_recipe_and_not_from_the_checkpoint():
+    model, optimizer = trained()
+    step(model, optimizer)
+    old = saved(model, optimizer)
+    old["optimizer"]["param_groups"][0]["betas"] = (0.1, 0.2)
+    model, optimizer = trained()
+    state_of(model, optimizer).restore(old)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.99) and optimizer.state[model.weight]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "damage", ["no state", "no moments", "another shape", "a shape that broadcasts", "another network"]
+)
+def test_a_state_that_does_not_fit_is_refused(damage):
+    model, optimizer = trained()
+    step(model, optimizer)
+    old = saved(model, optimizer)
+    moments = old["optimizer"]["state"][0]
+    if damage == "no state":
+        del old["optimizer"]["state"]
+    elif damage == "no moments":
+        del moments["exp_avg"]
+    elif damage == "another shape":
+        moments["exp_avg"] = torch.zeros(5, 7)
+    elif damage == "a shape that broadcasts":
+        moments["exp_avg"] = torch.zeros(1)
+    else:
+        old["ema"] = nn.Conv2d(3, 4, 3).state_dict()
+    with pytest.raises(CheckpointError, match="the checkpoint"):
+        state_of(*trained()).restore(old)
+
+
+def test_other_numbers_of_pictures_and_processes_are_reported(capsys):
+    model, optimizer = trained()
+    step(model, optimizer)
+    state_of(*trained(), images=9).restore(saved(model, optimizer) | {"images": 7, "processes": 1})
+    printed = capsys.readouterr().out
+    assert "images: was 7, is 9" in printed and "processes" not in printed and "step 5" in printed

@@ -1,0 +1,82 @@
+"""--sample_dir: one file per sample, in several runs or processes, and never two kinds of samples in one folder."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.pictures import pictures, sample
+from helpers.scripts import ENVIRONMENT, ROOT, TORCHRUN, in_process, refused, script
+
+
+def contents(folder):
+    """What a folder holds, by name; a kill may leave a .part."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".part"}
+
+
+def arguments(trained, tmp_path, *args):
+    base = ["--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path / "r"]
+    return list(map(str, [*base, *args]))
+
+
+def test_samples_json_holds_all_that_the_samples_depend_on(trained, tmp_path):
+    sample(trained, tmp_path, "--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d")
+    content = json.loads((tmp_path / "d" / "samples.json").read_text())
+    assert (content["sample_info"], content["seed"], content["timestep_num"]) == ("DDIM_1_0p0", 0, 1000)
+    assert re.fullmatch(r"[0-9a-f]{64}", content["weights"])
+
+
+@pytest.mark.slow
+def test_a_killed_sample_dir_continues_and_equals_an_uninterrupted_one(trained, tmp_path):
+    args = ["--sample_num", 30, "--sample_info", "DDPM_100_0p0", "--batch_size", 7]
+    sample(trained, tmp_path / "a", *args, "--sample_dir", tmp_path / "whole")
+    folder = tmp_path / "parts"
+    command = [sys.executable, ROOT / "test_solver.py", *arguments(trained, tmp_path, *args, "--sample_dir", folder)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.png"))) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert 7 <= len(list(folder.glob("*.png"))) < 30
+    (folder / "000005.png").unlink()  # as if its batch had been cut in the middle
+    assert any("final" in name for name in pictures(tmp_path / "r"))  # drawn with the first batch
+    sample(trained, tmp_path / "r", *args, "--sample_dir", folder)
+    assert contents(folder) == contents(tmp_path / "whole") and len(contents(folder)) == 31  # and samples.json
+    again = sample(trained, tmp_path / "c", *args, "--sample_dir", folder)
+    assert "0 samples to draw" in again.stdout and not pictures(tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_sample_dir(trained, tmp_path):
+    args = ["--sample_num", 20, "--sample_info", "DDIM_3_1p0", "--batch_size", 6]
+    sample(trained, tmp_path / "one", *args, "--sample_dir", tmp_path / "whole")
+    shared = arguments(trained, tmp_path, *args, "--sample_dir", tmp_path / "shared")
+    run = script("test_solver.py", *shared, launcher=[*TORCHRUN, "2"])
+    assert run.returncode == 0, run.stderr
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+    assert sorted(pictures(tmp_path / "r")) == sorted(pictures(tmp_path / "one"))  # drawn once
+
+
+def test_a_sample_dir_of_another_run_is_refused_and_left_alone(trained, tmp_path):
+    args = arguments(trained, tmp_path, "--sample_num", 4, "--sample_info", "DDIM_2_0p0", "--sample_dir")
+    assert in_process("test_solver.py", *args, tmp_path / "d").returncode == 0
+    before = contents(tmp_path / "d")
+    for other, says in (
+        (["--seed", 5], ["seed: was 0, is 5"]),
+        (["--weights", "raw"], ["weights: was"]),
+        (["--sample_info", "DDIM_3_0p0"], ["sample_info: was DDIM_2_0p0, is DDIM_3_0p0"]),
+        (["--sample_num", 3], ["sample 3", "--sample_num 3"]),
+        (["--sample_info", "DDIM_2_0p0", "DDIM_3_0p0"], ["one --sample_info"]),
+    ):
+        refused(in_process("test_solver.py", *args, tmp_path / "d", *other), 2, *says)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.png").write_bytes(b"mine")
+    refused(in_process("test_solver.py", *args, tmp_path / "mine"), 2, "mine holds files", "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "samples.json").write_text("{")
+    refused(in_process("test_solver.py", *args, tmp_path / "broken"), 2, "samples.json is damaged")
+    assert contents(tmp_path / "d") == before
+    assert contents(tmp_path / "mine") == {"holiday.png": b"mine"}
