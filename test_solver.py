@@ -28,16 +28,7 @@ from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_
 from utils.config import load_recipe
 from utils.device import pick_device, rank_and_world, sampling_precision
 from utils.errors import ConfigError
-from utils.pictures import (
-    ProgressPicture,
-    grid,
-    grid_columns,
-    jump,
-    save_comparison,
-    save_grid,
-    save_smoothness,
-    step_sizes,
-)
+from utils.pictures import ProgressPicture, grid, grid_columns, jump, plot_steps, save_comparison, save_grid, step_sizes
 from utils.recipe import parse_spec
 
 
@@ -49,7 +40,13 @@ def parse_arguments():
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="samplers: METHOD_STEPS_ETA, one or several")
     add("--sample_num", type=number(1), metavar="N", help="samples; compare: per cell; interpolate: sqrt(N) pairs")
     add("--batch_size", type=number(1), default=100, metavar="B", help="samples at a time; not used by interpolate")
-    add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="sample i depends only on it and on i")
+    add(
+        "--seed",
+        type=number(0, 2**63 - 1),
+        default=0,
+        metavar="S",
+        help="noise seed: sample i depends only on it and i",
+    )
     add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go (default: results)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default), or of the last step")
     add("--device", metavar="cuda:0|cpu", help="default: a CUDA device if there is one")
@@ -100,23 +97,22 @@ def check_arguments(args: Namespace) -> None:
                 raise ConfigError(f"--{flag} is for --test_mode {' and '.join(modes)}, not for {args.test_mode}")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
-    if args.sample_dir and len(set(args.sample_info or [])) > 1:
-        raise ConfigError("--sample_dir takes the samples of one --sample_info")
     if rank_and_world()[1] > 1 and not args.sample_dir:
         raise ConfigError("several processes can only share the work of a --sample_dir")
 
 
-def samplers(args: Namespace, timestep_num: int) -> list[SampleSpec]:
-    """The samplers of --sample_info without duplicates, or the mode's default."""
-    texts = args.sample_info
-    if not texts and args.test_mode == "compare":  # every sampler but the known mistake
-        methods = [method for method in SAMPLERS if method != "NaiveDDPM"]
-        texts = [f"{method}_{min(n, timestep_num)}_0p0" for method in methods for n in (10, 50)]
-    elif not texts and args.test_mode == "interpolate" and "ddim" not in (args.interp_mode or []):
-        texts = [f"DDPM_{timestep_num}_0p0"]
-    elif not texts:
-        texts = [f"DDIM_{min(50, timestep_num)}_0p0"]
-    return list(dict.fromkeys(parse_spec(text, timestep_num, "--sample_info") for text in texts))
+def samplers(args: Namespace, T: int) -> list[SampleSpec]:
+    """The samplers of --sample_info without duplicates, or the mode's default, for T training timesteps."""
+    methods, ddim = [method for method in SAMPLERS if method != "NaiveDDPM"], [f"DDIM_{min(50, T)}_0p0"]
+    default = {
+        "compare": [f"{method}_{min(n, T)}_0p0" for method in methods for n in (10, 50)],
+        "interpolate": ddim if "ddim" in (args.interp_mode or []) else [f"DDPM_{T}_0p0"],  # only DDIM can be inverted
+    }
+    texts = args.sample_info or default.get(args.test_mode, ddim)
+    specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in texts))
+    if args.sample_dir and len(specs) > 1:
+        raise ConfigError("--sample_dir takes the samples of one --sample_info")
+    return specs
 
 
 def picture_path(args: Namespace, what: str) -> Path:
@@ -176,7 +172,8 @@ def compare(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path
     for spec in tqdm(specs, desc="compare", leave=False):  # after a warm-up, which the first sampler would pay for
         began = time.monotonic()
         x = trained.sample(count, spec, args.seed, args.batch_size)
-        cells[spec] = grid(x, grid_columns(count)), (time.monotonic() - began) / count
+        seconds = (time.monotonic() - began) / count
+        cells[spec] = grid(x, grid_columns(count)), seconds
     file, device = picture_path(args, "compare"), trained.device
     return save_comparison(cells, file, images=count, device=device, precision=args.precision)
 
@@ -186,7 +183,9 @@ def interpolate_pairs(args: Namespace, trained: Run, specs: list[SampleSpec]) ->
     T, L = trained.recipe["timestep_num"], args.lambda_num or 11
     depth, lambdas = args.diffusion_step or -(-T // 2), [i / (L - 1) for i in range(L)]
     if depth > T:
-        raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
+        raise ConfigError(
+            f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps: use at most {T}"
+        )
     first, second = normalize(torch.from_numpy(pairs(args, trained.recipe))).to(trained.device)
     given, jobs = (trained.diffusion, trained.network, first, second), {}
     try:  # the arguments are checked here; the computation starts when the rows are read
@@ -202,7 +201,7 @@ def interpolate_pairs(args: Namespace, trained: Run, specs: list[SampleSpec]) ->
         print(f"{mode} {spec}: largest step {jump(steps):.2f} times the mean; MSE of the ends {mse:.6f} (of 0 to 1)")
         what = f"{spec}_interpolate" if mode == "lerp" else f"{spec}_{mode}_interpolate"
         files.append(save_grid(torch.cat([first, *rows, second]), picture_path(args, what), len(first)))
-    return files + [save_smoothness(curves[spec], lambdas, picture_path(args, f"{spec}_smoothness")) for spec in specs]
+    return files + [plot_steps(curves[spec], lambdas, picture_path(args, f"{spec}_smoothness")) for spec in specs]
 
 
 def pairs(args: Namespace, recipe: dict) -> np.ndarray:
@@ -228,9 +227,9 @@ def evaluate(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Pat
     evaluation = Evaluation(real, extractor_for(source["dataset"], channels, trained.device), count)
     for spec in specs:
         began = time.monotonic()
-        samples = to_uint8(trained.sample(count, spec, args.seed, args.batch_size))
+        samples = torch.cat([to_uint8(x) for x in trained.batches(count, spec, args.seed, args.batch_size)])
         seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples)
-        report = dict(  # which, unlike {…}, refuses a key that the report has already
+        report = dict(  # raises TypeError if the report already has one of these keys; {…} would not
             model=args.model_path.name, weights=trained.weights, step=trained.step, sample_info=str(spec),
             seed=args.seed, precision=args.precision, device=str(trained.device), seconds=seconds,
             data=source["data_name"], split=split, **report,

@@ -110,10 +110,11 @@ def train(
     parallel = processes.parallel(model.train())
     network = compiled(parallel, recipe["compile"], device)
 
-    # --- what the training shows of itself ---
-    stop = until_exit.enter_context(StopRequest(processes))
+    # --- stopping, log and previews ---
+    stop = StopRequest(processes)
     sampler = ready_to_sample(ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"]))
     held_out = HeldOut(recipe, images, sampler, diffusion, stop) if lead else None
+    until_exit.enter_context(stop)
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps)
@@ -140,7 +141,7 @@ def train(
         done, signum = batch.step + 1, stop.agreed()
         saving = done % recipe["save_every"] == 0 or done == steps or signum != 0
         if saving or done % recipe["log_every"] == 0:
-            log.write(done, rate, with_held_out=saving and not signum)
+            log.write(done, rate, with_held_out=saving)
         if saving:
             with log.paused():
                 state.save(done)

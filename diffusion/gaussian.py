@@ -23,8 +23,8 @@ LOSS_WEIGHTS = ("none", "p2", "min_snr")
 class GaussianDiffusion:
     """A diffusion process of `timestep_num` steps, with all quantities that follow from its betas.
 
-    beta_schedule: "linear" or "cosine".
-    loss_type: "l1" or "l2".
+    beta_schedule: a key of BETA_SCHEDULES, such as "cosine".
+    loss_type: a key of LOSSES, such as "l2".
     objective: what the network predicts: "pred_noise", "pred_x0" or "pred_v" (Salimans & Ho 2022).
     loss_weight: "none", "p2" (Choi et al. 2022, k = 1, γ = 1) or "min_snr" (Hang et al. 2023, γ = 5).
     clip_denoised: whether samplers clip the predicted x_start to [-1, 1].

@@ -19,7 +19,7 @@ INCEPTION = 2048
 
 @dataclass
 class Extractor:
-    """Computes features. Distances in different features cannot be compared: name and sha256 (of the weights) tell.
+    """Computes features. name and sha256 (of the weights) identify them: distances in others are not comparable.
 
     features: uint8 (N, C, S, S) -> float64 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
     """

@@ -116,7 +116,7 @@ def look(pictures: Tensor) -> dict:
 
 
 class Evaluation:
-    """Compares `count` samples with real pictures. What concerns the real pictures alone is computed once."""
+    """Compares `count` samples with real pictures. All that depends only on the real pictures is computed once."""
 
     def __init__(self, real: RealPictures, extractor: Extractor | None, count: int):
         self.extractor, self.training = extractor, real.training

@@ -16,8 +16,8 @@ class RealPictures:
     """The splits of a data set that an evaluation uses, each uint8 (N, C, S, S)."""
 
     splits: dict[str, Tensor]
-    split: str  # that samples are compared with
-    trained_split: str  # that the network was trained on
+    split: str  # the split that samples are compared with
+    trained_split: str  # the split that the network was trained on
 
     @property
     def pictures(self) -> Tensor:

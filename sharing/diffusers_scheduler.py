@@ -53,7 +53,7 @@ def diffusion_keys(scheduler) -> dict:
     names = [name for name, betas in BETA_SCHEDULES.items() if _same(betas(T), scheduler.betas)]
     if not names:
         name = "trained_betas" if config["trained_betas"] is not None else f"beta_schedule {config['beta_schedule']}"
-        ends = f"{name}, {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g} in {T} timesteps"
+        ends = f"{name} from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g} in {T} timesteps"
         raise ValueError(f"its betas ({ends}) cannot be represented by the schedules here: {', '.join(BETA_SCHEDULES)}")
     ours = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
     for key, value in ours.items():

@@ -81,9 +81,12 @@ def test_a_recipe_that_disagrees_with_the_configurations_is_refused(folder):
     refused(folder, "recipe.json disagrees")
 
 
-def test_a_configuration_that_is_not_json_is_refused(folder):
-    (folder / UNET).write_text("{")
-    refused(folder, r"config\.json is not JSON")
+@pytest.mark.parametrize("text, says", [("{", "is not JSON"), ("[1]", "holds a list"), (None, "does not exist")])
+def test_a_configuration_that_is_damaged_or_missing_is_refused(folder, text, says):
+    (folder / UNET).unlink()
+    if text:
+        (folder / UNET).write_text(text)
+    refused(folder, rf"config\.json {says}")
 
 
 def test_a_folder_without_an_index_is_refused(folder):

@@ -98,6 +98,7 @@ def write_idx(file, array):
     file.write_bytes(b"\0\0\x08" + bytes([array.ndim]) + sizes + array.astype(np.uint8).tobytes())
 
 
+@pytest.mark.slow
 def test_precision(load, call, tmp_path, monkeypatch):
     precision = load("precision")
     monkeypatch.setattr(precision, "SAMPLER", "DDIM_2_0p0")
@@ -125,7 +126,7 @@ def test_precision(load, call, tmp_path, monkeypatch):
     assert {(recipe["precision"], recipe["image_size"]) for recipe in recipes} == {("fp32", 8), ("bf16", 8)}
 
 
-@pytest.mark.parametrize("trained", [True, False], ids=["shipped", "untrained"])
+@pytest.mark.parametrize("trained", [pytest.param(True, marks=pytest.mark.slow), False], ids=["shipped", "untrained"])
 def test_sampling_speed(load, call, monkeypatch, trained):
     pytest.importorskip("diffusers")
     sampling_speed = load("sampling_speed")

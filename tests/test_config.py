@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from utils.checkpoint import build
 from utils.config import load_recipe
 from utils.errors import ConfigError
-from utils.recipe import KEYS, RESUMABLE, changed_keys, check_recipe
+from utils.recipe import KEYS, RESUMABLE, changed_keys, check_recipe, complete_recipe
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 
@@ -182,6 +182,17 @@ def test_any_value_is_converted_to_the_type_of_its_key_or_refused(key, value):
         return
     kind = KEYS[key].kind
     assert recipe[key] is None or (recipe[key] in kind if isinstance(kind, tuple) else isinstance(recipe[key], kind))
+
+
+def test_a_recipe_from_a_file_gets_the_defaults_of_newer_keys_but_must_describe_its_network():
+    older = {key: value for key, value in DIGITS.items() if key not in ("warmup_steps", "norm_groups")}
+    assert complete_recipe(older, "here") == DIGITS
+    with pytest.raises(ConfigError, match="here lacks objective"):
+        complete_recipe({key: value for key, value in DIGITS.items() if key != "objective"}, "here")
+    with pytest.raises(ConfigError, match="here: dataset: 'Digitz'.* Digits"):
+        complete_recipe(DIGITS | {"dataset": "Digitz"}, "here")
+    with pytest.raises(ConfigError, match="here"):
+        complete_recipe(None, "here")
 
 
 def test_only_resumable_keys_may_change_when_a_run_is_resumed():

@@ -94,6 +94,21 @@ def test_a_damaged_idx_file_is_refused_by_name(tmp_path, damage):
         find_images("Mnist", tmp_path, "train", download=False)
 
 
+def test_a_file_of_labels_is_not_taken_for_pictures(tmp_path):
+    two_splits(tmp_path)
+    labels = struct.pack(">II", 0x801, 5) + bytes(5)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(labels))
+    with pytest.raises(DataError, match=r"\(5,\), not grey pictures"):
+        find_images("Mnist", tmp_path, "train", download=False)
+
+
+@pytest.mark.parametrize("name, source", [("Mnist", "MNIST"), ("Fashion_Mnist", "FashionMNIST")])
+def test_a_download_that_leaves_nothing_is_refused(tmp_path, no_debian, monkeypatch, name, source):
+    monkeypatch.setattr(f"datasets.mnist.{source}", type(source, (), {"__init__": lambda self, *_, **__: None}))
+    with pytest.raises(DataError, match=f"{name}: {tmp_path} has no train split.* train-images-idx3-ubyte"):
+        find_images(name, tmp_path, "train", download=True)
+
+
 @pytest.mark.parametrize("python", [2, 3])
 def test_the_old_mnist_pickle_is_read(tmp_path, python):
     pixels = [rng.integers(0, 256, (n, 784), np.uint8) for n in (5, 2, 3)]
@@ -179,6 +194,10 @@ def test_flower102_has_the_splits_of_its_authors(tmp_path):
         s: [int(f.stem[-5:]) for f in find_images("Flower102", tmp_path, s, False)] for s in ("train", "test", "all")
     }
     assert numbers == {"train": [2, 4], "test": [1, 3, 5, 6], "all": [1, 2, 3, 4, 5, 6]}
+    (jpg / "setid.mat").write_bytes(b"another file of this name")  # found before the good one
+    with pytest.raises(DataError, match=r"jpg/setid\.mat is not"):
+        find_images("Flower102", tmp_path, "train", False)
+    (jpg / "setid.mat").unlink()
     for file in jpg.glob("*.jpg"):
         file.rename(file.with_stem(file.stem.replace("image", "flower")))
     with pytest.raises(DataError, match="no picture of the train split"):

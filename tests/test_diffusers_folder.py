@@ -19,6 +19,8 @@ def equal_weights(ours, theirs):
     return all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("objective, channel, betas", all_pairs(OBJECTIVES, [1, 3], SCHEDULES))
 def test_an_exported_run_computes_the_same_in_diffusers_and_comes_back(tmp_path, objective, channel, betas):
     run = small_run(objective=objective, image_channel=channel, beta_schedule=betas)
@@ -40,6 +42,7 @@ def test_an_exported_run_computes_the_same_in_diffusers_and_comes_back(tmp_path,
     equals_ten_ddim_steps(run, folder, (2, channel, 16, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [

@@ -148,6 +148,7 @@ def test_copies_of_training_pictures_are_detected(extractor):
     assert json.loads(json.dumps(honest)) == honest
 
 
+@pytest.mark.slow
 def test_more_samples_than_real_pictures_are_also_compared_in_the_same_number(extractor):
     real = real_pictures("Digits", "none", "train", "train", 8, 1)
     report, _, _ = Evaluation(real, extractor, 400)(torch.cat([real.floor()[1], real.training[:103]]))
@@ -156,6 +157,7 @@ def test_more_samples_than_real_pictures_are_also_compared_in_the_same_number(ex
     assert report["frechet"] < report["as_few"]["frechet"]  # more pictures, and some of the reference itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test", "all"])
 def test_the_floor_has_no_picture_on_both_sides_and_is_below_noise(split, extractor):
     real = real_pictures("Digits", "none", split, "train", 8, 1)

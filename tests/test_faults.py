@@ -96,7 +96,7 @@ def test_twenty_kills_at_random_moments(uninterrupted, tmp_path):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("resume", ["auto", pytest.param("never", marks=pytest.mark.slow)])
 def test_a_signal_ends_the_run_after_the_step_that_it_came_in(trained, training, tmp_path, resume):
     def at_the_fourth(n, loss):
         if n == 3:
@@ -166,6 +166,7 @@ def finite(content):
     return all(w.isfinite().all() for part in ("model", "ema") for w in content[part].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_one_step_that_goes_wrong_is_skipped(training, tmp_path, value, parts):

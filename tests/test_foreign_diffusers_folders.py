@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers.networks import noisy, randomise
 from helpers.pipelines import equals_ten_ddim_steps, save_pipeline
 
-from models import UNet
+from models import UNet, build_model
 from models.diffusers_unet import DiffusersUNet, keywords_of
 from sharing.diffusers_folder import export_folder, import_folder
 from utils.errors import CheckpointError
@@ -115,11 +115,33 @@ def test_a_network_that_cannot_be_represented_is_refused_by_name(tmp_path, confi
 
 
 @pytest.mark.parametrize(
+    "settings, keywords, says",
+    [
+        ({"gated_attention": True}, {}, "does not know gated_attention"),
+        ({"norm_num_groups": 7}, {}, "no network can be built"),
+        ({}, {"num_heads": 2}, "num_heads .* not 2"),
+        ({}, {"image_size": 9}, "image_size 9 .* multiple of 2"),
+    ],
+)
+def test_a_recipe_whose_network_cannot_be_built_is_refused(settings, keywords, says):
+    fitting = keywords_of(dict(UNet2DModel(**TINY).config))
+    assert isinstance(build_model(diffusers_unet=TINY, **fitting), DiffusersUNet)
+    with pytest.raises(ValueError, match=says):
+        build_model(diffusers_unet=TINY | settings, **fitting | keywords)
+
+
+def test_pictures_with_other_channels_are_refused():
+    model = build_model(diffusers_unet=TINY, **keywords_of(dict(UNet2DModel(**TINY).config)))
+    with pytest.raises(ValueError, match="3 channels .* given 1"):
+        model(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
     "scheduler, says",
     [
         (DDPMScheduler(beta_schedule="scaled_linear"), "beta_schedule scaled_linear"),
-        (DDPMScheduler(beta_end=0.03), "from 0.0001 to 0.03"),
-        (DDPMScheduler(trained_betas=[0.01] * 100), "trained_betas from 0.01 to 0.01"),
+        (DDPMScheduler(beta_end=0.03), r"beta_schedule linear.* 0\.0001 to 0\.03"),
+        (DDPMScheduler(trained_betas=[0.01] * 100), r"trained_betas.* 0\.01 to 0\.01"),
         (DDPMScheduler(variance_type="learned_range"), "variance_type learned_range"),
         (DDPMScheduler(prediction_type="flow_prediction"), "prediction_type flow_prediction"),
         (DDPMScheduler(thresholding=True), "thresholding True"),

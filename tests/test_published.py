@@ -31,7 +31,7 @@ def published(file, width=128, channel=3):
 ENDS = {("down_blocks.0.0.weight", 1), ("out.2.weight", 0), ("out.2.bias", 0)}  # axes of length C
 
 
-@pytest.mark.parametrize("width, channel", [(128, 3), (32, 3), (64, 1)])
+@pytest.mark.parametrize("width, channel", [pytest.param(128, 3, marks=pytest.mark.slow), (32, 3), (64, 1)])
 def test_a_published_checkpoint_is_the_published_network_in_rgb(tmp_path, width, channel):
     """The other side is written from the format's description alone, and sees BGR; 32 groups at every width."""
     weights = published(tmp_path / "flower102_size64.pt", width, channel)

@@ -19,6 +19,7 @@ from helpers.samplers import (
     randn,
     seeded,
     walk,
+    with_slow,
 )
 
 from diffusion import GaussianDiffusion, SampleSpec, sample
@@ -84,17 +85,12 @@ def diffusers_dpm_walk(diffusion, method, steps, seed=3):
         yield t, x, outputs[-1]
 
 
-ALL_STEPS = pytest.param(T, marks=pytest.mark.slow)
+EVERY_METHOD = [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad"]
 
 
 @pytest.mark.parametrize(
     "method, steps, schedule, objective",
-    [
-        pytest.param(*case, marks=pytest.mark.slow) if T in case else case
-        for case in all_pairs(
-            [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad"], [T, 100, 50, 7, 2, 1], SCHEDULES, OBJECTIVES
-        )
-    ],
+    with_slow(T, all_pairs(EVERY_METHOD, [T, 100, 50, 7, 2, 1], SCHEDULES, OBJECTIVES)),
 )
 def test_each_step_equals_diffusers(method, steps, schedule, objective):
     d = GaussianDiffusion(T, schedule, objective=objective)
@@ -107,7 +103,7 @@ def test_each_step_equals_diffusers(method, steps, schedule, objective):
         torch.testing.assert_close((frame.sample, frame.pred_x_start), (x, x_start), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [ALL_STEPS, 100, 50, 7, 1])
+@pytest.mark.parametrize("steps", [T, 100, 50, 7, 1])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_respaced_ddpm_equals_ddim_with_eta_1(schedule, steps):
     """Song et al. 2021, section 4.1: the same posterior in two forms, for any choice of timesteps."""

@@ -139,6 +139,8 @@ def test_narrow_networks_depend_on_the_timestep(width):
         ({"image_size": 30, "channel_mult": (1, 2, 4)}, "image_size 30 .* multiple of 4, such as 28 or 32"),
         ({"attention_resolutions": (7,)}, "no feature map is 7 pixels wide; they are 32, 16, 8, 4"),
         ({"model_channels": 33}, "model_channels must be even .* not 33"),
+        ({"num_heads": 0}, "num_heads must all be at least 1"),
+        ({"channel_mult": ()}, "channel_mult, .* at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide .* 256"),
         ({"num_heads": 32, "model_channels": 16, "attention_resolutions": (32,)}, "num_heads=32 .* 16 chan"),
         ({"dropout": 1.5}, "dropout"),

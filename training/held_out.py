@@ -38,7 +38,9 @@ class HeldOut:
         self.x_start = normalize(torch.from_numpy(np.array(images[rows]))).to(device)
         generator = torch.Generator().manual_seed(seed_of(recipe["seed"], 2**32))
         self.noise = torch.randn(self.x_start.shape, generator=generator).to(device)
-        golden = torch.arange(len(rows), dtype=torch.float64) * 0.6180339887498949 % 1  # evenly spread, in any order
+        golden = (
+            torch.arange(len(rows), dtype=torch.float64) * 0.6180339887498949 % 1
+        )  # golden-ratio steps: evenly spread
         self.t = (golden * recipe["timestep_num"]).long().to(device)
         self.batch_size = recipe["batch_size"]
 

@@ -1,4 +1,4 @@
-"""What a training will be, before any compute is spent on it."""
+"""The plan of a training: batch, memory and steps, before anything is computed."""
 
 import copy
 

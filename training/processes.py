@@ -132,4 +132,5 @@ class StopRequest:
 
     def agreed(self) -> int:
         """The signal that any process has received, 0 for none. All processes get the same answer at the same step."""
-        return self.processes.largest(self.signum)
+        self.signum = self.processes.largest(self.signum)
+        return self.signum

@@ -112,7 +112,7 @@ def check_same_run(content: dict, recipe: dict) -> None:
     was, recipe = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
     if changed := changed_keys(was, recipe, set(KEYS) - RESUMABLE):
         raise CheckpointError(
-            f"the checkpoint is from a run with other settings ({'; '.join(changed)}): keep those, or train under "
+            f"the checkpoint is from a run with other settings ({'; '.join(changed)}): use the old values, or set "
             "another pth_save_name"
         )
     for change in changed_keys(was, recipe, RESUMABLE):

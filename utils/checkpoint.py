@@ -3,7 +3,7 @@
 import os
 import pickle
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,12 +59,18 @@ class Run:
         """Samples 0 to count - 1: float32 (count, C, H, W) on the CPU, in [-1, 1] if the diffusion clips.
 
         spec: a SampleSpec or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it and on i.
+        Raises ValueError for a count below 1 and for a spec that does not fit.
         """
-        spec, parts = SampleSpec.parse(spec) if isinstance(spec, str) else spec, []
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
+        return torch.cat(list(self.batches(count, spec, seed, batch_size)))
+
+    def batches(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100) -> Iterator[Tensor]:
+        """The same, batch by batch, for more samples than fit into memory."""
+        spec = SampleSpec.parse(spec) if isinstance(spec, str) else spec
         for indices in tqdm(in_batches(count, batch_size), desc=str(spec), leave=False):
             x_T, noise = self.noise(indices, seed)
-            parts.append(sample(self.diffusion, self.network, x_T, spec, noise).cpu())
-        return torch.cat(parts)
+            yield sample(self.diffusion, self.network, x_T, spec, noise).cpu()
 
 
 def in_batches(count: int, batch_size: int) -> list[range]:
@@ -112,10 +118,10 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
 def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -> None:
     """CheckpointError if raw weights are asked for and the file has others; ConfigError if a given key disagrees."""
     if weights == "raw" != has:
-        raise CheckpointError(f"{file} holds only the averaged weights")
+        raise CheckpointError(f"{file} holds only the averaged weights: leave out --weights raw")
     for key, value in given.items():
         if value is not None and value != recipe[key]:
-            raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}")
+            raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}: leave it out")
 
 
 def load_state(model: nn.Module, tensors: dict, file: Path | str) -> None:

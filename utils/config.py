@@ -37,7 +37,7 @@ def load_recipe(
         name = chain[-1]
         if name not in blocks:
             where = "data_name" if len(chain) == 1 else f"Train_Data.{chain[-2]}: base"
-            raise ConfigError(f"{where}: {unknown(name, blocks)} in {config}")
+            raise ConfigError(f"{config}: {where}: {unknown(name, blocks)}")
         block = _mapping({} if blocks[name] is None else blocks[name], f"{config}: Train_Data.{name}")
         layers.append((f"{config}: Train_Data.{name}", {k: v for k, v in block.items() if k != "base"}))
         if "base" not in block:

@@ -174,7 +174,7 @@ def jump(steps: Tensor) -> float:
     return (steps.amax(0) / steps.mean(0).clamp(min=1e-12)).mean().item()
 
 
-def save_smoothness(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
+def plot_steps(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
     """Plots the `step_sizes` of each mode over lambda: the mean (line) and the middle half of the pairs (band)."""
     from matplotlib.figure import Figure  # imported here because it takes a second
 

@@ -2,6 +2,7 @@
 
 from itertools import combinations, product
 
+import pytest
 import torch
 from scipy.integrate import solve_ivp
 
@@ -26,6 +27,11 @@ def all_pairs(first, second, *others):
         settings = (first, second, *others)
         assert {(case[one], case[two]) for case in cases} == set(product(settings[one], settings[two]))
     return cases
+
+
+def with_slow(value, cases):
+    """The cases, with those that have this value marked as slow."""
+    return [pytest.param(*case, marks=pytest.mark.slow) if value in case else case for case in cases]
 
 
 def seeded(seed=0):
