@@ -5,14 +5,17 @@ python convert.py train_results/digits/digits.pt digits-diffusers               
 python convert.py ddpm-cifar10-32 checkpoints/ddpm-cifar10-32.safetensors         # from a diffusers folder
 """
 
+import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly while the others load
+
+# isort: split
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
 
 import torch
 
+from datasets.files import part_folder
 from sharing.diffusers_folder import export_folder, import_folder, need_diffusers
 from sharing.model_card import write_card
 from training.log import read_log
@@ -56,15 +59,10 @@ def main() -> None:
         facts = facts_of(trained.recipe, trained.weights, trained.step)
         save_shared_weights(target, trained.model.state_dict(), facts, getattr(torch, args.dtype))
     else:
-        part = target.with_name(f".{target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with part_folder(target) as part:
             export_folder(trained, part)
             log = read_log(args.source.parent / "metrics.jsonl") if args.source.suffix == ".pt" else []
             write_card(trained, part, target.name, log)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     size = sum(file.stat().st_size for file in ([target] if to_file else target.rglob("*")) if file.is_file())
     of = f"{trained.recipe['data_name']}, {trained.weights} weights of step {trained.step:,}"
     print(f"{target}: {of}, {size / 1e6:.1f} MB")

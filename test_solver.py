@@ -4,6 +4,9 @@ random_gen draws pictures and shows how they develop from noise; compare draws a
 interpolate goes from one picture to another; evaluate measures how close the samples are to real pictures.
 """
 
+import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly while the others load
+
+# isort: split
 import json
 import time
 from argparse import Namespace
@@ -16,7 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import SPLITS, load_images, normalize, to_uint8
+from datasets import load_images, normalize, to_uint8
+from datasets.files import clear_parts, own_stem, write_file
 from diffusion import INTERP_MODES, SAMPLERS, SampleSpec, interpolate, sample_progressive
 from evaluation.features import extractor_for
 from evaluation.numbers import GROUPS, Evaluation, summary
@@ -24,8 +28,15 @@ from evaluation.pairs import chosen_pairs, pair_of_files, random_pairs
 from evaluation.real_pictures import real_pictures
 from evaluation.sample_dir import SampleDir, identity_of
 from utils.checkpoint import Run, in_batches, load_run
-from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
-from utils.config import load_recipe
+from utils.command_line import (
+    ArgumentParser,
+    add_real_data_flags,
+    add_recipe_flags,
+    number,
+    real_data,
+    recipe_flags,
+    run,
+)
 from utils.device import pick_device, rank_and_world, sampling_precision
 from utils.errors import ConfigError
 from utils.pictures import ProgressPicture, grid, grid_columns, jump, plot_steps, save_comparison, save_grid, step_sizes
@@ -38,15 +49,9 @@ def parse_arguments():
     add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint or .safetensors")
     add("--test_mode", required=True, choices=MODES)
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="samplers: METHOD_STEPS_ETA, one or several")
-    add("--sample_num", type=number(1), metavar="N", help="samples; compare: per cell; interpolate: sqrt(N) pairs")
+    add("--sample_num", type=number(1, 10**7), metavar="N", help="samples; compare: a cell; interpolate: sqrt(N) pairs")
     add("--batch_size", type=number(1), default=100, metavar="B", help="samples at a time; not used by interpolate")
-    add(
-        "--seed",
-        type=number(0, 2**63 - 1),
-        default=0,
-        metavar="S",
-        help="noise seed: sample i depends only on it and i",
-    )
+    add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="sample i depends only on it and on i")
     add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go (default: results)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default), or of the last step")
     add("--device", metavar="cuda:0|cpu", help="default: a CUDA device if there is one")
@@ -58,14 +63,10 @@ def parse_arguments():
     add = parser.add_argument_group("interpolate").add_argument
     add("--interp_mode", nargs="+", choices=INTERP_MODES, help="one or several; default: lerp")
     add("--diffusion_step", type=number(1), metavar="N", help="mix after N timesteps of noise; default: half of all")
-    add("--lambda_num", type=number(2), metavar="N", help="mixtures from lambda 0 to 1; default: 11")
+    add("--lambda_num", type=number(2, 1000), metavar="N", help="mixtures from lambda 0 to 1; default: 11")
     add("--image_indices", type=int, nargs="+", metavar="I", help="pairs of pictures by number: I J, or I J K L …")
     add("--image_files", type=Path, nargs=2, metavar="FILE", help="a pair of picture files")
-    add = parser.add_argument_group("interpolate and evaluate: real pictures").add_argument
-    add("--data_name", metavar="NAME", help="a block of the configuration; default: the training's data set")
-    add("--data_path", metavar="P", help="where the data are")
-    add("--split", choices=SPLITS, help="default: the split of the training")
-    add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
+    add_real_data_flags(parser)
     add_recipe_flags(parser)
     return parser.parse_args()
 
@@ -78,9 +79,12 @@ def main() -> None:
     args.precision = sampling_precision(args.precision, device, trained.recipe["objective"])
     specs = samplers(args, trained.recipe["timestep_num"])
     args.save_dir.mkdir(parents=True, exist_ok=True)
+    clear_parts(args.save_dir)
     trained.to(device, args.precision, args.compile)
-    began = time.monotonic()
-    files = MODES[args.test_mode](args, trained, specs)
+    began, rank = time.monotonic(), rank_and_world()[0]
+    stem = f"{datetime.now():%Y%m%d%H%M%S}_seed{args.seed}" + f"_rank{rank}" * (rank > 0)
+    with own_stem(args.save_dir, stem) as args.stem:
+        files = MODES[args.test_mode](args, trained, specs)
     print(*files, f"{time.monotonic() - began:.1f} s on {device} in {args.precision}", sep="\n")
 
 
@@ -97,6 +101,8 @@ def check_arguments(args: Namespace) -> None:
                 raise ConfigError(f"--{flag} is for --test_mode {' and '.join(modes)}, not for {args.test_mode}")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
+    if args.test_mode in ("random_gen", "compare") and not args.sample_dir and (args.sample_num or 0) > 10_000:
+        raise ConfigError(f"--sample_num {args.sample_num:,} is too much for a picture: --sample_dir takes that many")
     if rank_and_world()[1] > 1 and not args.sample_dir:
         raise ConfigError("several processes can only share the work of a --sample_dir")
 
@@ -116,14 +122,8 @@ def samplers(args: Namespace, T: int) -> list[SampleSpec]:
 
 
 def picture_path(args: Namespace, what: str) -> Path:
-    """<save_dir>/<timestamp>_<model>_<what>.png"""
-    return args.save_dir / f"{datetime.now():%Y%m%d%H%M%S}_{args.model_path.stem}_{what}.png"
-
-
-def real_data(args: Namespace, recipe: dict) -> tuple[dict, str, str]:
-    """(recipe, data_path, split) of the real pictures, by default those of the training."""
-    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
-    return source, args.data_path or source["data_path"], args.split or source["split"]
+    """<save_dir>/<timestamp>_seed<seed>_<model>_<what>.png"""
+    return args.save_dir / f"{args.stem}_{args.model_path.stem}_{what}.png"
 
 
 def random_gen(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
@@ -141,7 +141,7 @@ def fill_sample_dir(args: Namespace, trained: Run, spec: SampleSpec) -> list[Pat
     """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
     files, count, (rank, world) = [], args.sample_num or trained.recipe["sample_num"], rank_and_world()
     folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), count)
-    batches = [b for b in in_batches(count, args.batch_size)[rank::world] if not all(map(folder.has, b))]
+    batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]
     print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
     for indices in tqdm(batches, desc="batches", leave=False):
         pixels = draw_batch(args, trained, spec, indices, files)
@@ -236,7 +236,7 @@ def evaluate(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Pat
         )  # fmt: skip
         print(summary(report))
         file = picture_path(args, f"{spec}_evaluate").with_suffix(".json")
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_file(file, json.dumps(report, indent=1) + "\n")
         first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
         files += [file, save_grid(torch.cat(rows), picture_path(args, f"{spec}_neighbours"), len(first))]

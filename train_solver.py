@@ -3,6 +3,9 @@
 Run the same command again to resume. On several devices: torchrun --nproc_per_node=4 train_solver.py …
 """
 
+import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly while the others load
+
+# isort: split
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,15 +21,16 @@ from training.ema import EMA
 from training.held_out import HeldOut
 from training.log import TrainingLog
 from training.optimizer import backward, learning_rate, make_optimizer, update
-from training.plan import describe, memory_advice, total_steps
+from training.plan import check_outside, describe, memory_advice, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, check_same_run, find_checkpoint, pretrained_recipe, save_recipe
-from utils.checkpoint import build, load_run, load_state
+from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, run
 from utils.config import load_recipe
 from utils.device import autocast, compiled, memory_format, pick_device, prepare, ready_to_sample, sampling_precision
 from utils.errors import Stopped, out_of_memory_means
+from utils.network import build, load_state
 
 
 def parse_arguments():
@@ -55,7 +59,7 @@ def main() -> None:
     recipe = load_recipe(args.config, args.data_name, args.set, flags, pretrained_recipe)
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
-    with Processes(pick_device()) as processes, out_of_memory_means(memory_advice(recipe)), ExitStack() as until_exit:
+    with Processes(pick_device()) as processes, ExitStack() as until_exit:
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
         if args.dry_run:
             dry_run(recipe, model, diffusion, processes)
@@ -65,6 +69,7 @@ def main() -> None:
 
 def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes) -> None:
     """Prints the plan of a training; nothing is written or downloaded."""
+    check_outside(Path(recipe["save_dir"]), recipe)
     try:
         images = len(find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download=False))
     except DataError as error:
@@ -88,6 +93,7 @@ def train(
 
     # --- the pictures and the checkpoint ---
     with processes.first():
+        check_outside(folder, recipe)
         if lead:
             until_exit.enter_context(alone_in(folder))
         last = find_checkpoint(checkpoint, resume)
@@ -120,37 +126,44 @@ def train(
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps)
     if lead and start < steps:
         save_recipe(folder / "recipe.yaml", recipe)
-    if start and preview.due(start) and not preview.file(start).exists():  # the run was stopped while drawing it
-        preview.draw(start)
+    if start and preview.due(start):
+        preview.draw(start)  # if the run was stopped before it was drawn
 
     # --- the loop ---
-    began, parts = time.monotonic(), recipe["gradient_accumulation"]
+    began, parts, saving, drawing = time.monotonic(), recipe["gradient_accumulation"], False, False
     for batch in batches.steps(start, steps):
-        optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for i, (x_start, t, noise) in enumerate(batch.split(parts), 1):
-            with processes.sync_gradients(parallel, now=i == parts):
-                with autocast(recipe["precision"], device):
-                    losses.append(diffusion.training_losses(network, x_start, t, noise))
-                backward(losses[-1].mean() / parts)
-        rate = learning_rate(recipe, batch.step, steps)
-        norm, taken = update(optimizer, rate, recipe["grad_clip"])
-        ema.update(batch.step, taken)
+        with out_of_memory_means(memory_advice(recipe)):
+            optimizer.zero_grad(set_to_none=True)
+            losses = []
+            for i, (x_start, t, noise) in enumerate(batch.split(parts), 1):
+                with processes.sync_gradients(parallel, now=i == parts):
+                    with autocast(recipe["precision"], device):
+                        losses.append(diffusion.training_losses(network, x_start, t, noise))
+                    backward(losses[-1].mean() / parts)
+            rate = learning_rate(recipe, batch.step, steps)
+            norm, taken = update(optimizer, rate, recipe["grad_clip"])
+            ema.update(batch.step, taken)
         log.add(torch.cat(losses).detach(), batch.t, norm, taken)
 
         done, signum = batch.step + 1, stop.agreed()
-        saving = done % recipe["save_every"] == 0 or done == steps or signum != 0
+        drawing = drawing or preview.due(done)  # a preview has its checkpoint, which can draw it again
+        saving = saving or drawing or done % recipe["save_every"] == 0 or signum != 0
         if saving or done % recipe["log_every"] == 0:
             log.write(done, rate, with_held_out=saving)
+        if saving and log.last_was_bad():
+            if done == steps:
+                log.end_at_bad_steps(done)
+            continue  # what led to a bad step is not saved over what is good: after the next good one
         if saving:
             with log.paused():
                 state.save(done)
+                if drawing and not signum:
+                    preview.draw(done)
+                    signum = stop.agreed()
+            saving = drawing = False
         if signum and done < steps:
             how = "run the same command again" + " without --resume" * (resume == "never")
             raise Stopped(signum, f"after step {done:,}, saved in {checkpoint}: {how} to resume")
-        if preview.due(done):
-            with log.paused():
-                preview.draw(done)
 
     # --- the end ---
     log.save_curve(folder / "loss.png")

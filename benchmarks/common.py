@@ -11,9 +11,9 @@ import torch
 
 import train_solver
 from training.processes import Processes
-from utils.checkpoint import build
 from utils.config import load_recipe
 from utils.device import pick_device
+from utils.network import build
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,9 +27,10 @@ from diffusion import SampleSpec
 from diffusion.gaussian import Model
 from sharing.diffusers_folder import to_unet2d
 from sharing.diffusers_scheduler import scheduler_configuration
-from utils.checkpoint import Run, build, load_run
+from utils.checkpoint import Run, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device, sampling_precision
+from utils.network import build
 from utils.recipe import plain_recipe
 
 

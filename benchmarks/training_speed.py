@@ -35,9 +35,10 @@ from datasets import load_images
 from diffusion import GaussianDiffusion
 from sharing.diffusers_folder import to_unet2d
 from training.log import read_log
-from utils.checkpoint import Run, build
+from utils.checkpoint import Run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import autocast, compiled, memory_format, pick_device, resolve_precision
+from utils.network import build
 from utils.recipe import plain_recipe
 
 try:

@@ -31,7 +31,10 @@ def find_images(dataset: str, data_path: str | Path, split: str, download: bool 
     download: whether to download public data that are not in data_path; they are saved there.
     Raises DataError if the data are missing or damaged. It says which files belong where.
     """
-    return LOADERS[dataset](Path(data_path), split, download)
+    found = LOADERS[dataset](Path(data_path), split, download)
+    if not len(found) or (isinstance(found, np.ndarray) and 0 in found.shape):
+        raise DataError(f"{dataset}: {data_path} has no pictures of the {split} split")
+    return found
 
 
 def load_images(

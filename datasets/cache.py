@@ -7,18 +7,23 @@ that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pict
 
 import hashlib
 import os
-import sys
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.errors import DataError
+from datasets.errors import DataError, warn
+from datasets.files import Part, clear_parts, not_written
 from datasets.folder import open_picture
 from datasets.pixels import fit_picture
+
+CACHE = re.compile(r"(.+)_([0-9a-f]{16})_([0-9]+)\.u8")  # (split, size and channels), fingerprint, pictures
 
 
 def fit_array(pictures: np.ndarray, image_size: int, image_channel: int) -> np.ndarray:
@@ -36,7 +41,8 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
     """Picture files to uint8 (N, image_channel, image_size, image_size), memory-mapped from the cache.
 
     Files that are not pictures are skipped, with a message on stderr. If the folder is not writable, the array is in
-    memory instead, also with a message. Raises DataError if there is no picture, or no space for the cache.
+    memory instead, also with a message. Several processes may do this at once: each writes its own file.
+    Raises DataError if there is no picture, if a file cannot be read, and if the cache does not fit on the disk.
     """
     shape = (image_channel, image_size, image_size)
     folder, prefix = data_path / ".cache", f"{split}_{image_size}px_{image_channel}ch"
@@ -45,40 +51,46 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
     if cached is not None:
         return cached
     pictures = _decoded(files, image_size, image_channel)
-    part = folder / f"{stem}.{os.getpid()}.part"
+    pictures = chain([next(pictures)], pictures)  # where there are no pictures, no cache folder is created
     try:
-        folder.mkdir(exist_ok=True)
-        part.touch()
-    except OSError as error:
-        print(f"no cache ({error}): the pictures are kept in memory and decoded again next time", file=sys.stderr)
-        return _in_memory(pictures, len(files), shape)
-    try:
-        count = 0
-        with open(part, "wb") as stream:
+        try:
+            folder.mkdir(exist_ok=True)
+            clear_parts(folder)
+            part = Part(folder / f"{stem}.u8")
+        except OSError as error:
+            warn(f"no cache ({error}): the pictures are kept in memory and decoded again next time")
+            return _in_memory(pictures, len(files), shape)
+        with part:
+            count = 0
             for picture in pictures:
-                stream.write(picture.tobytes())
+                part.stream.write(picture.tobytes())
                 count += 1
-        for outdated in set(folder.glob(f"{prefix}_*")) - {part}:
-            outdated.unlink(missing_ok=True)
-        cache = part.rename(folder / f"{stem}_{count}.u8")
+            cache = folder / f"{stem}_{count}.u8"
+            part.complete(cache)
     except OSError as error:
-        size = len(files) * int(np.prod(shape)) / 2**20
-        raise DataError(
-            f"{folder}: the cache was not written ({error}): it needs {size:,.0f} MiB of free space"
-        ) from error
+        error = not_written(folder / f"{stem}.u8", error, len(files) * int(np.prod(shape)))
+        raise DataError(f"{error.filename} {error.strerror}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is not empty
+            folder.rmdir()
+    for file in folder.iterdir():
+        match = CACHE.fullmatch(file.name)
+        if match and match[1] == prefix and f"{match[1]}_{match[2]}" != stem:
+            file.unlink(missing_ok=True)  # of files that have changed since
     return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
 
 
 def _open_cache(folder: Path, stem: str, shape: tuple[int, int, int]) -> np.ndarray | None:
     """The cached pictures (N, *shape), memory-mapped; None if there is no complete cache file."""
-    for cache in folder.glob(f"{stem}_[0-9]*.u8"):
-        count = int(cache.stem.rsplit("_", 1)[1])
-        if cache.stat().st_size == count * int(np.prod(shape)):
+    for cache in folder.glob(f"{stem}_*.u8"):
+        match = CACHE.fullmatch(cache.name)
+        if not match:
+            continue
+        count = int(match[3])
+        if count and cache.stat().st_size == count * int(np.prod(shape)):
             print(f"{count} pictures from the cache {cache}")
             return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
-        print(f"the cache {cache} is cut short: decoding the pictures again", file=sys.stderr)
+        warn(f"the cache {cache} is cut short: decoding the pictures again")
     return None
 
 
@@ -96,7 +108,11 @@ def _decoded(files: list[Path], image_size: int, image_channel: int) -> Iterator
     def decode(file: Path) -> np.ndarray | str:
         try:
             return fit_picture(open_picture(file), image_size, image_channel)
+        except MemoryError as error:
+            raise DataError(f"{file}: there is not enough memory to decode it") from error
         except Exception as error:  # Pillow raises many types for a damaged file
+            if isinstance(error, OSError) and error.errno:  # an error of the system, and not of the file's content
+                raise DataError(f"{file} cannot be read: {error.strerror}") from error
             return f"skipped {file}: {' '.join(str(error).split()) or type(error).__name__}"
 
     skipped, pool = 0, ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # eight large photographs fit in memory
@@ -104,13 +120,13 @@ def _decoded(files: list[Path], image_size: int, image_channel: int) -> Iterator
         for decoded in tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False):
             if isinstance(decoded, str):
                 skipped += 1
-                tqdm.write(decoded, file=sys.stderr)
+                warn(decoded)
             else:
                 yield decoded
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for the remaining files
     if skipped:
-        print(f"{skipped} of {len(files)} files are not pictures and were skipped", file=sys.stderr)
+        warn(f"{skipped} of {len(files)} files are not pictures and were skipped")
     if skipped == len(files):
         raise DataError(f"none of the {len(files)} files is a picture; the first is {files[0]}")
 

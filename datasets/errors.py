@@ -1,11 +1,19 @@
-"""The error of all loaders, and a download that reports what to do if it fails."""
+"""The error of all loaders, their warnings, and a download that reports what to do if it fails."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 class DataError(Exception):
     """A one-line message for the user: which data are missing or damaged, where, and what to do."""
+
+
+def warn(message: str) -> None:
+    """Prints one line on stderr, above the progress bars; the name of a file may contain a line break."""
+    tqdm.write(message.replace("\n", "\\n"), file=sys.stderr)
 
 
 def fetch(name: str, data_path: Path, wanted: str, download: bool, get: Callable[[], object]) -> None:

@@ -1,11 +1,10 @@
 """Oxford Flowers 102: 8,189 JPEG files."""
 
-import sys
 from pathlib import Path
 
 from torchvision.datasets import Flowers102
 
-from datasets.errors import DataError, fetch
+from datasets.errors import DataError, fetch, warn
 from datasets.registry import data_set
 
 IDS = {"train": ("trnid", "valid"), "test": ("tstid",)}  # the tables of picture numbers in setid.mat
@@ -28,7 +27,7 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
         fetch("Flower102", data_path, wanted, download, lambda: Flowers102(data_path, download=True))
         files = find()
     if len(files) != 8189:
-        print(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189", file=sys.stderr)
+        warn(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189")
     if split == "all":
         return files
     tables = sorted(data_path.rglob("setid.mat"))
@@ -49,7 +48,6 @@ def _names_of(table: Path, split: str) -> set[str]:
 
     try:
         content = loadmat(table)
-        ids = [content[key].flatten() for key in IDS[split]]
+        return {f"image_{int(i):05d}.jpg" for key in IDS[split] for i in content[key].flatten()}
     except Exception as error:  # SciPy raises many types for a file of another kind
-        raise DataError(f"{table} is not the authors' table of splits ({error})") from error
-    return {f"image_{int(i):05d}.jpg" for part in ids for i in part}
+        raise DataError(f"{table} is not the authors' table of splits ({error!r})") from error

@@ -1,19 +1,26 @@
 """A folder of pictures: its files, and how a picture file is opened."""
 
 import os
-import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from datasets.errors import DataError
+from datasets.errors import DataError, warn
 from datasets.registry import data_set
+
+FORMATS = (  # of pixels only: Pillow would hand an EPS file, which is a program, to Ghostscript
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "AVIF", "JPEG2000", "ICO", "ICNS", "PCX",
+    "SGI", "QOI", "DDS", "PSD",
+)  # fmt: skip
 
 
 @data_set("Folder")
 def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
-    """All files in data_path and its subfolders except hidden ones, sorted by path. Symbolic links are followed.
+    """All files in data_path and its subfolders except hidden ones, sorted by path.
+
+    Symbolic links are followed. A folder that can be reached in several ways counts once.
 
     "train" and "all" are the same; a folder has no test split. Raises DataError for split "test", and if data_path is
     not a folder or contains no files.
@@ -22,31 +29,36 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
         raise DataError(f"{data_path} is a plain folder, which has no test split: use split=train or split=all")
     if not data_path.is_dir():
         raise DataError(f"{data_path} is not a folder: set data_path to the folder with your pictures")
-    files, visited = [], set()
-    for folder, subfolders, names in os.walk(data_path, followlinks=True):
-        visited.add(os.path.realpath(folder))  # otherwise a link to a parent folder would be followed forever
-        subfolders[:] = (
-            name
-            for name in subfolders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in visited
-        )
+    files, visited = [], {os.path.realpath(data_path)}
+
+    def fail(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for folder, subfolders, names in os.walk(data_path, onerror=fail, followlinks=True):
+        seen, subfolders[:] = sorted(subfolders), []
+        for name in seen:
+            target = os.path.realpath(os.path.join(folder, name))
+            if not name.startswith(".") and target not in visited:  # a folder that is linked twice counts once
+                visited.add(target)
+                subfolders.append(name)
         for file in (Path(folder, name) for name in names if not name.startswith(".")):
             if file.is_file():
                 files.append(file)
             else:
-                print(f"skipped {file}: a broken link, or not a regular file", file=sys.stderr)
+                warn(f"skipped {file}: a broken link, or not a regular file")
     if not files:
         raise DataError(f"{data_path} contains no files: put your pictures there (subfolders are allowed)")
     return sorted(files)
 
 
 def open_picture(file: Path) -> Image.Image:
-    """A picture file of any mode as 8-bit RGB; a 16-bit grey picture as 8-bit grey.
+    """A picture file of any mode and of one of the FORMATS as 8-bit RGB; a 16-bit grey picture as 8-bit grey.
 
     The picture is rotated as its EXIF data say, and transparent parts become white. Raises ValueError for pixels of
     unknown range (floats and 32-bit integers), and Pillow's errors for a file that is not a picture.
     """
-    with Image.open(file) as image:
+    Image.init()  # fills Image.OPEN, which lacks formats that this Pillow was built without
+    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         has_16_bits = image.format in ("PNG", "PPM")  # Pillow may use its 32-bit mode "I" for 16-bit files of these
         image = ImageOps.exif_transpose(image)
         if image.mode == "F" or (image.mode == "I" and not has_16_bits):

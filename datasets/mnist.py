@@ -114,8 +114,11 @@ def _read_mnist_pickle(file: Path, split: str) -> np.ndarray:
         train, validation, test = (np.asarray(images, np.float64).reshape(-1, 28, 28) for images, _ in content)
     except (TypeError, ValueError) as error:
         raise DataError(f"{file} is a pickle, but not the three sets of 784-pixel images of MNIST") from error
-    pictures = {"train": np.concatenate([train, validation]), "test": test}
-    return np.concatenate([(pictures[part] * 255).round().clip(0, 255).astype(np.uint8) for part in _parts(split)])
+    parts = {"train": np.concatenate([train, validation]), "test": test}
+    pictures = np.concatenate([parts[part] for part in _parts(split)])
+    if not ((pictures >= 0) & (pictures <= 1)).all():  # False for NaN, too
+        raise DataError(f"{file} holds pixels outside [0, 1], the range of MNIST's")
+    return (pictures * 255).round().astype(np.uint8)
 
 
 def _read_processed(folder: Path, part: str) -> np.ndarray:

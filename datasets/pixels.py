@@ -12,7 +12,12 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats of any shape to uint8 pixels, rounded: -1 becomes 0, 1 becomes 255, values beyond are clamped."""
+    """Floats of any shape to uint8 pixels, rounded: -1 becomes 0, 1 becomes 255, values beyond are clamped.
+
+    Raises FloatingPointError for values that are not finite, which no pixel stands for.
+    """
+    if not x.isfinite().all():
+        raise FloatingPointError("the pictures have values that are not finite: the network's weights are unusable")
     return ((x.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 

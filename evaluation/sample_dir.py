@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-import time
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,9 +10,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from datasets.files import PART, clear_parts, write_file
 from diffusion import SampleSpec
 from utils.checkpoint import Run
-from utils.errors import ConfigError
+from utils.errors import ConfigError, short
+from utils.pictures import is_complete_png, png
 from utils.recipe import DIFFUSION_KEYS
 
 IDENTITY = "samples.json"
@@ -38,15 +39,18 @@ class SampleDir:
     def __init__(self, folder: Path, identity: dict, count: int):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        file, used = folder / IDENTITY, any(folder.iterdir())
-        if used and not file.exists():  # it is always written first
+        clear_parts(folder)
+        file = folder / IDENTITY
+        names = {other.name for other in folder.iterdir() if not PART.fullmatch(other.name)}
+        if names == {IDENTITY} and not file.stat().st_size:  # an earlier version could leave it empty on a full disk
+            file.unlink()
+        elif names and IDENTITY not in names:  # it is always written first
             raise ConfigError(f"{folder} holds files but no {IDENTITY}: choose an empty or new folder as --sample_dir")
         try:
-            with open(file, "x", encoding="utf-8") as stream:  # only one of several processes creates it
-                stream.write(json.dumps(identity, indent=1) + "\n")
+            write_file(file, json.dumps(identity, indent=1) + "\n", exclusive=True)  # by one of several processes
         except FileExistsError:
             self._check(file, identity)
-        numbers = [int(other.stem) for other in folder.glob("*.png") if other.stem.isdigit()]
+        numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]
         if numbers and max(numbers) >= count:
             raise ConfigError(
                 f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another folder"
@@ -54,33 +58,26 @@ class SampleDir:
 
     @staticmethod
     def _check(file: Path, identity: dict) -> None:
-        deadline = time.monotonic() + 5  # another process may just be writing it
-        while not (text := file.read_text(encoding="utf-8", errors="replace")) and time.monotonic() < deadline:
-            time.sleep(0.05)
         try:
-            found = json.loads(text)
-            differ = [f"{k}: was {found.get(k)}, is {v}" for k, v in identity.items() if found.get(k) != v]
-        except (ValueError, AttributeError) as error:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            differ = [
+                f"{k}: was {short(found.get(k))}, is {short(v)}" for k, v in identity.items() if found.get(k) != v
+            ]
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
         if differ:
             raise ConfigError(f"{file.parent} holds other samples ({'; '.join(differ)}): choose another --sample_dir")
 
     def has(self, index: int) -> bool:
-        """Whether this sample exists. Files are renamed when complete, so an existing one is complete."""
-        return self._file(index).exists()
+        """Whether this sample exists and is complete."""
+        return is_complete_png(self._file(index))
 
     def save(self, indices: Iterable[int], pixels: Tensor) -> None:
-        """Writes uint8 pixels (B, 1 or 3, H, W), each under its number; existing files are kept."""
+        """Writes uint8 pixels (B, 1 or 3, H, W), each under its number; complete files are kept."""
         for index, picture in zip(indices, pixels.numpy(), strict=True):
-            file = self._file(index)
-            if not file.exists():
+            if not self.has(index):
                 picture = picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0))
-                part = file.with_name(f".{file.name}.{os.getpid()}.part")
-                try:
-                    Image.fromarray(picture).save(part, "png")
-                    part.replace(file)
-                finally:
-                    part.unlink(missing_ok=True)
+                write_file(self._file(index), png(Image.fromarray(picture)))
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from datasets.files import write_file
 from diffusion import GaussianDiffusion
 from models import UNet
 from models.diffusers_unet import (
@@ -18,10 +19,12 @@ from models.diffusers_unet import (
     paired_tensors,
     qkv_biases,
     settings,
+    unallocated,
 )
 from sharing.diffusers_scheduler import diffusion_keys, scheduler_configuration
-from utils.checkpoint import Run, build, load_state
-from utils.errors import CheckpointError, ConfigError
+from utils.checkpoint import Run
+from utils.errors import CheckpointError, ConfigError, short
+from utils.network import build, check_size, load_state
 from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
 from utils.shared_weights import check_facts, facts_of
 
@@ -51,7 +54,7 @@ def export_folder(run: Run, folder: Path) -> None:
         raise ConfigError(f"this network cannot be exported: {error}") from error
     diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
     facts = facts_of(run.recipe, run.weights, run.step)
-    (folder / RECIPE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_file(folder / RECIPE, json.dumps(facts, indent=1) + "\n")
     check_same_output(run.model, load_unet(folder / "unet"), run.recipe)
 
 
@@ -72,7 +75,7 @@ def import_folder(folder: Path) -> Run:
         keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
     if (folder / RECIPE).exists():
-        facts = check_facts((folder / RECIPE).read_text(encoding="utf-8"), folder / RECIPE)
+        facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
         weights, step = facts["weights"], facts["step"]
         if _canonical(facts["recipe"]) != _canonical(recipe):
             raise CheckpointError(f"{folder}: {RECIPE} disagrees with the configurations of unet and scheduler")
@@ -111,6 +114,7 @@ def load_unet(folder: Path) -> nn.Module:
     with _refused(folder):
         if unknown := sorted({key for key in config if not key.startswith("_")} - set(arguments())):
             raise CheckpointError(f"{folder}/config.json: this diffusers does not know {', '.join(unknown)}")
+        check_size(unallocated({key: value for key, value in config.items() if not key.startswith("_")}))
         unet, report = diffusers().UNet2DModel.from_pretrained(
             str(folder),
             low_cpu_mem_usage=False,
@@ -161,7 +165,7 @@ def _json(file: Path) -> dict:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not an object of keys and values")
@@ -174,11 +178,11 @@ def _refused(folder: Path):
     types."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:
         plain = isinstance(error, OSError | ValueError | RuntimeError | ConfigError)
-        reason = " ".join(str(error).split()) if plain else f"its configuration is invalid ({error!r})"
+        reason = " ".join(str(error).split()) if plain else f"its configuration is invalid ({short(error)})"
         if "Unable to load weights" in reason:
             reason = "its weights are damaged or hold more than tensors; nothing in them was run"
         raise CheckpointError(f"{folder}: {reason[:300]}") from error

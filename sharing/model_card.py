@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from datasets.files import write_file
 from diffusion import SampleSpec
 from utils.checkpoint import Run
 from utils.device import pick_device
@@ -63,7 +64,7 @@ def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
         "steps": min(50, recipe["timestep_num"]),
         "rows": "\n".join(f"| {what} | {value} |" for what, value in _rows(run, log)),
     }
-    (folder / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
+    write_file(folder / "README.md", CARD.format(**facts))
 
 
 def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:

@@ -6,12 +6,12 @@ import random
 import resource
 import signal
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.checkpoints import content
 
+import datasets.files
 import utils.checkpoint
 from training.resume import alone_in, find_checkpoint
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -110,11 +110,11 @@ def killed_at(phase):
     elif phase == "before the seal":
         utils.checkpoint.Sealing.seal = die
     elif phase == "after the file":
-        Path.replace = die
+        os.replace = die
     elif phase == "between the renames":
-        Path.replace = before(Path.replace, "x.pt")
+        os.replace = before(os.replace, ".part")
     elif phase == "before the folder is synced":
-        utils.checkpoint._sync_folder = die
+        datasets.files._sync_folder = die
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.checkpoint import build
 from utils.config import load_recipe
 from utils.errors import ConfigError
+from utils.network import build
 from utils.recipe import KEYS, RESUMABLE, changed_keys, check_recipe, complete_recipe
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
@@ -95,7 +95,7 @@ def test_overrides_are_read_by_the_type_of_their_key():
     "override, says",
     [
         ("batchsize=4", "'batchsize' is not known; did you mean batch_size?"),
-        ("batch_size=four", "batch_size must be a whole number at least 1, not 'four'"),
+        ("batch_size=four", "batch_size must be a whole number at least 1 and at most 1,000,000, not 'four'"),
         ("batch_size=0", "at least 1"),
         ("batch_size=2.5", "whole number"),
         ("batch_size=true", "whole number"),
@@ -107,7 +107,7 @@ def test_overrides_are_read_by_the_type_of_their_key():
         ("clip_denoised=1", "true or false"),
         ("beta_schedule=cosin", "one of linear, cosine"),
         ("objective=[pred_v]", "one of pred_noise"),
-        ("channel_mult=[1, a]", "list of whole numbers"),
+        ("channel_mult=[1, a]", "list of up to 32 whole numbers"),
         ("channel_mult=[]", "channel_mult"),
         ("image_channel=2", "1 (grey) or 3 (RGB)"),
         ("dropout=1", "at most 0.999"),

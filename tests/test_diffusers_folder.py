@@ -10,8 +10,8 @@ from helpers.samplers import OBJECTIVES, SCHEDULES, all_pairs
 from diffusion import GaussianDiffusion
 from models import UNet
 from sharing.diffusers_folder import export_folder, import_folder
-from utils.checkpoint import build
 from utils.errors import CheckpointError, ConfigError
+from utils.network import build
 from utils.recipe import plain_recipe
 
 

@@ -181,9 +181,9 @@ def test_one_step_that_goes_wrong_is_skipped(training, tmp_path, value, parts):
 @pytest.mark.slow
 def test_three_steps_in_a_row_that_go_wrong_end_the_run(training, tmp_path):
     ended = training(lambda n, loss: loss * torch.nan if n in (4, 5, 6) else loss, max_steps=12)
-    refused(ended, 1, "3 steps in a row, up to step 9", "learning_rate", "grad_clip", "precision=fp32", "resume")
+    refused(ended, 1, "3 steps in a row, up to step 7", "learning_rate", "grad_clip", "precision=fp32", "resume")
     contents = [load_checkpoint(file) for file in (tmp_path / "digits").glob("*.pt")]
-    assert sorted(content["step"] for content in contents) == [3, 6] and all(map(finite, contents))
+    assert [content["step"] for content in contents] == [3] and finite(contents[0])  # step 6 was a bad one
     again = training(lambda n, loss: loss, max_steps=12, learning_rate=1e-4)
     assert again.returncode == 0 and load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == 12
 

@@ -8,9 +8,9 @@ import torch
 from diffusion import GaussianDiffusion
 from models import build_model
 from training.plan import activation_bytes, describe, total_steps
-from utils.checkpoint import build
 from utils.config import load_recipe
 from utils.errors import ConfigError
+from utils.network import build
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 

@@ -141,5 +141,7 @@ def test_run_sample_refuses_what_it_cannot_draw(trained):
 
 
 def test_batches_cover_every_sample_once():
-    assert in_batches(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
-    assert in_batches(6, 3) == [range(0, 3), range(3, 6)] and in_batches(2, 100) == [range(0, 2)]
+    assert list(in_batches(7, 3)) == [range(0, 3), range(3, 6), range(6, 7)]
+    assert list(in_batches(7, 3, 1, 2)) == [range(3, 6)]  # the second of two processes
+    assert next(in_batches(10**18, 3)) == range(0, 3)  # nothing is listed in advance
+    assert list(in_batches(6, 3)) == [range(0, 3), range(3, 6)] and list(in_batches(2, 100)) == [range(0, 2)]

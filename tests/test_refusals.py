@@ -151,7 +151,7 @@ BETWEEN = ["--test_mode", "interpolate"]
         (["--sample_info", "DPMpp_0_0p0"], 2, ["'DPMpp_0_0p0'", "steps: 1 or more"]),
         (["--sample_info", "DDIM_50_1p5"], 2, ["'DDIM_50_1p5'", "eta: 0p0 to 1p0"]),
         (["--sample_info", "DDIM_1001_0p0"], 2, ["1001 steps", "1000 timesteps"]),
-        (["--sample_num", "0"], 2, ["--sample_num", "0 is not at least 1"]),
+        (["--sample_num", "0"], 2, ["--sample_num", "0 is not from 1 to 10000000"]),
         (["--sample_num", "two"], 2, ["--sample_num", "two"]),
         (["--batch_size", "0"], 2, ["--batch_size", "0 is not at least 1"]),
         (["--seed", "-1"], 2, ["--seed"]),
@@ -169,7 +169,7 @@ BETWEEN = ["--test_mode", "interpolate"]
         (["--test_mode", "compare", "--sample_dir", "d"], 2, ["--sample_dir is for --test_mode random_gen"]),
         ([*BETWEEN, "--data_name", "Cifar10", "--data_path", "LICENSE"], 1, ["Cifar10: no data in LICENSE"]),
         ([*BETWEEN, "--sample_num", "1000000"], 2, ["1000 pairs", "1500"]),
-        ([*BETWEEN, "--lambda_num", "1"], 2, ["--lambda_num", "1 is not at least 2"]),
+        ([*BETWEEN, "--lambda_num", "1"], 2, ["--lambda_num", "1 is not from 2 to 1000"]),
         ([*BETWEEN, "--interp_mode", "cubic"], 2, ["--interp_mode", "cubic", "slerp"]),
         (
             [*BETWEEN, "--interp_mode", "ddim", "--sample_info", "DDPM_5_0p0"],

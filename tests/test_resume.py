@@ -8,6 +8,7 @@ import torch
 from helpers.checkpoints import content
 from torch import nn
 
+from datasets.files import part_of
 from training.optimizer import backward, make_optimizer, update
 from training.processes import Processes
 from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
@@ -49,9 +50,11 @@ def test_a_new_run_has_no_checkpoint(tmp_path):
 
 
 def test_only_one_training_at_a_time_uses_a_folder(tmp_path):
-    (tmp_path / "x.part").write_bytes(b"left by a killed training")
+    left, foreign = part_of(tmp_path / "x.pt"), tmp_path / "user.part"
+    left.write_bytes(b"left by a killed training")
+    foreign.write_bytes(b"a file of the user")
     with alone_in(tmp_path):
-        assert not (tmp_path / "x.part").exists()
+        assert not left.exists() and foreign.exists()
         with pytest.raises(CheckpointError, match=f"another training is running in {tmp_path}"):
             with alone_in(tmp_path):
                 pass

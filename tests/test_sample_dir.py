@@ -67,7 +67,7 @@ def test_a_sample_dir_of_another_run_is_refused_and_left_alone(trained, tmp_path
     for other, says in (
         (["--seed", 5], ["seed: was 0, is 5"]),
         (["--weights", "raw"], ["weights: was"]),
-        (["--sample_info", "DDIM_3_0p0"], ["sample_info: was DDIM_2_0p0, is DDIM_3_0p0"]),
+        (["--sample_info", "DDIM_3_0p0"], ["sample_info: was 'DDIM_2_0p0', is 'DDIM_3_0p0'"]),
         (["--sample_num", 3], ["sample 3", "--sample_num 3"]),
         (["--sample_info", "DDIM_2_0p0", "DDIM_3_0p0"], ["one --sample_info"]),
     ):

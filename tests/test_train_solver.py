@@ -13,9 +13,10 @@ from PIL import Image
 
 import train_solver
 from training.processes import Processes
-from utils.checkpoint import build, load_run
+from utils.checkpoint import load_run
 from utils.config import load_recipe
 from utils.errors import CheckpointError
+from utils.network import build
 
 
 def test_training_leaves_checkpoints_recipe_and_preview(trained):
@@ -91,13 +92,16 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
 
 
 def test_a_folder_of_your_own_pictures_trains(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "notes.txt").write_text("no picture")
     for i in range(12):
         pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 30, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
     (tmp_path / "config.yaml").write_text(
-        f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {tmp_path}, image_size: 16}}}}}}"
+        f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {pictures}, image_size: 16}}}}}}"
     )
     run = train(tmp_path / "runs", "--config", tmp_path / "config.yaml", data_name="Mine")
     assert run.returncode == 0, run.stderr
-    assert "12" in run.stdout and "1 of 13 files" in run.stderr and "config.yaml" in run.stderr
+    assert "12" in run.stdout and "1 of 13 files" in run.stderr and "notes.txt" in run.stderr
     assert load_run(tmp_path / "runs" / "mine" / "mine.pt").recipe["image_channel"] == 3

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from datasets.files import append, write_file
 from training.held_out import HeldOut, quarter_means, quarter_sums
 from training.processes import Processes
 from utils.errors import TrainingError
+from utils.pictures import save_figure
 
 IN_A_ROW = 3  # bad steps in a row that end the run
 
@@ -41,9 +43,7 @@ class TrainingLog:
         lines = [line for line in read_log(self.file) if line["step"] <= start]
         self.seconds = lines[-1]["seconds"] if lines else 0.0
         if processes.rank == 0:
-            part = self.file.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            part.replace(self.file)
+            write_file(self.file, "".join(json.dumps(line) + "\n" for line in lines))
             self.tensorboard = _tensorboard(folder, start)
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=processes.rank != 0)
         self.bad_in_a_row, self.worst = (torch.zeros((), device=processes.device) for _ in range(2))
@@ -79,13 +79,7 @@ class TrainingLog:
         self.seconds += seconds
         loss, by_quarter = quarter_means(self.sums[:8])
         if self.worst >= IN_A_ROW:
-            if self.processes.rank:  # rank 0 prints the error of all
-                sys.exit(1)
-            raise TrainingError(
-                f"{int(self.worst)} steps in a row, up to step {step}, had a loss or gradient that is not finite. They "
-                "did not change the weights, and the last checkpoint is good: lower learning_rate, set grad_clip or "
-                "use precision=fp32, and resume from it"
-            )
+            self.end_at_bad_steps(step)
         line = {
             "step": step,
             "epoch": math.ceil(step / self.steps_per_epoch),
@@ -100,11 +94,25 @@ class TrainingLog:
         self.step = step
         if self.processes.rank == 0:
             line |= self.held_out.loss() if with_held_out and self.held_out else {}
-            with open(self.file, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            append(self.file, json.dumps(line) + "\n")
             self._show(line, with_held_out or line["skipped"] > 0)
         self._restart()
         return line
+
+    def last_was_bad(self) -> bool:
+        """Whether the last step was a bad one. All processes get the same answer."""
+        return bool(self.bad_in_a_row)
+
+    def end_at_bad_steps(self, step: int) -> None:
+        """Raises TrainingError, which says what to do, in rank 0; the other processes exit silently."""
+        if self.processes.rank:
+            sys.exit(1)
+        count = int(self.worst)
+        which = f"{count} steps in a row, up to step {step}," if count > 1 else f"the last step, {step},"
+        raise TrainingError(
+            f"{which} had a loss or gradient that is not finite. Such steps change nothing and nothing is saved after "
+            "them: lower learning_rate, set grad_clip or use precision=fp32, and resume from the last checkpoint"
+        )
 
     def _show(self, line: dict, printed: bool) -> None:
         if printed:
@@ -147,12 +155,23 @@ def read_log(file: Path) -> list[dict]:
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        numbers = [line.get(key) for key in ("step", "seconds")] if isinstance(line, dict) else [None]
-        if all(isinstance(number, int | float) for number in numbers) and "loss_by_quarter" in line:
+        if _is_line(line):
             lines.append(line)
     return lines
+
+
+def _is_line(line) -> bool:
+    """Whether this is a line of the log, with numbers or null where the log has them."""
+    if not isinstance(line, dict) or not isinstance(line.get("loss_by_quarter"), list):
+        return False
+    needed = [line.get("step"), line.get("seconds")]
+    others = [line.get(key) for key in ("loss", "held_out_loss", "fixed_noise_loss")] + line["loss_by_quarter"]
+    numbers = needed + [value for value in others if value is not None]
+    return len(line["loss_by_quarter"]) == 4 and all(
+        isinstance(number, int | float) and math.isfinite(number) for number in numbers
+    )
 
 
 def save_loss_curve(lines: list[dict], file: Path) -> None:
@@ -172,7 +191,7 @@ def save_loss_curve(lines: list[dict], file: Path) -> None:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color="red", label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
+    save_figure(figure, file)
 
 
 def _tensorboard(folder: Path, step: int):

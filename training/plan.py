@@ -1,10 +1,14 @@
 """The plan of a training: batch, memory and steps, before anything is computed."""
 
 import copy
+import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from datasets import DataError, find_images
 from diffusion import GaussianDiffusion
 from utils.errors import ConfigError
 
@@ -12,6 +16,19 @@ from utils.errors import ConfigError
 def total_steps(recipe: dict, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole training: max_steps, or train_epoch epochs."""
     return recipe["max_steps"] or recipe["train_epoch"] * steps_per_epoch
+
+
+def check_outside(folder: Path, recipe: dict) -> None:
+    """ConfigError if previews in this folder would become training pictures of the next run."""
+    data_path = os.path.realpath(recipe["data_path"])
+    if not Path(os.path.realpath(folder)).is_relative_to(data_path):
+        return
+    with suppress(DataError):  # which is reported when they are loaded
+        if isinstance(find_images(recipe["dataset"], data_path, recipe["split"], download=False), list):
+            raise ConfigError(
+                f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}, so that previews would "
+                "become training pictures: set another save_dir, or move the pictures to a folder of their own"
+            )
 
 
 def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1) -> str:

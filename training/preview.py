@@ -8,13 +8,14 @@ from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
 from diffusion.gaussian import Model
 from training.processes import Processes, StopRequest
 from utils.errors import out_of_memory_means
-from utils.pictures import grid_columns, save_grid
+from utils.pictures import grid_columns, is_complete_png, save_grid
 
 
 class Preview:
     """Draws preview_<step>.png into the run's folder, every sample_every steps and at the end, in rank 0.
 
-    network: the one to sample from, usually the average. A signal ends a drawing early, without a picture.
+    network: the one to sample from, usually the average. A signal ends a drawing early, without a picture. The run then
+    stops at this step, and draws it when it is resumed.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class Preview:
         return self.folder / f"preview_{step:08d}.png"
 
     def due(self, step: int) -> bool:
-        """Whether this process draws a preview after `step` steps."""
-        return self.processes.rank == 0 and (step % self.recipe["sample_every"] == 0 or step >= self.steps)
+        """Whether a preview is drawn after `step` steps."""
+        return step % self.recipe["sample_every"] == 0 or step >= self.steps
 
     def draw(self, step: int) -> None:
-        """Samples sample_num pictures by preview_info and saves them as a grid."""
+        """Samples sample_num pictures by preview_info and saves them as a grid, unless the file is complete."""
+        if self.processes.rank or is_complete_png(self.file(step)):
+            return
         count, channels, size = (self.recipe[key] for key in ("sample_num", "image_channel", "image_size"))
         generator = torch.Generator().manual_seed(self.recipe["seed"])
         noise = torch.randn(count, channels, size, size, generator=generator).to(self.diffusion.betas.device)
@@ -43,4 +46,7 @@ class Preview:
                 x = frame.sample
                 if self.stop.signum:
                     return
-            save_grid(x, self.file(step), grid_columns(count))
+            try:
+                save_grid(x, self.file(step), grid_columns(count))
+            except FloatingPointError:
+                print(f"no preview of step {step:,}: its samples are not finite, so the training has diverged")

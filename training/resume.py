@@ -1,7 +1,9 @@
 """Resuming a run: the lock on its folder, the checkpoint to resume from, whether it is the same run, and its state."""
 
 import glob
+import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +14,12 @@ import yaml
 from torch import nn
 from torch.optim import Optimizer
 
+from datasets.files import clear_parts, lock, write_file
 from training.processes import Processes
-from utils.checkpoint import load_checkpoint, load_run, load_state, save_checkpoint
+from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from utils.network import check_dense, load_state
 from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
-
-try:
-    import fcntl
-except ImportError:  # Windows has no file locks of this kind
-    fcntl = None
 
 
 def pretrained_recipe(recipe: dict) -> dict:
@@ -30,18 +29,13 @@ def pretrained_recipe(recipe: dict) -> dict:
         return load_run(recipe["init_from"]).recipe
     try:
         return complete_recipe(yaml.safe_load(saved.read_text(encoding="utf-8")), str(saved))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
 
 
 def save_recipe(file: Path, recipe: dict) -> None:
-    """Writes the recipe as YAML, completely or not at all."""
-    part = file.with_suffix(".part")
-    try:
-        part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes the recipe as YAML."""
+    write_file(file, yaml.safe_dump(recipe, sort_keys=False))
 
 
 @contextmanager
@@ -51,21 +45,18 @@ def alone_in(folder: Path) -> Iterator[None]:
     CheckpointError if another training holds the lock. The lock ends with the process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None  # Windows cannot open folders
     try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if descriptor is not None:
+            lock(descriptor)
     except BlockingIOError as error:
         os.close(descriptor)
         raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
-    except OSError:  # a file system without locks
-        pass
     try:
-        for part in folder.glob("*.part"):
-            part.unlink()
+        clear_parts(folder)
         yield
     finally:
-        if fcntl:
+        if descriptor is not None:
             os.close(descriptor)
 
 
@@ -101,7 +92,7 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
 
 def _age(file: Path) -> int:
     number = file.suffixes[-2][1:]
-    return int(number) if number.isdigit() else sys.maxsize
+    return int(number) if re.fullmatch("[0-9]{1,9}", number) else sys.maxsize
 
 
 def check_same_run(content: dict, recipe: dict) -> None:
@@ -144,14 +135,21 @@ class TrainingState:
         load_state(self.ema, content["ema"], "the checkpoint")
         try:  # only the state comes from the file; the settings of the optimizer come from the recipe
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]["state"]})
-            for weight, state in self.optimizer.state.items():
-                for moment in ("exp_avg", "exp_avg_sq"):
+            for name, weight in self.model.named_parameters():
+                state = self.optimizer.state[weight]
+                if not state["step"] >= 0:
+                    raise ValueError(f"{state['step']} steps of {name}")
+                for moment, least in (("exp_avg", -math.inf), ("exp_avg_sq", 0)):
+                    check_dense(state[moment], f"{moment} of {name}")
                     if state[moment].shape != weight.shape:
                         raise ValueError(f"{moment} of shape {tuple(state[moment].shape)}, not {tuple(weight.shape)}")
+                    if not (state[moment].isfinite() & (state[moment] >= least)).all():
+                        raise ValueError(f"{moment} of {name} has impossible values")
                     # fused kernels need the memory layout of the weight
                     state[moment] = torch.empty_like(weight).copy_(state[moment])
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint's optimizer state does not fit: {error}") from error
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"the checkpoint's optimizer state does not fit: {what}") from error
         for name, value in self.circumstances.items():
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")

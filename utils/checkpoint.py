@@ -1,8 +1,6 @@
 """Training checkpoints, {format, recipe, model, ema, optimizer, step, …}, and loading a trained network."""
 
-import os
 import pickle
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.files import writing
 from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
-from models import build_model
 from utils.device import ready_to_sample
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
+from utils.network import build_diffusion, load_state, plan
 from utils.published import from_published, is_published
-from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, complete_recipe
+from utils.recipe import complete_recipe
 from utils.seal import Sealing, check_seal
 from utils.shared_weights import load_shared_weights
 
@@ -68,23 +67,16 @@ class Run:
     def batches(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100) -> Iterator[Tensor]:
         """The same, batch by batch, for more samples than fit into memory."""
         spec = SampleSpec.parse(spec) if isinstance(spec, str) else spec
-        for indices in tqdm(in_batches(count, batch_size), desc=str(spec), leave=False):
+        batches = in_batches(count, batch_size)
+        for indices in tqdm(batches, desc=str(spec), total=-(-count // batch_size), leave=False):
             x_T, noise = self.noise(indices, seed)
             yield sample(self.diffusion, self.network, x_T, spec, noise).cpu()
 
 
-def in_batches(count: int, batch_size: int) -> list[range]:
-    """0 to count - 1, cut into ranges of batch_size; the last may be shorter."""
-    return [range(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-
-
-def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
-    """The network, freshly initialised, and the diffusion of a recipe. ConfigError if values do not fit."""
-    try:
-        model = build_model(**{key: recipe[key] for key in MODEL_KEYS})
-        return model, GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
-    except ValueError as error:
-        raise ConfigError(f"{recipe['data_name']}: {error}") from error
+def in_batches(count: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[range]:
+    """0 to count - 1, cut into ranges of batch_size; the last may be shorter. Process `rank` gets each world-th."""
+    for start in range(0, count, batch_size)[rank::world]:
+        yield range(start, min(start + batch_size, count))
 
 
 def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
@@ -97,7 +89,7 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     file, step = Path(file), 0
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder: convert.py turns a diffusers folder into a .safetensors")
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         tensors, facts = load_shared_weights(file)
         recipe, step, has = facts["recipe"], facts["step"], facts["weights"]
     elif is_published(content := _torch_load(file)):
@@ -108,10 +100,10 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
         step, has = content["step"], weights
     check_given(recipe, has, file, weights, given)
     try:
-        model, diffusion = build(recipe)
+        model, diffusion = plan(recipe), build_diffusion(recipe)
     except ConfigError as error:
         raise CheckpointError(f"{file}: its recipe: {error}") from error
-    load_state(model, tensors, file)
+    load_state(model, tensors, file, assign=True)
     return Run(model.eval(), diffusion, recipe, step, has)
 
 
@@ -122,18 +114,6 @@ def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -
     for key, value in given.items():
         if value is not None and value != recipe[key]:
             raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}: leave it out")
-
-
-def load_state(model: nn.Module, tensors: dict, file: Path | str) -> None:
-    """load_state_dict, strict. CheckpointError names the first tensor that does not fit or is not finite."""
-    try:
-        model.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise CheckpointError(f"{file}: its weight {name} is not finite: use an older checkpoint")
 
 
 def load_checkpoint(file: Path) -> dict:
@@ -151,41 +131,23 @@ def save_checkpoint(file: Path, content: dict, keep: int) -> None:
     The `keep` newest checkpoints, at least two, are kept: x.pt, x.1.pt, …
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
     try:
-        with open(part, "wb") as stream:
+        with writing(file, _bytes(content)) as stream:
             sealing = Sealing(stream)
             torch.save({"format": FORMAT, **content}, sealing)
             sealing.seal()
-        newest_first = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]
-        for older, newer in reversed(list(zip(newest_first[1:], newest_first, strict=False))):
-            if newer.exists():
-                newer.replace(older)
-        part.replace(file)
-        _sync_folder(file.parent)
-    except (RuntimeError, OSError) as error:  # PyTorch raises a RuntimeError when the disk is full
-        reason = " ".join(str(error).split())
-        needed, free = _bytes(content) / 2**20, shutil.disk_usage(file.parent).free / 2**20
-        raise CheckpointError(
-            f"{file} was not written ({reason}): it needs {needed:,.1f} MiB, and {free:,.1f} MiB are free. "
-            "Older checkpoints are unchanged"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+            newest_first = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]
+            for older, newer in reversed(list(zip(newest_first[1:], newest_first, strict=False))):
+                if newer.exists():
+                    newer.replace(older)
+    except OSError as error:
+        raise CheckpointError(f"{file} {error.strerror}. Older checkpoints are unchanged") from error
 
 
 def _bytes(content) -> int:
     if isinstance(content, Tensor):
         return content.nbytes
     return sum(map(_bytes, content.values())) if isinstance(content, dict) else 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Waits until the renames are on the disk."""
-    if os.name == "posix":  # Windows cannot open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def _torch_load(file: Path):

@@ -2,13 +2,24 @@
 
 import argparse
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NoReturn, TextIO
 
-from datasets import DataError
+from datasets import SPLITS, DataError
 from diffusion.schedule import BETA_SCHEDULES
+from utils.config import load_recipe
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
+from utils.interruptible import quit_quietly, replace_handler
+
+# control characters except line breaks and tabs, and those that change the direction of writing
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LONGEST = 1500  # characters of an error message
+BAR_MOVES = re.compile(r"(\n|\r| |\x1b\[A)*")  # what tqdm writes between its bars
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -53,9 +64,49 @@ def recipe_flags(args: argparse.Namespace) -> dict:
     return given | {"timestep_num": args.training_timestep_num}
 
 
+def add_real_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose real pictures to interpolate between or to compare with."""
+    add = parser.add_argument_group("interpolate and evaluate: real pictures").add_argument
+    add("--data_name", metavar="NAME", help="a block of the configuration; default: the training's data set")
+    add("--data_path", metavar="P", help="where the data are")
+    add("--split", choices=SPLITS, help="default: the split of the training")
+    add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
+
+
+def real_data(args: argparse.Namespace, recipe: dict) -> tuple[dict, str, str]:
+    """(recipe, data_path, split) of the real pictures that those flags choose, by default those of the training."""
+    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
+    return source, args.data_path or source["data_path"], args.split or source["split"]
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main. Errors that a user can cause end it with one line; a bug keeps its traceback."""
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    with redirect_stdout(Visible(sys.stdout)), redirect_stderr(Visible(sys.stderr)):
+        replace_handler(quit_quietly, signal.default_int_handler)
+        try:
+            _run(main)
+        finally:
+            replace_handler(signal.default_int_handler, quit_quietly)  # while Python ends
+
+
+class Visible:
+    """A text stream that writes control characters as \\x1b and the like: names in files may hold any character."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if BAR_MOVES.fullmatch(text):
+            return self._stream.write(text)
+        start = "\r" if text.startswith("\r") else ""  # of a progress bar
+        return self._stream.write(start + CONTROL.sub(lambda match: ascii(match[0])[1:-1], text[len(start) :]))
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except ConfigError as error:
@@ -67,6 +118,8 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _exit(1, f"{what}; files saved before are unchanged")
+    except FloatingPointError as error:
+        _exit(1, str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -78,5 +131,8 @@ def run(main: Callable[[], None]) -> None:
 def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:
     """Prints one line and exits. Of several processes only rank 0 prints what all of them would print."""
     if code not in (2, 130, 143) or os.environ.get("RANK", "0") == "0":
-        print(f"{kind}{' '.join(message.split())}", file=sys.stderr, flush=True)
+        message = " ".join(message.split())
+        if len(message) > LONGEST:  # it quotes something long
+            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+        print(f"{kind}{message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from datasets import LOADERS
-from utils.errors import ConfigError
+from utils.errors import ConfigError, short
 from utils.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce, unknown
 
 
@@ -31,7 +31,7 @@ def load_recipe(
     a cycle of bases.
     """
     content = _read_yaml(config)
-    blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
+    blocks = {_name(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
     layers, chain = [], [data_name]
     while True:
         name = chain[-1]
@@ -42,7 +42,7 @@ def load_recipe(
         layers.append((f"{config}: Train_Data.{name}", {k: v for k, v in block.items() if k != "base"}))
         if "base" not in block:
             break
-        chain.append(str(block["base"]))
+        chain.append(_name(block["base"]))
         if chain[-1] in chain[:-1]:
             raise ConfigError(f"{config}: Train_Data: the bases form a cycle: {' -> '.join(chain)}")
     layers.append((f"{config}: Train_Setting", _mapping(content.get("Train_Setting"), f"{config}: Train_Setting")))
@@ -76,7 +76,9 @@ def _read_yaml(config: Path) -> dict:
             content = yaml.load(stream, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # invalid dates and numbers raise ValueError
+    except MemoryError:
+        raise
+    except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
         raise ConfigError(f"{config}: {error}") from error
     content = _mapping(content, str(config))
     for key in content:
@@ -109,9 +111,16 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
         try:
             is_text = key in KEYS and KEYS[key].kind is str and value != "null"
             values[key] = value if is_text else yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
             raise ConfigError(f"--set {text}: {error}") from error
     return values
+
+
+def _name(key) -> str:
+    """The name of a block, which YAML may have read as a number."""
+    return key if isinstance(key, str) else short(key)
 
 
 def _mapping(value, where: str) -> dict:

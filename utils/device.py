@@ -23,9 +23,29 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name or "cpu")
 
 
+def memory_bytes() -> float:
+    """The memory of this machine, infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 def rank_and_world() -> tuple[int, int]:
-    """The number of this process, from 0, and the number of processes: RANK and WORLD_SIZE of torchrun, or 0 and 1."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """The number of this process, from 0, and the number of processes: RANK and WORLD_SIZE of torchrun, or 0 and 1.
+
+    ConfigError if the variables of torchrun are incomplete or not numbers.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if "RANK" not in given and "WORLD_SIZE" not in given:
+        return 0, 1
+    numbers = {name: given.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    numeric = all(text.isdecimal() for text in numbers.values())
+    if not numeric or len(given) < len(names) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        found = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"{found} is not an environment of torchrun: start several processes with it, or unset them")
+    return int(given["RANK"]), int(given["WORLD_SIZE"])
 
 
 def prepare(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Pictures for people: grids, tables of grids, films, and how a sample or an interpolation develops."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets import to_uint8
+from datasets.files import write_file
 from diffusion import Frame, SampleSpec
 from diffusion.sampling import USES_ETA
 
@@ -40,8 +42,19 @@ def grid(x: Tensor, columns: int) -> Image.Image:
 def save_grid(x: Tensor, file: Path, columns: int) -> Path:
     """Writes a grid as a PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    grid(x, columns).save(file)
-    return file
+    return write_file(file, png(grid(x, columns)))
+
+
+def png(image: Image.Image) -> bytes:
+    """The content of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def is_complete_png(file: Path) -> bool:
+    """Whether a file exists and ends as a PNG does: one that was cut short does not."""
+    return file.is_file() and file.read_bytes()[-8:] == b"IEND\xae\x42\x60\x82"
 
 
 def save_table(
@@ -74,8 +87,7 @@ def save_table(
     red, green, blue = table.split()
     if red.tobytes() == green.tobytes() == blue.tobytes():
         table = red  # a grey file is half the size
-    table.save(file)
-    return file
+    return write_file(file, png(table))
 
 
 def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Path, **facts) -> list[Path]:
@@ -93,12 +105,11 @@ def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Pa
         file,
         notes=[[f"{cell[1]:.3g} s each" if cell else "" for cell in row] for row in table],
     )
-    with open(file.with_suffix(".csv"), "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts])
-        for spec, (_, seconds) in cells.items():
-            writer.writerow([spec, *astuple(spec), f"{seconds:.6f}", *facts.values()])
-    return [file, file.with_suffix(".csv")]
+    writer = csv.writer(text := io.StringIO(newline=""))
+    writer.writerow(["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts])
+    for spec, (_, seconds) in cells.items():
+        writer.writerow([spec, *astuple(spec), f"{seconds:.6f}", *facts.values()])
+    return [file, write_file(file.with_suffix(".csv"), text.getvalue())]
 
 
 def _label(spec: SampleSpec) -> str:
@@ -154,8 +165,9 @@ class ProgressPicture:
 def save_animation(frames: Sequence[Image.Image], file: Path) -> Path:
     """Writes a GIF or a lossless WebP, by the file's suffix, that loops and pauses on its last frame."""
     durations = [100] * (len(frames) - 1) + [2000]  # milliseconds
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
-    return file
+    buffer, kind = io.BytesIO(), file.suffix[1:].upper()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
+    return write_file(file, buffer.getvalue())
 
 
 # --- from one picture to another --------------------------------------------------------------------------------------
@@ -187,5 +199,11 @@ def plot_steps(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> P
         axes.fill_between(middles, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set(xlabel="lambda", ylabel="distance between neighbouring rows (RMS)", xlim=(0, 1), ylim=(0, None))
     axes.legend()
-    figure.savefig(file, dpi=120)
-    return file
+    return save_figure(figure, file)
+
+
+def save_figure(figure: "matplotlib.figure.Figure", file: Path) -> Path:  # noqa: F821 - imported where it is drawn
+    """Writes a plot as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
+    return write_file(file, buffer.getvalue())

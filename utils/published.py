@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from utils.errors import CheckpointError, ConfigError
+from utils.network import check_dense
 from utils.recipe import plain_recipe
 
 NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
@@ -28,6 +29,8 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         raise CheckpointError(f"{file} holds {', '.join(map(str, content))}, not just {' and '.join(sorted(KEYS))}")
     weights, given = dict(content["unet_model"]), {key: value for key, value in given.items() if value is not None}
     try:
+        for name, weight in weights.items():
+            check_dense(weight, name)
         shown, attended = _network(weights)
         if shown["image_channel"] == 3:
             weights |= {name: weights[name].flip(axis) for name, axis in COLOURS.items()}
@@ -35,7 +38,7 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         raise CheckpointError(
             f"{file}: its weights lack {error.args[0]}, which every published checkpoint has"
         ) from error
-    except (AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, IndexError, ValueError, ZeroDivisionError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{file}: its weights are not those of a published checkpoint: {error}") from error
     if "image_size" not in given:
         at = ", ".join(f"1/{2**level}" for level in attended) or "no level"

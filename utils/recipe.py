@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,11 @@ from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
 from models import UNet
-from utils.errors import ConfigError
+from utils.errors import ConfigError, short
+
+LONGEST = 32  # entries of a list
+MANY = 10**12  # steps or epochs
+NODES = 1000  # values in a block of lines, those of its parts included
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,15 @@ def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
 
 MODEL_KEYS = _arguments(
     UNet,
-    image_size=Key(int, least=1),
-    image_channel=Key(int, least=1),
-    model_channels=Key(int, least=2),
-    channel_mult=Key(list, least=1),
-    num_res_blocks=Key(int, least=1),
-    attention_resolutions=Key(list, least=1),
-    num_heads=Key(int, least=1),
+    image_size=Key(int, least=1, most=8192),
+    image_channel=Key(int, least=1, most=3),
+    model_channels=Key(int, least=2, most=8192),
+    channel_mult=Key(list, least=1, most=64),
+    num_res_blocks=Key(int, least=1, most=64),
+    attention_resolutions=Key(list, least=1, most=8192),
+    num_heads=Key(int, least=1, most=1024),
     dropout=Key(float, least=0, most=0.999),
-    norm_groups=Key(int, least=1),
+    norm_groups=Key(int, least=1, most=8192),
 ) | {"diffusers_unet": Key(dict)}
 DIFFUSION_KEYS = _arguments(
     GaussianDiffusion,
@@ -68,25 +73,25 @@ KEYS = {
     **DIFFUSION_KEYS,
     # loop
     "init_from": Key(str),
-    "batch_size": Key(int, 64, 1),
-    "train_epoch": Key(int, 100, 1),
-    "max_steps": Key(int, None, 1),
+    "batch_size": Key(int, 64, 1, 1_000_000),
+    "train_epoch": Key(int, 100, 1, MANY),
+    "max_steps": Key(int, None, 1, MANY),
     "learning_rate": Key(float, 1e-4, 0, 1000),
     "Adam_beta1": Key(float, 0.9, 0, 0.999999),
     "Adam_beta2": Key(float, 0.99, 0, 0.999999),
     "ema_decay": Key(float, 0.9999, 0, 1),
     "grad_clip": Key(float, None, 1e-9),
-    "warmup_steps": Key(int, 0, 0),
+    "warmup_steps": Key(int, 0, 0, MANY),
     "lr_schedule": Key(("constant", "cosine"), "constant"),
-    "gradient_accumulation": Key(int, 1, 1),
+    "gradient_accumulation": Key(int, 1, 1, 1_000_000),
     "seed": Key(int, 0, 0, 2**63 - 1),
     "precision": Key(("auto", "fp32", "bf16"), "auto"),
     "compile": Key(("auto", True, False), "auto"),
     "num_workers": Key(int, None, 0, 64),
-    "log_every": Key(int, 50, 1),
-    "save_every": Key(int, 1000, 1),
+    "log_every": Key(int, 50, 1, MANY),
+    "save_every": Key(int, 1000, 1, MANY),
     "keep_checkpoints": Key(int, 2, 1, 1000),
-    "sample_every": Key(int, 5000, 1),
+    "sample_every": Key(int, 5000, 1, MANY),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
 # What may change when a run is resumed: its length, its place, how it is computed, what it shows, and the settings
@@ -118,8 +123,9 @@ def complete_recipe(recipe, where: str) -> dict:
 
 def check_recipe(recipe: dict, where: str) -> dict:
     """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong."""
-    checked = {k: v if k in ("data_name", "dataset") else coerce(where, k, v) for k, v in recipe.items()}
-    if not isinstance(checked["dataset"], str) or checked["dataset"] not in LOADERS:
+    names = {"data_name": Key(str, ""), "dataset": Key(str, "")}
+    checked = {k: _coerced(where, k, v, names[k]) if k in names else coerce(where, k, v) for k, v in recipe.items()}
+    if checked["dataset"] not in LOADERS:
         raise ConfigError(f"{where}: dataset: {unknown(checked['dataset'], LOADERS)}")
     for key in ("data_path", "pth_save_name"):
         if checked[key] is None:
@@ -129,7 +135,7 @@ def check_recipe(recipe: dict, where: str) -> dict:
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
-        raise ConfigError(f"{where}: pth_save_name must be a plain name, not {checked['pth_save_name']!r}")
+        raise ConfigError(f"{where}: pth_save_name must be a plain name, not {short(checked['pth_save_name'])}")
     parse_spec(checked["preview_info"], checked["timestep_num"], f"{where}: preview_info")
     return checked
 
@@ -147,10 +153,10 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
 def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
     """What differs between two recipes, as "key: was …, is …" for each key."""
     keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
-    return [f"{key}: was {_short(old.get(key))}, is {_short(new[key])}" for key in keys]
+    return [f"{key}: was {_text(old.get(key))}, is {_text(new[key])}" for key in keys]
 
 
-def _short(value) -> str:
+def _text(value) -> str:
     return f"a block of {len(value)} lines" if isinstance(value, dict) else str(value)
 
 
@@ -158,22 +164,48 @@ def coerce(where: str, name: str, value):
     """The value converted to the key's type, or ConfigError. YAML reads 1e-4 as text, and 4 where [4] is meant."""
     if name not in KEYS:
         raise ConfigError(f"{where}: {unknown(name, KEYS)}")
-    key = KEYS[name]
+    return _coerced(where, name, value, KEYS[name])
+
+
+def _coerced(where: str, name: str, value, key: Key):
     if value is None and key.default is None:
         return None
-    wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {value!r}")
+    wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {short(value)}")
     if isinstance(key.kind, tuple):
         if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
             raise wrong
         return value
     if key.kind in (bool, str, dict):
-        if not isinstance(value, key.kind) or value in ("", {}):
+        if not isinstance(value, key.kind) or value in ("", {}) or not _fits(value):
             raise wrong
         return value
     if key.kind is list:
-        items = value if isinstance(value, list | tuple) else str(value).split(",")
-        return [_number(item, Key(int, None, key.least), wrong) for item in items]
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        if len(items) > LONGEST:
+            raise wrong
+        return [_number(item, replace(key, kind=int), wrong) for item in items]
     return _number(value, key, wrong)
+
+
+def _fits(value: bool | str | dict) -> bool:
+    """Whether a text can be the name of a file, and a block holds plain values, not too many of them.
+
+    They are counted as YAML would write them without anchors: a few lines with anchors can stand for billions.
+    """
+    left, room = [value], NODES
+    while left and room:
+        value, room = left.pop(), room - 1
+        if isinstance(value, dict | list | tuple):
+            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, str):
+            try:
+                if b"\0" in os.fsencode(value):
+                    return False
+            except UnicodeEncodeError:  # half a surrogate pair
+                return False
+        elif not isinstance(value, bool | int | float | None):
+            return False
+    return not left
 
 
 def _number(value, key: Key, wrong: ConfigError) -> int | float:
@@ -198,16 +230,18 @@ def _describe(key: Key) -> str:
         float: "a number",
         bool: "true or false",
         str: "a text",
-        list: "a list of whole numbers",
+        list: f"a list of up to {LONGEST} whole numbers",
         dict: "a block of KEY: VALUE lines",
     }
-    limits = [f"at least {key.least:g}"] if key.least is not None else []
-    limits += [f"at most {key.most:g}"] if key.most is not None else []
+    kind = "," if key.kind in (int, list) else "g"
+    limits = [f"at least {key.least:{kind}}"] if key.least is not None else []
+    limits += [f"at most {key.most:{kind}}"] if key.most is not None else []
     return " ".join([text[key.kind], " and ".join(limits)]).strip() + (" or null" if key.default is None else "")
 
 
 def unknown(name, known) -> str:
     """An error text for an unknown name, with the closest known one."""
-    near = difflib.get_close_matches(str(name), list(map(str, known)), 1, cutoff=0.4)
+    text = str(name)[:100] if isinstance(name, str) else short(name)
+    near = difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
-    return f"{name!r} is not known{hint}"
+    return f"{short(name)} is not known{hint}"

@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from utils.errors import CheckpointError, ConfigError
+from datasets.files import clear_parts, write_file
+from utils.errors import CheckpointError, ConfigError, short
 from utils.recipe import complete_recipe
 
 VERSION = 1
@@ -17,41 +18,45 @@ KEY = "diffusion_pytorch"  # in the metadata
 
 def facts_of(recipe: dict, weights: str, step: int) -> dict:
     """The metadata stored with shared weights ("ema" or "raw"), without local paths."""
-    folder = recipe["data_name"] if recipe["dataset"] == "Folder" else recipe["dataset"]
+    return {"version": VERSION, "weights": weights, "step": step, "recipe": _without_paths(recipe)}
+
+
+def _without_paths(recipe: dict) -> dict:
+    """The recipe with default places: a file that travels shows and chooses no folders."""
+    folder = Path(recipe["data_name"]).name if recipe["dataset"] == "Folder" else recipe["dataset"]
     paths = {"data_path": f"data/{folder.lower()}", "save_dir": "train_results"}
     if recipe["init_from"]:
         paths["init_from"] = Path(recipe["init_from"]).name
-    return {"version": VERSION, "weights": weights, "step": step, "recipe": recipe | paths}
+    return recipe | paths
 
 
 def check_facts(text: str, file: Path) -> dict:
-    """Reads that metadata. CheckpointError if it has a newer version or invalid values."""
+    """Reads that metadata; paths in it are ignored. CheckpointError if it has a newer version or invalid values."""
     try:
         facts = json.loads(text)
         if facts["version"] != VERSION:
-            raise CheckpointError(f"{file} has format {facts['version']}; this version reads format {VERSION}")
-        if facts["weights"] not in ("ema", "raw") or not isinstance(facts["step"], int):
-            raise ValueError(f"weights={facts['weights']!r}, step={facts['step']!r}")
-        return facts | {"recipe": complete_recipe(facts["recipe"], f"{file}: its recipe")}
+            raise CheckpointError(f"{file} has format {short(facts['version'])}; this version reads format {VERSION}")
+        if facts["weights"] not in ("ema", "raw") or type(facts["step"]) is not int or not 0 <= facts["step"] < 2**63:
+            raise ValueError(f"weights={short(facts['weights'])}, step={short(facts['step'])}")
+        return facts | {"recipe": _without_paths(complete_recipe(facts["recipe"], f"{file}: its recipe"))}
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its metadata is invalid ({error!r})") from error
+        raise CheckpointError(f"{file}: its metadata is invalid ({short(error)})") from error
 
 
 def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dtype: torch.dtype) -> None:
-    """Writes the file, completely or not at all. CheckpointError for a weight outside the range of dtype."""
+    """Writes a new file. CheckpointError for a weight outside the range of dtype, or if the file exists."""
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} is outside the range of {str(dtype).removeprefix('torch.')}: use float32")
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
+    clear_parts(file.parent)
     try:
-        part.write_bytes(safetensors.torch.save(tensors, {KEY: json.dumps(facts)}))
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+        write_file(file, safetensors.torch.save(tensors, {KEY: json.dumps(facts)}), exclusive=True)
+    except FileExistsError as error:
+        raise CheckpointError(f"{file} was written by another process in the meantime, and is kept") from error
 
 
 def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
@@ -62,7 +67,9 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
             tensors = {name: content.get_tensor(name).float() for name in content.keys()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
-    except (OSError, safetensors.SafetensorError, UnicodeDecodeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # also for types of numbers that PyTorch does not know
         raise CheckpointError(
             f"{file} is damaged or not a safetensors file; nothing in it was run ({error})"
         ) from error

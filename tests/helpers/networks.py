@@ -3,7 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from utils.checkpoint import Run, build
+from utils.checkpoint import Run
+from utils.network import build
 from utils.recipe import plain_recipe
 
 

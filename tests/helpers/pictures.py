@@ -16,8 +16,8 @@ def sample(model, save_dir, *args, mode="random_gen"):
 
 
 def pictures(folder):
-    """The files of a folder by their names without the time."""
-    return {re.sub(r"^\d{14}_", "", file.name): file for file in folder.iterdir() if file.is_file()}
+    """The files of a folder by their names without the time and the seed."""
+    return {re.sub(r"^\d{14}_seed\d+_", "", file.name): file for file in folder.iterdir() if file.is_file()}
 
 
 def pixels(file):

@@ -1,0 +1,78 @@
+"""From a recipe to its network and diffusion, and from a file's tensors to the network's weights."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion import GaussianDiffusion
+from models import build_model
+from utils.device import memory_bytes
+from utils.errors import CheckpointError, ConfigError
+from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS
+
+EXPLODED = 1e4  # the largest weights of good networks are below 100
+
+
+def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
+    """The network, freshly initialised, and the diffusion of a recipe. ConfigError if values do not fit."""
+    plan(recipe)
+    return build_model(**{key: recipe[key] for key in MODEL_KEYS}), build_diffusion(recipe)
+
+
+def plan(recipe: dict) -> nn.Module:
+    """The network of a recipe on PyTorch's meta device: its weights have shapes, but take no memory.
+
+    Raises ConfigError for values that do not fit, and for more weights than the machine has memory for.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_model(**{key: recipe[key] for key in MODEL_KEYS})
+        build_diffusion(recipe)
+        check_size(network)
+    except ValueError as error:
+        raise ConfigError(f"{recipe['data_name']}: {error}") from error
+    return network
+
+
+def check_size(network: nn.Module) -> None:
+    """ValueError if the weights of a network need more memory than this machine has."""
+    numbers = sum(weight.numel() for weight in network.parameters())
+    needed, memory = 4 * numbers / 2**30, memory_bytes() / 2**30
+    if needed > memory:
+        raise ValueError(
+            f"its {numbers:,} weights need {needed:,.0f} GiB, and this machine has {memory:,.0f} GiB of memory"
+        )
+
+
+def build_diffusion(recipe: dict) -> GaussianDiffusion:
+    """The diffusion of a recipe."""
+    return GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
+
+
+def load_state(model: nn.Module, tensors: dict, file: Path | str, assign: bool = False) -> None:
+    """load_state_dict, strict. CheckpointError names the first tensor that does not fit or is not finite.
+
+    assign: the tensors become the weights of a network that has none yet, see `plan`.
+    """
+    try:
+        for name, tensor in tensors.items():
+            check_dense(tensor, name)
+        model.load_state_dict(tensors, assign=assign)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
+    for name, weight in model.named_parameters():
+        if assign:
+            weight.data = weight.data.float().contiguous()
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{file}: its weight {name} is not finite: use an older checkpoint")
+        if (largest := weight.detach().abs().max().item()) > EXPLODED:
+            print(f"{file}: its weight {name} has values up to {largest:.1e}: the training may have diverged")
+
+
+def check_dense(tensor, name: str) -> None:
+    """ValueError unless it is a tensor of floats that takes the memory its shape says: a file may hold anything."""
+    dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+    if not dense or not tensor.is_floating_point() or tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name} is not a plain tensor of floats")
