@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data_name", default="Digits", choices=SETTINGS)
     parser.add_argument("--data_path", metavar="P", help="where the data are (default: as in config.yaml)")
     parser.add_argument("--only", choices=TABLES, help="a single table")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S")
+    parser.add_argument("--seeds", nargs="+", type=number(0, 2**63 - 1), default=[0, 1, 2], metavar="S")
     parser.add_argument("--sample_info", default="DDPM_100_0p0", metavar="METHOD_STEPS_ETA", help="the sampler")
     parser.add_argument("--sample_num", type=number(GROUPS), default=1000, metavar="N", help="samples of each network")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override any key, for every network")

@@ -7,10 +7,13 @@ be redrawn is left unchanged, with a message, and the exit code is 1.
 import subprocess
 import sys
 import tempfile
-from argparse import ArgumentParser
 from pathlib import Path
 
 from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from utils.command_line import ArgumentParser, run
+from utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "images"
@@ -66,6 +69,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=PATH", help="real pictures, such as mnist=PATH")
     args = parser.parse_args()
     data, done = dict(text.partition("=")[::2] for text in args.data), []
+    if wrong := [name for name in data if name not in FIGURES or not data[name]]:
+        raise ConfigError(f"--data {wrong[0]}: write NAME=PATH with a NAME of {', '.join(FIGURES)}")
     for weights in args.only:
         where = ["--data_path", data[weights]] if weights in data else []
         with tempfile.TemporaryDirectory() as work:
@@ -84,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -55,7 +55,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_path", type=Path, metavar="P", help="default: the default network, untrained")
     parser.add_argument("--batch_size", type=number(1), default=16, metavar="B")
-    parser.add_argument("--steps", type=number(1), default=10, metavar="N", help="sampling steps")
+    parser.add_argument("--steps", type=number(1, 1000), default=10, metavar="N", help="sampling steps")
     parser.add_argument("--rounds", type=number(1), default=5, metavar="N")
     parser.add_argument("--compile", action="store_true", help="also our compiled network; on CUDA only")
     args = parser.parse_args()

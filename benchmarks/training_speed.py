@@ -207,7 +207,14 @@ def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: P
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--width", nargs="+", type=number(2), default=[32, 128], metavar="W", help="128: two residual blocks, else one")
+    add(
+        "--width",
+        nargs="+",
+        type=number(2, 8192),
+        default=[32, 128],
+        metavar="W",
+        help="128: two residual blocks, else one",
+    )
     add("--batch_size", nargs="+", type=number(1), default=[16, 64], metavar="B")
     add("--rounds", type=number(1), default=5, metavar="N")
     add("--steps", type=number(1), metavar="N", help="steps per round; default: by the network's size")

@@ -116,10 +116,13 @@ def append(file: Path, text: str) -> None:
 
 def not_written(file: Path, error: Exception, size: int) -> OSError:
     """An OSError for a file of `size` bytes, with the reason and the free space."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    space = f"it needs {size / 2**20:,.1f} MiB"
+    cause = error
+    while cause is not None and not getattr(cause, "strerror", None):
+        cause = cause.__context__  # PyTorch raises its own error after the system's
+    reason = cause.strerror if cause else " ".join(str(error).split())
+    space = f"it needs {_bytes(size)}"
     if file.parent.is_dir():
-        space += f", and {shutil.disk_usage(file.parent).free / 2**20:,.1f} MiB are free"
+        space += f", and {_bytes(shutil.disk_usage(file.parent).free)} are free"
     return OSError(getattr(error, "errno", None) or errno.EIO, f"was not written ({reason}): {space}", str(file))
 
 
@@ -142,6 +145,10 @@ def own_stem(folder: Path, stem: str) -> Iterator[str]:
                     claim.unlink(missing_ok=True)
         except FileExistsError:
             continue
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 
 def part_of(file: Path) -> Path:

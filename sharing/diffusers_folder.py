@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from datasets.files import write_file
@@ -52,7 +53,10 @@ def export_folder(run: Run, folder: Path) -> None:
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
     except ValueError as error:
         raise ConfigError(f"this network cannot be exported: {error}") from error
-    diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    try:
+        diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    except SafetensorError as error:  # such as a full disk
+        raise CheckpointError(f"the weights were not written: {error}") from error
     facts = facts_of(run.recipe, run.weights, run.step)
     write_file(folder / RECIPE, json.dumps(facts, indent=1) + "\n")
     check_same_output(run.model, load_unet(folder / "unet"), run.recipe)

@@ -3,13 +3,15 @@
 import json
 import re
 from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
-from helpers.scripts import refused, script
+from helpers import scripts
+from helpers.scripts import forked, on_a_full_disk, refused, script
 from PIL import Image
 
 from utils.checkpoint import load_run
@@ -167,6 +169,24 @@ def test_a_key_that_is_newer_than_the_file_has_its_default(shared, tmp_path):
     recipe = load_run(shared).recipe
     older = {key: value for key, value in recipe.items() if key not in ("norm_groups", "diffusers_unet", "init_from")}
     assert load_run(edited(shared, tmp_path / "older.safetensors", recipe=older)).recipe == recipe
+
+
+@pytest.mark.parametrize("target", ["digits.safetensors", "folder"])
+def test_of_two_conversions_to_one_name_the_first_stays(trained, tmp_path, monkeypatch, target):
+    barrier = get_context("fork").Barrier(2)
+    monkeypatch.setattr("convert.load_run", lambda *args, **keys: (load_run(*args, **keys), barrier.wait(60))[0])
+    children = [forked(lambda: scripts.in_process("convert.py", trained, tmp_path / target)) for _ in range(2)]
+    ended = sorted((child() for child in children), key=lambda run: run.returncode)
+    assert ended[0].returncode == 0, ended[0].stderr
+    refused(ended[1], 1, target, "was written by another process in the meantime")
+    assert [file.name for file in tmp_path.iterdir()] == [target]
+
+
+@pytest.mark.parametrize("target", ["digits.safetensors", "folder"])
+def test_a_conversion_to_a_full_disk_leaves_nothing(trained, tmp_path, target):
+    run = on_a_full_disk(lambda: scripts.in_process("convert.py", trained, tmp_path / target), 20_000)
+    refused(run, 1, "File too large")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_beyond_float16_are_refused(convert, trained, tmp_path):

@@ -182,6 +182,32 @@ def test_foreign_pickles_are_refused_by_name(tmp_path, content):
         find_images("Mnist", tmp_path, "test", download=False)
 
 
+@pytest.mark.parametrize("pixel", [-0.1, 1.5, np.nan, np.inf, None])
+def test_pixels_outside_the_range_of_the_mnist_pickle_are_refused(tmp_path, pixel):
+    images = np.zeros((2, 784), object)
+    images[1, 5] = pixel
+    images = images if pixel is None else images.astype(np.float32)
+    content = [(images, [0, 1])] * 3
+    (tmp_path / "mnist.pkl.gz").write_bytes(gzip.compress(pickle.dumps(content)))
+    with pytest.raises(DataError, match=r"mnist\.pkl\.gz holds pixels outside \[0, 1\]"):
+        find_images("Mnist", tmp_path, "train")
+
+
+def test_pictures_without_pixels_are_refused(tmp_path, no_debian):
+    for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
+        write_idx(tmp_path / name, np.zeros((3, 28, 0), np.uint8))
+    with pytest.raises(DataError, match="no pictures of the train split"):
+        find_images("Mnist", tmp_path, "train")
+
+
+@pytest.mark.parametrize("wrong", [[[1e300]], [["x"]], [[np.nan]], None])
+def test_a_crafted_table_of_flowers_is_refused(tmp_path, wrong):
+    (tmp_path / "image_00001.jpg").write_bytes(b"never opened")
+    savemat(tmp_path / "setid.mat", {"trnid": [[1]]} | ({} if wrong is None else {"valid": wrong}))
+    with pytest.raises(DataError, match=r"setid\.mat is not the authors' table of splits"):
+        find_images("Flower102", tmp_path, "train")
+
+
 def test_flower102_has_the_splits_of_its_authors(tmp_path):
     jpg = tmp_path / "flowers-102" / "jpg"
     jpg.mkdir(parents=True)

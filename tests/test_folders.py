@@ -86,6 +86,46 @@ def test_links_are_followed_and_broken_ones_reported(tmp_path, capsys):
     assert "gone.png: a broken link" in err and "pipe.png" in err
 
 
+def test_a_folder_that_is_linked_several_times_counts_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "set" / "sub").mkdir(parents=True)
+    save_every_kind(tmp_path / "elsewhere")
+    for link in ("one", "two", "sub/three"):
+        (tmp_path / "set" / link).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "loop").symlink_to("loop")
+    found = find_images("Folder", tmp_path / "set", "train")
+    assert len(found) == 9 and {file.parent.name for file in found} == {"one"}
+
+
+def test_an_unreadable_subfolder_is_refused_and_not_left_out(tmp_path, monkeypatch):
+    save_every_kind(tmp_path)
+    (tmp_path / "locked").mkdir()
+
+    def scandir(folder):
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)  # root may read everything
+    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+        load_images("Folder", tmp_path, "train", 8, 3)
+
+
+def test_no_program_is_run_to_decode_a_picture(tmp_path, monkeypatch, capsys):
+    save_every_kind(tmp_path)
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    for name in ("program.jpg", "program.eps"):
+        (tmp_path / name).write_text(text)
+
+    def run(*args, **_):
+        raise AssertionError(f"{args} was run")
+
+    monkeypatch.setattr("subprocess.Popen", run)
+    assert len(load_images("Folder", tmp_path, "train", 8, 3)) == 9
+    assert capsys.readouterr().err.count("cannot identify image file") == 2
+
+
 def test_32_bit_integers_are_skipped_because_their_range_is_unknown(tmp_path):
     Image.fromarray(np.full((9, 9), 200, np.int32)).save(tmp_path / "int32.tif")
     with pytest.raises(DataError, match="none of the 1 files"):
@@ -125,6 +165,18 @@ def test_pictures_are_decoded_again_only_if_a_file_has_changed(tmp_path, capsys)
     Image.new("RGB", (11, 11), "green").save(tmp_path / "new.png")
     assert not load()[1]
     assert len(list((tmp_path / ".cache").glob("train_8px_3ch_*"))) == 1  # the outdated ones are removed
+
+
+def test_files_with_odd_names_in_the_cache_are_left_alone(tmp_path):
+    save_every_kind(tmp_path)
+    load_images("Folder", tmp_path, "train", 8, 3)
+    (cache,) = (tmp_path / ".cache").iterdir()
+    names = [cache.name.replace("_9.u8", end) for end in ("_\u00b25.u8", "_9x.u8", ".txt")]
+    for name in names:
+        (tmp_path / ".cache" / name).write_text("not ours")
+    Image.new("RGB", (8, 8)).save(tmp_path / "one_more.png")
+    assert len(load_images("Folder", tmp_path, "train", 8, 3)) == 10
+    assert not cache.exists() and all((tmp_path / ".cache" / name).exists() for name in names)
 
 
 @pytest.mark.parametrize("left", [0, 0.5, 0.999])

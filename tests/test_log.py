@@ -101,21 +101,20 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(log, tmp_path):
     assert line["seconds"] >= read_log(log.file)[1]["seconds"]
 
 
-def test_read_log_skips_incomplete_lines(tmp_path):
-    assert read_log(tmp_path / "metrics.jsonl") == []
-    good = [{"step": n, "seconds": 0.5, "loss_by_quarter": [1, None, 2, 3], "loss": 1.5} for n in (1, 2)]
-    texts = [
-        json.dumps(good[0]),
-        "",
-        "[1]",
-        "null",
-        '{"step": 9, "seconds": 1}',
-        '{"step": "9"}',
-        "\x00\xff",
-        json.dumps(good[1]),
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*texts, json.dumps(good[0])[:-9]]), encoding="latin1")
-    assert read_log(tmp_path / "metrics.jsonl") == good
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff\xfe{}", b"[" * 10**5, b'{"step": 1}', b'{"step": "1", "seconds": 1, "loss_by_quarter": [1, 1, 1, 1]}',
+        b'{"step": 1, "seconds": NaN, "loss": 1, "loss_by_quarter": [1, 1, 1, 1]}', b"9" * 5000, b"\0", b"null", b"3",
+        b'{"step": 1, "seconds": 1, "loss": "x", "loss_by_quarter": [1, 1, 1, 1]}', b'{"step": 1, "loss": 0.5, "los',
+        b'{"step": 1, "seconds": 1, "loss": 1, "loss_by_quarter": [1, {}]}',
+    ],
+)  # fmt: skip
+def test_damaged_lines_of_a_log_are_left_out(tmp_path, text):
+    good = {"step": 2, "seconds": 1.5, "loss": 0.5, "loss_by_quarter": [0.5, None, 0.5, 0.5], "held_out_loss": 0.4}
+    (tmp_path / "metrics.jsonl").write_bytes(text + b"\n" + json.dumps(good).encode() + b"\n")
+    assert read_log(tmp_path / "metrics.jsonl") == [good]
+    assert read_log(tmp_path / "no.jsonl") == []
 
 
 def test_the_progress_bar_is_closed_after_the_block_and_after_an_error(tmp_path):

@@ -111,7 +111,8 @@ class TrainingLog:
         which = f"{count} steps in a row, up to step {step}," if count > 1 else f"the last step, {step},"
         raise TrainingError(
             f"{which} had a loss or gradient that is not finite. Such steps change nothing and nothing is saved after "
-            "them: lower learning_rate, set grad_clip or use precision=fp32, and resume from the last checkpoint"
+            "them: lower learning_rate, set grad_clip or use precision=fp32, and run the command again to resume from "
+            "the last checkpoint"
         )
 
     def _show(self, line: dict, printed: bool) -> None:

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from datasets.files import clear_parts, lock, write_file
 from training.processes import Processes
 from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
-from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
-from utils.network import check_dense, load_state
+from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
+from utils.network import EXPLODED, check_dense, largest_weight, load_state
 from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 
 
@@ -123,8 +123,14 @@ class TrainingState:
         self.circumstances = {"images": images, "processes": processes.world}
 
     def save(self, step: int) -> None:
-        """Rank 0 writes the checkpoint after `step` steps."""
+        """Rank 0 writes the checkpoint after `step` steps. TrainingError, and no file, if the weights have exploded."""
         if self.processes.rank == 0:
+            if (largest := largest_weight(self.model)) > EXPLODED:
+                raise TrainingError(
+                    f"the training has diverged: after step {step:,} its weights reach {largest:.1e}. They are not "
+                    "saved: lower learning_rate or set grad_clip, and run the command again to resume from the last "
+                    "checkpoint"
+                )
             content = {"recipe": self.recipe, "step": step, **self.circumstances}
             content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}
             save_checkpoint(self.file, content | {"ema": self.ema.state_dict()}, self.recipe["keep_checkpoints"])

@@ -1,7 +1,6 @@
 """What the scripts share on the command line: parsing arguments, and ending with one line and an exit code."""
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import NoReturn, TextIO
 from datasets import SPLITS, DataError
 from diffusion.schedule import BETA_SCHEDULES
 from utils.config import load_recipe
+from utils.device import rank_and_world
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
 from utils.interruptible import quit_quietly, replace_handler
 
@@ -125,12 +125,19 @@ def _run(main: Callable[[], None]) -> None:
             raise
         _exit(1, "out of memory: use a smaller batch_size, sample_num or network")
     except KeyboardInterrupt:
-        _exit(130, "stopped by the keyboard")
+        _exit(130, "stopped by the keyboard", "")
+
+
+def _is_first() -> bool:
+    try:
+        return rank_and_world()[0] == 0
+    except ConfigError:  # about the number of this process
+        return True
 
 
 def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:
     """Prints one line and exits. Of several processes only rank 0 prints what all of them would print."""
-    if code not in (2, 130, 143) or os.environ.get("RANK", "0") == "0":
+    if code not in (2, 130, 143) or _is_first():
         message = " ".join(message.split())
         if len(message) > LONGEST:  # it quotes something long
             message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"

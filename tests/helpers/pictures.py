@@ -15,6 +15,12 @@ def sample(model, save_dir, *args, mode="random_gen"):
     return run
 
 
+def sampling(model, save_dir, mode, *args):
+    """The same as a function without arguments, which may fail; two steps of DDIM."""
+    base = ("--model_path", model, "--test_mode", mode, "--save_dir", save_dir, "--sample_info", "DDIM_2_0p0")
+    return lambda: in_process("test_solver.py", *base, *args)
+
+
 def pictures(folder):
     """The files of a folder by their names without the time and the seed."""
     return {re.sub(r"^\d{14}_seed\d+_", "", file.name): file for file in folder.iterdir() if file.is_file()}

@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import io
 import os
+import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -53,6 +55,41 @@ def call(main, *argv):
 def in_process(name, *args):
     """Runs a script in this process: they are many, and torch takes seconds to load."""
     return call(importlib.import_module(name.removesuffix(".py")).main, name, *args)
+
+
+def forked(function):
+    """Starts function() in a child, which shares all that is loaded here: torch alone would take seconds.
+
+    The returned function waits for the child, and returns its result, or -N if signal N has killed it.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            os.write(writing, pickle.dumps(function()))
+        finally:
+            os._exit(0)
+    os.close(writing)
+
+    def wait():
+        with os.fdopen(reading, "rb") as stream:
+            content = stream.read()
+        status = os.waitpid(child, 0)[1]
+        assert content or os.WIFSIGNALED(status), "the child failed; run its function here to see why"
+        return pickle.loads(content) if content else -os.WTERMSIG(status)
+
+    return wait
+
+
+def on_a_full_disk(function, limit):
+    """function() where no file can grow beyond `limit` bytes."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return function()
+
+    return forked(limited)()
 
 
 def script(name, *args, launcher=(sys.executable,), **keywords):

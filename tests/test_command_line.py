@@ -1,0 +1,110 @@
+"""The terminal and the environment: Ctrl-C at any moment, odd arguments, odd names, a garbled torchrun."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.scripts import ENVIRONMENT, ROOT, in_process, refused, tiny, train
+from PIL import Image
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="sees in /proc what a process has loaded")
+@pytest.mark.parametrize("script", ["train_solver.py", "test_solver.py", "convert.py"])
+@pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu"])
+def test_ctrl_c_while_the_imports_run_ends_quietly(script, library):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while library not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--sample_num", 10**18), ("--sample_num", "9" * 5000), ("--lambda_num", 10**12), ("--batch_size", "\u00b2"),
+        ("--sample_num", 10**6), ("--sample_info", "DDIM_" + "9" * 5000 + "_0p0"), ("--seed", -(10**30)),
+    ],
+)  # fmt: skip
+def test_numbers_beyond_reason_are_one_short_line(trained, tmp_path, args):
+    base = ("--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path)
+    run = in_process("test_solver.py", *base, *args)
+    refused(run, 2)
+    assert len(run.stderr) < 2000
+
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "x"}, {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "", "WORLD_SIZE": "1"}, TORCHRUN | {"RANK": "2"}, TORCHRUN | {"LOCAL_RANK": "\u00b2"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("script", ["train_solver.py", "test_solver.py"])
+def test_a_garbled_environment_of_torchrun_is_one_line(trained, tmp_path, monkeypatch, environment, script):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sampling = ("--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path, "--sample_dir", tmp_path)
+    run = in_process(script, *(tiny(tmp_path) if script == "train_solver.py" else sampling))
+    refused(run, 2, "is not an environment of torchrun")
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(trained, tmp_path):
+    evil = tmp_path / "evil\x1b[2J\x9b31m\u202e\r\nerror: all is well"
+    evil.mkdir()
+    (evil / "no picture\x1b[2J.txt").write_text("")
+    config = {"Train_Setting": {}, "Train_Data": {"Mine": {"data_path": str(evil)}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    runs = [train(tmp_path / "runs", "--config", tmp_path / "c.yaml", data_name="Mine")]
+    runs.append(in_process("convert.py", trained, evil / "\x1b]0;title\x07.safetensors"))
+    runs.append(in_process("test_solver.py", "--model_path", evil / "none.pt", "--test_mode", "random_gen"))
+    for run in runs:
+        shown = run.stdout + run.stderr
+        assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]", shown), repr(shown)
+        assert "\nerror: all" not in shown  # and \r only where a progress bar begins
+    assert [run.returncode for run in runs] == [1, 0, 1] and r"\x1b" in runs[0].stderr and r"\x1b" in runs[1].stdout
+
+
+def test_a_run_among_its_own_training_pictures_is_refused(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "c.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {tmp_path}}}}}}}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for save_dir in (tmp_path, tmp_path / "runs", tmp_path / "link" / "runs"):
+        for flags in ((), ("--dry_run",)):
+            run = train(save_dir, "--config", tmp_path / "c.yaml", *flags, data_name="Mine")
+            refused(run, 2, f"save_dir={save_dir} is inside data_path={tmp_path}", "become training pictures")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "c.yaml", "link"]
+    assert train(tmp_path, "--data_path", tmp_path).returncode == 0  # Digits are no files
+
+
+def test_running_out_of_memory_outside_a_step_gives_no_advice_about_steps(tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("train_solver.load_images", exhausted)
+    run = train(tmp_path)
+    refused(run, 1, "out of memory")
+    assert "gradient_accumulation" not in run.stderr.splitlines()[-1]
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train_solver.load_images", interrupt)
+    ended = train(tmp_path)
+    assert ended.returncode == 130 and ended.stderr.strip() == "stopped by the keyboard"

@@ -1,0 +1,195 @@
+"""Two processes at once, kills, signals and exploding weights: no picture and no good checkpoint is lost."""
+
+import json
+import os
+import signal
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+from helpers.pictures import sampling
+from helpers.scripts import forked, in_process, refused, resumes_to_the_same_end, state_hash, train
+from PIL import Image
+
+import datasets.cache
+import training.preview
+from datasets.files import PART
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 24 pictures, and a configuration in which it is the data set Mine."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(24):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / "config.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {folder}}}}}}}")
+    return folder
+
+
+def train_on(pictures, save_dir, **settings):
+    settings = {"image_size": 8, "max_steps": 2} | settings
+    config = ("--config", pictures.parent / "config.yaml")
+    return train(pictures.parent / save_dir, *config, data_name="Mine", settings=settings)
+
+
+def cached(pictures):
+    """The names of the files in the cache."""
+    return sorted(file.name for file in (pictures / ".cache").iterdir()) if (pictures / ".cache").exists() else []
+
+
+def instead(monkeypatch, what, change):
+    """Puts change(original) in the place of a function of datasets.cache."""
+    monkeypatch.setattr(datasets.cache, what, change(getattr(datasets.cache, what)))
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_two_trainings_may_decode_one_folder_at_the_same_time(pictures, monkeypatch):
+    barrier = get_context("fork").Barrier(2)
+
+    def together(decode):
+        def call(image, *args):
+            if image.size == (20, 20):  # each of the first pictures waits for the other process
+                barrier.wait(60)
+            return decode(image, *args)
+
+        return call
+
+    instead(monkeypatch, "fit_picture", together)
+    children = [forked(lambda name=name: train_on(pictures, name)) for name in ("one", "two")]
+    for child in children:
+        ended = child()
+        assert ended.returncode == 0, ended.stderr
+    assert len(cached(pictures)) == 1 and cached(pictures)[0].endswith("_24.u8")
+    again = train_on(pictures, "three")
+    assert again.returncode == 0 and "24 pictures from the cache" in again.stdout
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [(MemoryError(), "not enough memory"), (PermissionError(13, "Permission denied"), "Permission denied")],
+)
+def test_an_error_of_the_machine_does_not_drop_a_picture(pictures, monkeypatch, error, says):
+    with monkeypatch.context() as patch:
+
+        def failing(open_picture):
+            def call(file):
+                if file.name == "7.png":
+                    raise error
+                return open_picture(file)
+
+            return call
+
+        instead(patch, "open_picture", failing)
+        refused(train_on(pictures, "runs"), 1, "7.png", says)
+    assert cached(pictures) == []
+    again = train_on(pictures, "runs")
+    assert again.returncode == 0 and "images      24" in again.stdout
+
+
+def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
+    def deadly(fit_picture):
+        calls = iter(range(100))
+
+        def call(*args):
+            if next(calls) == 20:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return fit_picture(*args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        instead(patch, "fit_picture", deadly)
+        assert forked(lambda: train_on(pictures, "runs"))() == -signal.SIGKILL
+    left = cached(pictures)
+    assert len(left) == 1 and PART.fullmatch(left[0])
+    foreign = [pictures / ".cache" / "train_8px_3ch_notes.txt", pictures.parent / "runs" / "mine" / "user.part"]
+    foreign += [pictures.parent / ".digits.safetensors.part", pictures.parent / ".folder.part"]
+    outdated = pictures / ".cache" / f"train_8px_3ch_{'0' * 16}_24.u8"
+    for file in [*foreign, outdated]:
+        file.write_text("keep me")
+    assert train_on(pictures, "runs").returncode == 0
+    assert in_process("convert.py", trained, pictures.parent / "digits.safetensors").returncode == 0
+    assert in_process("convert.py", trained, pictures.parent / "folder").returncode == 0
+    assert {file.read_text() for file in foreign} == {"keep me"} and not outdated.exists()
+    assert not [file for file in pictures.parent.rglob("*.part") if file not in foreign]
+
+
+# --- the preview and the checkpoint -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(tmp_path, monkeypatch, signum, step):
+    settings, preview = {"sample_every": 2, "save_every": 6}, f"digits/preview_0000000{step}.png"
+    assert train(tmp_path / "whole", settings=settings).returncode == 0
+    drawn = iter(range(100))
+
+    def interrupted(*args):
+        if next(drawn) == step // 2 - 1:
+            signal.raise_signal(signum)
+        yield from sample(*args)
+
+    sample = training.preview.sample_progressive
+    with monkeypatch.context() as patch:
+        patch.setattr(training.preview, "sample_progressive", interrupted)
+        ended = train(tmp_path / "cut", settings=settings)
+    assert ended.returncode == 128 + signum and f"after step {step}, saved in" in ended.stderr
+    assert not (tmp_path / "cut" / preview).exists()
+    whole = state_hash(tmp_path / "whole" / "digits" / "digits.pt")
+    assert resumes_to_the_same_end(tmp_path / "cut", settings, whole) == step
+    assert (tmp_path / "cut" / preview).read_bytes() == (tmp_path / "whole" / preview).read_bytes()
+
+
+@pytest.mark.parametrize("save_every, says", [(1, "its weights reach"), (30, "steps in a row")])
+def test_a_diverging_training_leaves_its_good_checkpoints(tmp_path, save_every, says):
+    settings = {"save_every": 1, "model_channels": 16}
+    assert train(tmp_path, settings=settings).returncode == 0
+    good = {file.name: file.read_bytes() for file in (tmp_path / "digits").glob("*.pt")}
+    ended = train(tmp_path, settings=settings | {"max_steps": 30, "learning_rate": 1000, "save_every": save_every})
+    refused(ended, 1, says, "lower learning_rate", "resume from the last checkpoint")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "digits").glob("*.pt")} == good
+    again = train(tmp_path, settings=settings | {"max_steps": 8})
+    assert again.returncode == 0 and "resuming from step 6" in again.stdout
+
+
+def test_what_is_saved_waits_for_a_good_step(tmp_path, monkeypatch):
+    losses, steps = training.preview.GaussianDiffusion.training_losses, iter(range(100))
+
+    def wrong_in_the_third(*args):
+        training_step = torch.is_grad_enabled() and not args[2].is_meta
+        return losses(*args) * (torch.nan if training_step and next(steps) == 2 else 1)
+
+    monkeypatch.setattr(training.preview.GaussianDiffusion, "training_losses", wrong_in_the_third)
+    assert train(tmp_path, settings={"gradient_accumulation": 1}).returncode == 0
+    kept = [torch.load(file, weights_only=True)["step"] for file in sorted((tmp_path / "digits").glob("*.pt"))]
+    assert kept == [4, 6]  # digits.1.pt instead of after step 3, and digits.pt
+    lines = [json.loads(line) for line in (tmp_path / "digits" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["skipped"]] == [3]
+
+
+def test_a_last_step_that_is_bad_is_not_saved(tmp_path, monkeypatch):
+    losses, steps = training.preview.GaussianDiffusion.training_losses, iter(range(100))
+
+    def wrong_in_the_sixth(*args):
+        training_step = torch.is_grad_enabled() and not args[2].is_meta
+        return losses(*args) * (torch.nan if training_step and next(steps) == 5 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.preview.GaussianDiffusion, "training_losses", wrong_in_the_sixth)
+        refused(train(tmp_path), 1, "the last step, 6, had a loss or gradient that is not finite")
+    again = train(tmp_path)
+    assert again.returncode == 0 and "resuming from step 3" in again.stdout
+
+
+def test_samples_that_are_not_finite_are_not_drawn(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    for weight in content["ema"].values():
+        weight.mul_(1e30)
+    torch.save(content, tmp_path / "exploded.pt")
+    run = sampling(tmp_path / "exploded.pt", tmp_path / "results", "random_gen")()
+    refused(run, 1, "not finite", "weights are unusable")
+    assert "its training has diverged" in run.stdout and not list((tmp_path / "results").iterdir())
