@@ -70,7 +70,7 @@ def test_control_characters_of_names_do_not_reach_the_terminal(trained, tmp_path
     config = {"Train_Setting": {}, "Train_Data": {"Mine": {"data_path": str(evil)}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     runs = [train(tmp_path / "runs", "--config", tmp_path / "c.yaml", data_name="Mine")]
-    runs.append(in_process("convert.py", trained, evil / "\x1b]0;title\x07.safetensors"))
+    runs.append(in_process("convert.py", trained, tmp_path / "\x1b]0;title\x07.safetensors"))
     runs.append(in_process("test_solver.py", "--model_path", evil / "none.pt", "--test_mode", "random_gen"))
     for run in runs:
         shown = run.stdout + run.stderr

@@ -200,7 +200,7 @@ def test_pictures_without_pixels_are_refused(tmp_path, no_debian):
         find_images("Mnist", tmp_path, "train")
 
 
-@pytest.mark.parametrize("wrong", [[[1e300]], [["x"]], [[np.nan]], None])
+@pytest.mark.parametrize("wrong", [[["x"]], [[np.nan]], [[np.inf]], None])
 def test_a_crafted_table_of_flowers_is_refused(tmp_path, wrong):
     (tmp_path / "image_00001.jpg").write_bytes(b"never opened")
     savemat(tmp_path / "setid.mat", {"trnid": [[1]]} | ({} if wrong is None else {"valid": wrong}))
