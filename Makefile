@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo figures quick test test-faults lint
+.PHONY: demo figures quick test test-faults test-cuda lint
 demo: .venv/ready
 	$(BIN)/python train_solver.py --data_name Digits
 	$(BIN)/python test_solver.py --model_path train_results/digits/digits.pt --test_mode random_gen --sample_info DDIM_50_0p0
@@ -13,13 +13,16 @@ figures: .venv/ready
 	$(BIN)/python benchmarks/figures.py $(if $(DATA),--data $(DATA))
 
 quick: .venv/ready-dev
-	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults"
+	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda"
 
 test: .venv/ready-dev
 	$(PYTEST) -n auto --dist loadfile
 
 test-faults: .venv/ready-dev
 	$(PYTEST) -m faults
+
+test-cuda: .venv/ready-dev
+	$(PYTEST) -m cuda
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ from utils.command_line import (
     recipe_flags,
     run,
 )
-from utils.device import pick_device, rank_and_world, sampling_precision
+from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
 from utils.errors import ConfigError
 from utils.pictures import ProgressPicture, grid, grid_columns, jump, plot_steps, save_comparison, save_grid, step_sizes
 from utils.recipe import parse_spec
@@ -54,8 +54,8 @@ def parse_arguments():
     add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="sample i depends only on it and on i")
     add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go (default: results)")
     add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default), or of the last step")
-    add("--device", metavar="cuda:0|cpu", help="default: a CUDA device if there is one")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast and safe")
+    add("--device", metavar="cuda:0|mps|cpu", help="default: a GPU if there is one")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: half where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
     random = parser.add_argument_group("random_gen")
     random.add_argument("--sample_dir", type=Path, metavar="D", help="also save each sample there; can be continued")

@@ -16,11 +16,12 @@ from torch import nn
 
 from datasets import DataError, find_images, load_images
 from diffusion import GaussianDiffusion
+from models import UNet
 from training.batches import Batches
 from training.ema import EMA
 from training.held_out import HeldOut
 from training.log import TrainingLog
-from training.optimizer import backward, learning_rate, make_optimizer, update
+from training.optimizer import LossScale, backward, learning_rate, make_optimizer, update
 from training.plan import check_outside, describe, memory_advice, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
@@ -28,7 +29,17 @@ from training.resume import TrainingState, alone_in, check_same_run, find_checkp
 from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, run
 from utils.config import load_recipe
-from utils.device import autocast, compiled, memory_format, pick_device, prepare, ready_to_sample, sampling_precision
+from utils.device import (
+    autocast,
+    compile_outcome,
+    compiled,
+    memory_format,
+    pick_device,
+    prepare,
+    ready_to_sample,
+    resolve_precision,
+    sampling_precision,
+)
 from utils.errors import Stopped, out_of_memory_means
 from utils.network import build, load_state
 
@@ -48,6 +59,7 @@ def parse_arguments():
     add("--save_dir", metavar="D", help="where runs are kept; overrides the configuration")
     add("--init_from", metavar="P", help="start from these weights, with their network and diffusion")
     add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="override any key")
+    add("--device", metavar="cuda:0|mps|cpu", help="default: a GPU if there is one")
     add("--resume", default="auto", choices=("auto", "never"), help="auto (default): continue where this run stopped")
     add("--dry_run", action="store_true", help="print what would be trained, and exit")
     return parser.parse_args()
@@ -59,7 +71,7 @@ def main() -> None:
     recipe = load_recipe(args.config, args.data_name, args.set, flags, pretrained_recipe)
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
-    with Processes(pick_device()) as processes, ExitStack() as until_exit:
+    with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
         if args.dry_run:
             dry_run(recipe, model, diffusion, processes)
@@ -75,7 +87,7 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, proces
     except DataError as error:
         print(f"data        {error}")
         images = None
-    print(describe(recipe, model, diffusion, images, processes.world))
+    print(describe(recipe, model, diffusion, images, processes.world, processes.device))
 
 
 def train(
@@ -89,7 +101,7 @@ def train(
     folder = Path(recipe["save_dir"]) / recipe["pth_save_name"]
     checkpoint = folder / f"{recipe['pth_save_name']}.pt"
     device, lead = processes.device, processes.rank == 0  # of several processes only the lead writes files
-    prepare(device)
+    prepare(device, recipe["deterministic"], ours=isinstance(model, UNet))
 
     # --- the pictures and the checkpoint ---
     with processes.first():
@@ -101,16 +113,17 @@ def train(
             check_same_run(last, recipe)
         data = (recipe["dataset"], recipe["data_path"], recipe["split"])
         images = load_images(*data, recipe["image_size"], recipe["image_channel"])
-        print(describe(recipe, model, diffusion, len(images), processes.world))
+        print(describe(recipe, model, diffusion, len(images), processes.world, device))
     batches = Batches(images, recipe, device, processes.rank, processes.world)
     steps = total_steps(recipe, batches.steps_per_epoch)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
         load_state(model, load_run(recipe["init_from"]).model.state_dict(), recipe["init_from"])
-    model, diffusion = model.to(device, memory_format=memory_format(device)), diffusion.to(device)
-    ema, optimizer = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe)
-    state = TrainingState(checkpoint, recipe, model, ema.model, optimizer, processes, len(images))
+    precision = resolve_precision(recipe["precision"], device)
+    model, diffusion = model.to(device, memory_format=memory_format(device, precision)), diffusion.to(device)
+    ema, optimizer, scale = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe), LossScale(device, precision)
+    state = TrainingState(checkpoint, recipe, model, ema.model, optimizer, scale, processes, len(images))
     start = state.restore(last) if last else 0
     del last
     parallel = processes.parallel(model.train())
@@ -130,20 +143,23 @@ def train(
         preview.draw(start)  # if the run was stopped before it was drawn
 
     # --- the loop ---
-    began, parts, saving, drawing = time.monotonic(), recipe["gradient_accumulation"], False, False
+    parts, saving, drawing = recipe["gradient_accumulation"], False, False
+    began = warm = time.monotonic()
     for batch in batches.steps(start, steps):
-        with out_of_memory_means(memory_advice(recipe)):
+        with out_of_memory_means(memory_advice(recipe, device)):
             optimizer.zero_grad(set_to_none=True)
             losses = []
             for i, (x_start, t, noise) in enumerate(batch.split(parts), 1):
                 with processes.sync_gradients(parallel, now=i == parts):
-                    with autocast(recipe["precision"], device):
+                    with autocast(precision, device):
                         losses.append(diffusion.training_losses(network, x_start, t, noise))
-                    backward(losses[-1].mean() / parts)
-            rate = learning_rate(recipe, batch.step, steps)
-            norm, taken = update(optimizer, rate, recipe["grad_clip"])
+                    backward(losses[-1].mean() / parts, scale)
+            rate, overflow_is_normal = learning_rate(recipe, batch.step, steps), scale.is_large()
+            norm, taken = update(optimizer, rate, recipe["grad_clip"], scale)
             ema.update(batch.step, taken)
-        log.add(torch.cat(losses).detach(), batch.t, norm, taken)
+        log.add(torch.cat(losses).detach(), batch.t, norm, taken, overflow_is_normal)
+        if batch.step == start:  # the first step may compile for minutes, and does not count as speed
+            warm, log.compiled = time.monotonic(), compile_outcome() if network is not parallel else None
 
         done, signum = batch.step + 1, stop.agreed()
         drawing = drawing or preview.due(done)  # a preview has its checkpoint, which can draw it again
@@ -170,9 +186,13 @@ def train(
     if start >= steps:
         print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to continue")
         return
-    seconds = time.monotonic() - began
-    seen = (steps - start) * recipe["batch_size"]
-    print(f"{seen:,} images in {seconds:.0f} s, {seen / seconds:.1f} images/s on {device}; saved {checkpoint}")
+    seen, seconds = (steps - start) * recipe["batch_size"], time.monotonic() - began
+    timed, since = (seen - recipe["batch_size"], warm) if steps - start > 1 else (seen, began)
+    how = {None: "", True: ", compiled", False: "; torch.compile failed, so parts ran uncompiled"}[log.compiled]
+    rate = timed / (time.monotonic() - since)
+    print(
+        f"{seen:,} images in {seconds:.0f} s, {rate:.1f} images/s on {device} in {precision}{how}; saved {checkpoint}"
+    )
 
 
 if __name__ == "__main__":

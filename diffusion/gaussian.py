@@ -52,14 +52,18 @@ class GaussianDiffusion:
         self.loss_type, self.objective, self.clip_denoised = loss_type, objective, clip_denoised
         self.betas = BETA_SCHEDULES[beta_schedule](timestep_num)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self._signal, self._sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self._alpha_bars = self.alphas_cumprod.tolist()  # Python floats: samplers read them without a device sync
         self.loss_weights = loss_weights_of(loss_weight, objective, self.alphas_cumprod)
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
-        """Moves the tables to a device, so that training does not copy them in every step. Returns self."""
-        self.betas, self.alphas_cumprod, self.loss_weights = (
-            table.to(device) for table in (self.betas, self.alphas_cumprod, self.loss_weights)
-        )
+        """Moves the tables to a device, so that training does not copy them in every step. Returns self.
+
+        On MPS, which has no float64, they become float32; the square roots have been computed in float64.
+        """
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        for name in ("betas", "alphas_cumprod", "loss_weights", "_signal", "_sigma"):
+            setattr(self, name, getattr(self, name).to(dtype).to(device))
         return self
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -137,8 +141,9 @@ class GaussianDiffusion:
         if isinstance(t, int):
             ac = self.alpha_bar(t)
             return ac**0.5, (1 - ac) ** 0.5
-        ac = self.alphas_cumprod.to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
-        return ac.sqrt().to(like.dtype), (1 - ac).sqrt().to(like.dtype)
+        shape = (-1, *[1] * (like.ndim - 1))
+        signal, sigma = (table.to(t.device)[t].view(shape).to(like.dtype) for table in (self._signal, self._sigma))
+        return signal, sigma
 
 
 def loss_weights_of(name: str, objective: str, alphas_cumprod: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def shipped_classifier(file: Path, device: torch.device) -> Extractor:
         x = normalize(pictures.to(device))
         if x.shape[-1] != size:
             x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
-        return net[:-1](x).double().cpu()
+        return net[:-1](x).cpu().double()  # MPS has no float64
 
     def classes(features: Tensor) -> Tensor:
         return net[-1](features.float().to(device)).argmax(1).cpu()
@@ -100,7 +100,7 @@ def inception(device: torch.device) -> Extractor | None:
 
     def features(pictures: Tensor) -> Tensor:
         rgb = pictures.expand(-1, 3, -1, -1)
-        return net(rgb.to(device))[0].double().cpu()
+        return net(rgb.to(device))[0].cpu().double()
 
     return Extractor("inception-v3-compat", digest.hexdigest(), INCEPTION, batched(features))
 

@@ -61,7 +61,7 @@ def commands(block):
             words = list(itertools.takewhile(lambda word: word not in {">", ">>", "2>", "<"}, command))
             python = [word for word in words if re.search(r"(^|/)(python3?|torchrun)$", word)]
             script = next((word for word in words if word.endswith(".py")), None)
-            if not separator and python and script and not any("$" in word for word in words):
+            if not separator and python and script and "pytest" not in words and not any("$" in w for w in words):
                 arguments = words[words.index(script) + 1 :]
                 yield script, [whole for word in arguments for whole in expand(word)]
 

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 
 from training.ema import EMA
-from training.optimizer import backward, learning_rate, make_optimizer, update
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+from training.optimizer import LossScale, backward, learning_rate, make_optimizer, update
 
 
 def settings(**recipe):
@@ -82,7 +80,47 @@ def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(wrong, grad_clip)
             assert not torch.equal(states()[2]["bias"], before[2]["bias"])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_the_loss_scale_equals_torchs_grad_scaler():
+    (ours, x), (theirs, _) = problem(), problem()
+    optimizer, scale = make_optimizer(ours, settings()), LossScale(torch.device("cpu"), "fp16")
+    reference = torch.optim.Adam(theirs.parameters(), 0.01, (0.9, 0.99), fused=True)
+    scaler = torch.amp.GradScaler("cpu", growth_interval=2000)
+    for step in range(6):
+        factor = 1e36 if step in (2, 3) else 1.0  # times the scale of 65,536 it overflows, alone it does not
+        optimizer.zero_grad()
+        backward(ours(x).square().mean() * factor, scale)
+        large = scale.is_large()
+        norm, taken = update(optimizer, 0.01, 0.05, scale)
+        reference.zero_grad()
+        scaler.scale(theirs(x).square().mean() * factor).backward()
+        scaler.unscale_(reference)
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+        scaler.step(reference)
+        scaler.update()
+        assert bool(taken) == (step not in (2, 3)) and large
+        assert not taken or norm == pytest.approx(float(expected), rel=1e-5)
+        assert float(scale.number) == scaler.get_scale()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    other = LossScale(torch.device("cpu"), "fp16")
+    other.restore(scale.state())
+    assert other.state() == scale.state() and float(other.number) == 2.0**14
+    assert LossScale(torch.device("cpu"), "bf16").state() == {}
+
+
+def test_without_the_fused_kernel_a_wrong_step_is_left_out_too():
+    (ours, x), (plain, _) = problem(), problem()
+    optimizer = make_optimizer(ours, settings())
+    other = torch.optim.Adam(plain.parameters(), lr=0.01, betas=(0.9, 0.99), fused=False)  # as on MPS
+    for step in range(4):
+        for model, adam in ((ours, optimizer), (plain, other)):
+            adam.zero_grad()
+            backward(model(x).square().mean() * (torch.nan if step == 1 else 1))
+            assert bool(update(adam, 0.01, 0.05)[1]) == (step != 1)
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
+    assert other.state[plain.weight]["step"] == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_ema_equals_its_formula(device):
     model = nn.Linear(3, 2).double().to(device)
     ema, expected = EMA(model, 0.9), [p.detach().clone() for p in model.parameters()]

@@ -9,7 +9,7 @@ from helpers.checkpoints import content
 from torch import nn
 
 from datasets.files import part_of
-from training.optimizer import backward, make_optimizer, update
+from training.optimizer import LossScale, backward, make_optimizer, update
 from training.processes import Processes
 from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
 from utils.checkpoint import save_checkpoint
@@ -102,7 +102,8 @@ def saved(model, optimizer):
 
 
 def state_of(model, optimizer, images=1):
-    return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, Processes(CPU), images)
+    scale = LossScale(CPU, "fp32")
+    return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, scale, Processes(CPU), images)
 
 
 def test_a_checkpoint_of_another_memory_layout_continues_in_the_same_way():

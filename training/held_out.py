@@ -59,7 +59,7 @@ class HeldOut:
 def quarter_sums(losses: torch.Tensor, t: torch.Tensor, timestep_num: int) -> torch.Tensor:
     """The sums of losses (B,) by quarter of t (B,), [0, T/4) and so on, and their counts: (8,)."""
     of_quarter = (t[:, None] * 4 // timestep_num == torch.arange(4, device=t.device)).to(losses.dtype)  # (B, 4)
-    return torch.cat([losses @ of_quarter, of_quarter.sum(0)])
+    return torch.cat([(losses[:, None] * of_quarter).sum(0), of_quarter.sum(0)])  # a product might run in TF32
 
 
 def quarter_means(sums: torch.Tensor) -> tuple[float | None, list[float | None]]:

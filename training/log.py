@@ -2,7 +2,8 @@
 
 A line of metrics.jsonl holds means since the previous line:
     step, epoch, loss, loss_by_quarter (of t: [0, T/4), …), grad_norm (before clipping), learning_rate,
-    images_per_second, seconds (of training so far), skipped (steps whose loss or gradient was not finite);
+    images_per_second (without the first step, which may compile), seconds (of training so far), skipped (steps whose
+    loss or gradient was not finite), compiled (whether torch.compile succeeded; null: it was not asked for);
     with each checkpoint also held_out_loss and held_out_loss_by_quarter (fixed_noise_loss if nothing is held out)
 """
 
@@ -46,6 +47,7 @@ class TrainingLog:
             write_file(self.file, "".join(json.dumps(line) + "\n" for line in lines))
             self.tensorboard = _tensorboard(folder, start)
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=processes.rank != 0)
+        self.warm, self.compiled = False, None  # the first step, which compiles, is not timed
         self.bad_in_a_row, self.worst = (torch.zeros((), device=processes.device) for _ in range(2))
         self._restart()
 
@@ -58,15 +60,22 @@ class TrainingLog:
     def _restart(self) -> None:
         self.sums = torch.zeros(10, device=self.processes.device)  # quarter_sums, gradient norms, steps taken
         self.worst.copy_(self.bad_in_a_row)
-        self.began = time.monotonic()
+        self.began, self.untimed = time.monotonic(), (0, 0.0)  # steps and seconds that do not count as speed
 
-    def add(self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor) -> None:
-        """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ()."""
+    def add(
+        self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor, overflow_is_normal: Tensor | bool = False
+    ) -> None:
+        """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ().
+
+        overflow_is_normal: the step, if it was not taken, is not a bad one, see `LossScale`.
+        """
         values = torch.cat([quarter_sums(losses, t, self.recipe["timestep_num"]), torch.stack([norm, taken])])
         self.sums += torch.where(taken, values, 0)
-        self.bad_in_a_row = torch.where(taken, 0, self.bad_in_a_row + 1)
+        self.bad_in_a_row = torch.where(taken | overflow_is_normal, 0, self.bad_in_a_row + 1)
         self.worst = torch.maximum(self.worst, self.bad_in_a_row)
         self.bar.update()
+        if not self.warm:
+            self.warm, self.untimed = True, (1, time.monotonic() - self.began)
 
     def write(self, step: int, learning_rate: float, with_held_out: bool = False) -> dict:
         """Writes and returns the line for the steps up to `step`, the number of steps done.
@@ -87,9 +96,10 @@ class TrainingLog:
             "loss_by_quarter": by_quarter,
             "grad_norm": float(self.sums[8]) / taken if taken else None,
             "learning_rate": learning_rate,
-            "images_per_second": round(steps * self.recipe["batch_size"] / seconds, 1),
+            "images_per_second": round(self._speed(steps, seconds), 1),
             "seconds": round(self.seconds, 3),
             "skipped": steps - taken,
+            "compiled": self.compiled,
         }
         self.step = step
         if self.processes.rank == 0:
@@ -98,6 +108,11 @@ class TrainingLog:
             self._show(line, with_held_out or line["skipped"] > 0)
         self._restart()
         return line
+
+    def _speed(self, steps: int, seconds: float) -> float:
+        """Images per second, without the first step of the process if there are others."""
+        untimed, lost = self.untimed if steps > self.untimed[0] else (0, 0.0)
+        return (steps - untimed) * self.recipe["batch_size"] / (seconds - lost)
 
     def last_was_bad(self) -> bool:
         """Whether the last step was a bad one. All processes get the same answer."""

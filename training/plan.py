@@ -10,12 +10,16 @@ from torch import nn
 
 from datasets import DataError, find_images
 from diffusion import GaussianDiffusion
+from utils.device import capability, resolve_precision
 from utils.errors import ConfigError
 
 
 def total_steps(recipe: dict, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole training: max_steps, or train_epoch epochs."""
     return recipe["max_steps"] or recipe["train_epoch"] * steps_per_epoch
+
+
+CPU = torch.device("cpu")
 
 
 def check_outside(folder: Path, recipe: dict) -> None:
@@ -31,8 +35,11 @@ def check_outside(folder: Path, recipe: dict) -> None:
             )
 
 
-def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1) -> str:
-    """Batch, parameters, memory, images and steps, one line each. images: their number, None if unknown.
+def describe(
+    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1,
+    device: torch.device = CPU,
+) -> str:  # fmt: skip
+    """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown.
 
     Raises ConfigError if there are fewer images than a batch needs, or if a batch cannot be divided evenly.
     """
@@ -62,10 +69,18 @@ def describe(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, image
             f"parameters  {parameters:,}",
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
+            f"precision   {_precision(recipe, device)}",
             f"images      {images:,}" if images else "images      not found yet",
             f"steps       {length}",
         ]
     )
+
+
+def _precision(recipe: dict, device: torch.device) -> str:
+    """What a training computes in, and whether float32 is TF32 there."""
+    precision = resolve_precision(recipe["precision"], device)
+    tf32 = precision == "fp32" and device.type == "cuda" and capability(device) >= (8, 0)
+    return f"{precision} on {device}" + ", with TF32 in matrix products and convolutions" * tf32
 
 
 def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
@@ -91,10 +106,11 @@ def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def memory_advice(recipe: dict) -> str:
+def memory_advice(recipe: dict, device: torch.device) -> str:
     """What to do when a training runs out of memory."""
     settings = "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision}"
+    half = "fp16" if device.type == "cuda" and capability(device) < (8, 0) else "bf16"
     return settings.format(**recipe) + (
         " need more memory than is available: raise gradient_accumulation (the same batch in smaller parts), or set "
-        "precision=bf16 or a smaller batch_size"
+        f"precision={half} or a smaller batch_size"
     )

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from datasets.files import clear_parts, lock, write_file
+from training.optimizer import LossScale
 from training.processes import Processes
 from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
@@ -115,11 +116,11 @@ class TrainingState:
     which may differ when the run is resumed. It then continues, but differently from an unchanged run."""
 
     def __init__(
-        self, file: Path, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, processes: Processes,
-        images: int,
+        self, file: Path, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, scale: LossScale,
+        processes: Processes, images: int,
     ):  # fmt: skip
         self.file, self.recipe, self.processes = file, recipe, processes
-        self.model, self.ema, self.optimizer = model, ema, optimizer
+        self.model, self.ema, self.optimizer, self.scale = model, ema, optimizer, scale
         self.circumstances = {"images": images, "processes": processes.world}
 
     def save(self, step: int) -> None:
@@ -131,7 +132,7 @@ class TrainingState:
                     "saved: lower learning_rate or set grad_clip, and run the command again to resume from the last "
                     "checkpoint"
                 )
-            content = {"recipe": self.recipe, "step": step, **self.circumstances}
+            content = {"recipe": self.recipe, "step": step, **self.circumstances, **self.scale.state()}
             content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}
             save_checkpoint(self.file, content | {"ema": self.ema.state_dict()}, self.recipe["keep_checkpoints"])
 
@@ -156,6 +157,7 @@ class TrainingState:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise CheckpointError(f"the checkpoint's optimizer state does not fit: {what}") from error
+        self.scale.restore(content)
         for name, value in self.circumstances.items():
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")

@@ -8,19 +8,23 @@ from torch import Tensor, nn
 
 from utils.errors import ConfigError
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
 
 def pick_device(name: str | None = None) -> torch.device:
-    """cpu, cuda or cuda:N. Without a name: a CUDA device if there is one (CUDA_VISIBLE_DEVICES selects), else the CPU.
+    """cpu, cuda, cuda:N or mps (Apple's GPU).
 
+    Without a name: a CUDA device if there is one (CUDA_VISIBLE_DEVICES selects), else mps, else the CPU.
     Under torchrun each process takes its own device. ConfigError for a device that is not available.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    apple = ["mps"] if torch.backends.mps.is_available() else []
+    available = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count)), *apple]
     if name is not None and name not in available:
         raise ConfigError(f"device {name!r} is not available; this machine has {', '.join(available)}")
     if name == "cuda" or (name is None and count):
         name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}"
-    return torch.device(name or "cpu")
+    return torch.device(name or (apple or ["cpu"])[0])
 
 
 def memory_bytes() -> float:
@@ -48,38 +52,67 @@ def rank_and_world() -> tuple[int, int]:
     return int(given["RANK"]), int(given["WORLD_SIZE"])
 
 
-def prepare(device: torch.device) -> None:
-    """On CUDA: TF32 for float32 matrix products, and deterministic kernels, so that a run can be repeated exactly."""
+def use_tf32(allowed: bool) -> None:
+    """Whether matrix products and convolutions of float32 on CUDA may round their factors to TF32's 10 bits."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed  # PyTorch allows it for convolutions unless told otherwise
+
+
+def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> None:
+    """On CUDA: TF32 for float32, and, if asked for, deterministic kernels, so that a run can be repeated exactly.
+
+    ours: whether the network is our UNet, whose operations all have a deterministic kernel. Only where nothing else is
+    allowed does the backward pass of attention choose its own. For other networks the rest is deterministic.
+    """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        use_tf32(True)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
+        torch.use_deterministic_algorithms(deterministic, warn_only=not ours)
         torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.cudnn.benchmark = not deterministic  # the fastest kernel of this run may be another's second
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The memory layout in which the device's convolutions are fastest."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+def capability(device: torch.device) -> tuple[int, int]:
+    """The CUDA compute capability of a device: (7, 0) is Volta, the first with tensor cores, (8, 0) is Ampere."""
+    return torch.cuda.get_device_capability(device)
+
+
+def memory_format(device: torch.device, precision: str = "auto") -> torch.memory_format:
+    """The memory layout in which the device's convolutions are fastest: channels last on tensor cores.
+
+    Before Ampere they compute float16 only.
+    """
+    on_cuda = device.type == "cuda"
+    half = on_cuda and resolve_precision(precision, device) != "fp32"
+    tensor_cores = on_cuda and capability(device) >= ((7, 0) if half else (8, 0))
+    return torch.channels_last if tensor_cores else torch.contiguous_format
 
 
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> nn.Module:
     """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled."""
     automatic = compile == "auto" and device.type == "cuda"
-    if automatic:
-        torch._dynamo.config.suppress_errors = True
-    return torch.compile(network) if automatic or compile is True else network
+    if not automatic and compile is not True:
+        return network
+    torch._dynamo.config.suppress_errors = automatic
+    torch._dynamo.utils.counters.clear()
+    return torch.compile(network, dynamic=False)  # the shapes of a training do not change
+
+
+def compile_outcome() -> bool:
+    """Whether everything that `compiled` has been asked for was compiled, since its last call."""
+    frames = torch._dynamo.utils.counters["frames"]
+    return 0 < frames["total"] == frames["ok"]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 where the device computes it in hardware."""
+    """ "fp32", "bf16" or "fp16"; "auto" is bf16 where the device computes it in hardware, else fp16 on tensor cores."""
     if precision != "auto":
         return precision
-    native = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if device.type == "cuda"
-        else torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-    return "bf16" if native else "fp32"
+    if device.type == "cuda":
+        return "bf16" if capability(device) >= (8, 0) else "fp16" if capability(device) >= (7, 0) else "fp32"
+    on_cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if on_cpu else "fp32"
 
 
 def sampling_precision(precision: str, device: torch.device, objective: str) -> str:
@@ -92,8 +125,10 @@ def sampling_precision(precision: str, device: torch.device, objective: str) -> 
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context to run a network in: bfloat16 where `resolve_precision` says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")
+    """The context to run a network in: bfloat16 or float16 where `resolve_precision` says so."""
+    resolved = resolve_precision(precision, device)
+    dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=resolved != "fp32")
 
 
 def ready_to_sample(

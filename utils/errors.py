@@ -57,4 +57,5 @@ def out_of_memory_means(advice: str) -> Iterator[None]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether PyTorch or Python ran out of memory, on the CPU or on a device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU, CUDA and cuBLAS
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -13,6 +13,7 @@ from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
 from models import UNet
+from utils.device import PRECISIONS
 from utils.errors import ConfigError, short
 
 LONGEST = 32  # entries of a list
@@ -85,8 +86,9 @@ KEYS = {
     "lr_schedule": Key(("constant", "cosine"), "constant"),
     "gradient_accumulation": Key(int, 1, 1, 1_000_000),
     "seed": Key(int, 0, 0, 2**63 - 1),
-    "precision": Key(("auto", "fp32", "bf16"), "auto"),
+    "precision": Key(PRECISIONS, "auto"),
     "compile": Key(("auto", True, False), "auto"),
+    "deterministic": Key(bool, True),
     "num_workers": Key(int, None, 0, 64),
     "log_every": Key(int, 50, 1, MANY),
     "save_every": Key(int, 1000, 1, MANY),
@@ -99,7 +101,7 @@ KEYS = {
 RESUMABLE = {
     "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "learning_rate", "warmup_steps", "lr_schedule", "grad_clip", "gradient_accumulation", "precision", "compile",
-    "num_workers", "log_every", "save_every", "keep_checkpoints", "sample_every", "preview_info",
+    "deterministic", "num_workers", "log_every", "save_every", "keep_checkpoints", "sample_every", "preview_info",
 }  # fmt: skip
 
 

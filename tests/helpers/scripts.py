@@ -120,7 +120,7 @@ def start_training(save_dir, processes=1, **settings):
 
 def state_hash(file):
     """SHA-256 of a checkpoint's step, weights, Adam state and averaged weights, and nothing else of it."""
-    content, digest = torch.load(file, weights_only=True), hashlib.sha256()
+    content, digest = torch.load(file, map_location="cpu", weights_only=True), hashlib.sha256()
 
     def add(value):
         if isinstance(value, dict):

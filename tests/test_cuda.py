@@ -1,0 +1,215 @@
+"""What only a CUDA device can show: make test-cuda, or python -m pytest -m cuda tests/test_cuda.py without .venv.
+
+CUDA_TESTS_ON=cpu runs the same on a CPU, to see that these tests themselves work.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from helpers.pictures import numbered, sample
+from helpers.scripts import ENVIRONMENT, ROOT, TINY, TORCHRUN, refused, state_hash, tiny, train
+from PIL import Image
+
+from training.batches import Batches
+from training.ema import EMA
+from training.log import TrainingLog, read_log
+from training.optimizer import LossScale, backward, make_optimizer, update
+from training.processes import Processes
+from utils.config import load_recipe
+from utils.device import autocast, compile_outcome, compiled, memory_format, prepare, resolve_precision
+from utils.network import build
+
+pytestmark = pytest.mark.cuda
+SHIPPED = ROOT / "checkpoints" / "digits.safetensors"
+
+
+@pytest.fixture(scope="module")
+def device():
+    if os.environ.get("CUDA_TESTS_ON") == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def defaults(device):
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """32 pictures of noise, 128x128."""
+    folder = tmp_path_factory.mktemp("faces")
+    for i in range(32):
+        pixels = np.random.default_rng(i).integers(0, 256, (128, 128, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@contextmanager
+def no_synchronisation(device):
+    """An error where the host waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+class Loop:
+    """The step of train_solver.py, of its own parts, on pictures of noise."""
+
+    def __init__(self, device, folder, compile=False, **settings):
+        network = {"model_channels": 32} if device.type == "cuda" else TINY
+        overrides = [f"{key}={value}" for key, value in (network | {"dropout": 0.1} | settings).items()]
+        self.recipe = load_recipe(ROOT / "config.yaml", "Cifar10", ["grad_clip=1.0", *overrides])
+        prepare(device, deterministic=True)
+        torch.manual_seed(0)
+        model, self.diffusion = build(self.recipe)
+        precision = resolve_precision(self.recipe["precision"], device)
+        self.model = model.to(device, memory_format=memory_format(device, precision)).train()
+        self.diffusion.to(device)
+        self.ema, self.optimizer = EMA(self.model, 0.9999), make_optimizer(self.model, self.recipe)
+        self.network, self.scale = compiled(self.model, compile, device), LossScale(device, precision)
+        images = np.random.default_rng(0).integers(0, 256, (256, 3, 32, 32), np.uint8)
+        self.batches, self.device, self.done = Batches(images, self.recipe, device), device, 0
+        self.log = TrainingLog(folder, self.recipe, Processes(device), 4, 0, 100)
+
+    def steps(self, count, factor=1.0):
+        for batch in self.batches.steps(self.done, self.done + count):
+            self.optimizer.zero_grad(set_to_none=True)
+            with autocast(self.recipe["precision"], self.device):
+                losses = self.diffusion.training_losses(self.network, batch.x_start, batch.t, batch.noise) * factor
+            backward(losses.mean(), self.scale)
+            norm, taken = update(self.optimizer, 1e-3, 1.0, self.scale)
+            self.ema.update(batch.step, taken)
+            self.log.add(losses.detach(), batch.t, norm, taken)
+        self.done += count
+        return taken
+
+    def state(self):
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [
+            tensor.detach().clone() for tensor in (*self.model.parameters(), *self.ema.model.parameters(), *moments)
+        ]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp16"])
+def test_a_step_never_waits_for_the_device_and_a_wrong_one_is_left_out(device, tmp_path, compile, precision):
+    if compile and precision == "fp16":
+        pytest.skip("compiled as bf16 is")
+    loop = Loop(device, tmp_path, compile, precision=precision)
+    loop.steps(4)
+    with no_synchronisation(device):
+        loop.steps(5)
+    before = loop.state()
+    assert not loop.steps(1, factor=torch.nan)
+    assert all(map(torch.equal, loop.state(), before))
+    assert loop.steps(1) and not any(map(torch.equal, loop.state()[:1], before[:1]))
+    assert not compile or compile_outcome()
+
+
+def test_compiled_and_eager_gradients_are_equal(device, tmp_path):
+    gradients = []
+    for compile in (False, True):
+        loop = Loop(device, tmp_path, compile, precision="fp32", dropout=0.0)
+        torch.nn.init.normal_(loop.model.out[2].weight, std=0.01, generator=torch.Generator(device).manual_seed(0))
+        loop.steps(1)
+        gradients.append(torch.cat([weight.grad.flatten() for weight in loop.model.parameters()]))
+    apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert apart < 5e-3  # TF32 rounds factors to 1e-3, and the kernels differ
+
+
+@pytest.mark.parametrize("settings", [{}, {"compile": "false", "precision": "fp32"}, {"precision": "fp16"}])
+def test_a_resumed_run_ends_with_the_same_bits(device, tmp_path, faces, settings):
+    """At 128 px attention has several tiles of keys, whose gradients only a deterministic kernel sums in one order."""
+    settings = {"channel_mult": "1,2,2,2", "dropout": 0.1, "save_every": 4, "num_workers": 2} | settings
+    place, hashes = ("--data_path", faces), []
+    for i, lengths in enumerate(([12], [12], [4, 12])):
+        for steps in lengths:
+            run = train(tmp_path / str(i), *place, "--device", device, data_name="StyleGAN_Face",
+                        settings=settings | {"max_steps": steps})  # fmt: skip
+            assert run.returncode == 0, run.stderr
+        hashes.append(state_hash(tmp_path / str(i) / "stylegan_face" / "stylegan_face.pt"))
+    assert len(set(hashes)) == 1
+    lines = read_log(tmp_path / "0" / "stylegan_face" / "metrics.jsonl")
+    assert lines[-1]["compiled"] in ((None,) if "compile" in settings or device.type == "cpu" else (True,))
+
+
+def test_out_of_memory_is_one_line_with_advice(device, tmp_path, faces):
+    if device.type == "cpu":
+        pytest.skip("a CPU has too much memory")
+    settings = {"batch_size": 32, "model_channels": 2048, "norm_groups": 32, "compile": "false", "image_size": 128}
+    settings |= {"channel_mult": "1,1,1", "max_steps": 1}
+    run = train(tmp_path, "--data_path", faces, data_name="StyleGAN_Face", settings=settings)
+    refused(run, 1, "out of memory")
+
+
+@pytest.mark.parametrize("extra", [(), ("--compile",), ("--batch_size", 3)])
+def test_a_seed_gives_the_same_samples_as_on_a_cpu(device, tmp_path, extra):
+    if device.type == "cpu" and "--compile" in extra:
+        pytest.skip("--compile is for CUDA")
+    args = ("--sample_num", 10, "--batch_size", 4, "--precision", "fp32", "--sample_info", "DPMpp_10_1p0")
+    for where, more in (("cpu", ()), (device, extra)):
+        folder = tmp_path / ("cpu" if where == "cpu" else "device")
+        sample(SHIPPED, tmp_path / "r", *args, "--sample_dir", folder, "--device", where, *more)
+    apart = np.abs(numbered(tmp_path / "cpu", 10) - numbered(tmp_path / "device", 10))
+    assert apart.max() <= 2 and apart.mean() < 0.05  # levels of 255: float32 sums in another order
+
+
+@pytest.mark.parametrize(
+    "mode, args",
+    [
+        ("evaluate", ("--sample_num", 100)),
+        ("interpolate", ("--interp_mode", "lerp", "ddim", "--sample_info", "DDIM_10_0p0")),
+        ("compare", ("--sample_info", "DDIM_5_0p0", "DPMpp_5_0p0")),
+    ],
+)
+def test_every_mode_runs_there(device, tmp_path, mode, args):
+    run = sample(SHIPPED, tmp_path, *args, "--device", device, mode=mode)
+    assert f" s on {device} in " in run.stdout
+
+
+GLOO = """import os, sys
+import torch.distributed as dist
+os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")  # both on one device, which NCCL refuses
+start = dist.init_process_group
+dist.init_process_group = lambda backend, **keywords: start("gloo", **keywords)
+sys.path.insert(0, os.getcwd())
+import train_solver
+from utils.command_line import run
+run(train_solver.main)
+"""
+
+
+def test_two_processes_on_one_device_train_as_one_does(device, tmp_path):
+    settings = {"precision": "fp32", "compile": "false", "log_every": 1, "max_steps": 4}
+    assert train(tmp_path / "one", "--device", device, settings=settings).returncode == 0
+    (tmp_path / "gloo.py").write_text(GLOO)
+    command = [*TORCHRUN, "2", str(tmp_path / "gloo.py"), *tiny(tmp_path / "two", **settings)]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "Grad strides" not in run.stderr
+    one, two = (read_log(tmp_path / name / "digits" / "metrics.jsonl") for name in ("one", "two"))
+    for line, other in zip(one, two, strict=True):  # halves of a batch are summed in another order
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+
+
+def test_a_training_in_a_process_of_its_own_says_what_it_computed_in(device, tmp_path):
+    command = [sys.executable, "train_solver.py", *tiny(tmp_path, sample_every=3), "--device", str(device)]
+    run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert f" images/s on {device} in " in run.stdout and (", compiled" in run.stdout) == (device.type == "cuda")
+    assert len(list((tmp_path / "digits").glob("preview_*.png"))) == 2
