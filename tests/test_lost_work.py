@@ -121,12 +121,22 @@ def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
 # --- the preview and the checkpoint -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(tmp_path, monkeypatch, signum, step):
-    settings, preview = {"sample_every": 2, "save_every": 6}, f"digits/preview_0000000{step}.png"
-    assert train(tmp_path / "whole", settings=settings).returncode == 0
-    drawn = iter(range(100))
+PREVIEWS = {"sample_every": 2, "save_every": 6}
+
+
+@pytest.fixture(scope="module")
+def with_previews(tmp_path_factory):
+    """The folder of an undisturbed run with three previews."""
+    folder = tmp_path_factory.mktemp("previews")
+    assert train(folder, settings=PREVIEWS).returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "step, signum", [(2, signal.SIGINT), (2, signal.SIGTERM), (4, signal.SIGINT), (4, signal.SIGTERM)]
+)
+def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(with_previews, tmp_path, monkeypatch, step, signum):
+    preview, drawn = f"digits/preview_0000000{step}.png", iter(range(100))
 
     def interrupted(*args):
         if next(drawn) == step // 2 - 1:
@@ -136,12 +146,11 @@ def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(tmp_path, mo
     sample = training.preview.sample_progressive
     with monkeypatch.context() as patch:
         patch.setattr(training.preview, "sample_progressive", interrupted)
-        ended = train(tmp_path / "cut", settings=settings)
+        ended = train(tmp_path, settings=PREVIEWS)
     assert ended.returncode == 128 + signum and f"after step {step}, saved in" in ended.stderr
-    assert not (tmp_path / "cut" / preview).exists()
-    whole = state_hash(tmp_path / "whole" / "digits" / "digits.pt")
-    assert resumes_to_the_same_end(tmp_path / "cut", settings, whole) == step
-    assert (tmp_path / "cut" / preview).read_bytes() == (tmp_path / "whole" / preview).read_bytes()
+    assert not (tmp_path / preview).exists()
+    assert resumes_to_the_same_end(tmp_path, PREVIEWS, state_hash(with_previews / "digits" / "digits.pt")) == step
+    assert (tmp_path / preview).read_bytes() == (with_previews / preview).read_bytes()
 
 
 @pytest.mark.parametrize("save_every, says", [(1, "its weights reach"), (30, "steps in a row")])
