@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from datasets import DataError, find_images, load_images
+from datasets import DataError, find_images, fit_images
 from diffusion import GaussianDiffusion
 from models import UNet
 from training.batches import Batches
@@ -41,7 +41,7 @@ from utils.device import (
     sampling_precision,
 )
 from utils.errors import Stopped, out_of_memory_means
-from utils.network import build, load_state
+from utils.network import build, build_diffusion, load_state, plan
 
 
 def parse_arguments():
@@ -70,7 +70,7 @@ def main() -> None:
     flags = {key: getattr(args, key) for key in ("data_path", "save_dir", "init_from") if getattr(args, key)}
     recipe = load_recipe(args.config, args.data_name, args.set, flags, pretrained_recipe)
     torch.manual_seed(recipe["seed"])
-    model, diffusion = build(recipe)
+    model, diffusion = (plan(recipe), build_diffusion(recipe)) if args.dry_run else build(recipe)
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
         if args.dry_run:
@@ -81,9 +81,10 @@ def main() -> None:
 
 def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes) -> None:
     """Prints the plan of a training; nothing is written or downloaded."""
-    check_outside(Path(recipe["save_dir"]), recipe)
     try:
-        images = len(find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download=False))
+        found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download=False)
+        check_outside(Path(recipe["save_dir"], recipe["pth_save_name"]), recipe, found)
+        images = len(found)
     except DataError as error:
         print(f"data        {error}")
         images = None
@@ -105,14 +106,16 @@ def train(
 
     # --- the pictures and the checkpoint ---
     with processes.first():
-        check_outside(folder, recipe)
+        found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"])
+        check_outside(folder, recipe, found)
         if lead:
             until_exit.enter_context(alone_in(folder))
         last = find_checkpoint(checkpoint, resume)
         if last:
             check_same_run(last, recipe)
-        data = (recipe["dataset"], recipe["data_path"], recipe["split"])
-        images = load_images(*data, recipe["image_size"], recipe["image_channel"])
+        data = (found, recipe["data_path"], recipe["split"])
+        images = fit_images(*data, recipe["image_size"], recipe["image_channel"])
+        del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
     batches = Batches(images, recipe, device, processes.rank, processes.world)
     steps = total_steps(recipe, batches.steps_per_epoch)
@@ -129,6 +132,11 @@ def train(
     parallel = processes.parallel(model.train())
     network = compiled(parallel, recipe["compile"], device)
 
+    def stop_if(signum: int, done: int) -> None:
+        if signum:
+            how = "run the same command again" + " without --resume" * (resume == "never")
+            raise Stopped(signum, f"after step {done:,}, saved in {checkpoint}: {how} to resume")
+
     # --- stopping, log and previews ---
     stop = StopRequest(processes)
     sampler = ready_to_sample(ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"]))
@@ -139,8 +147,9 @@ def train(
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps)
     if lead and start < steps:
         save_recipe(folder / "recipe.yaml", recipe)
-    if start and preview.due(start):
-        preview.draw(start)  # if the run was stopped before it was drawn
+    if start and preview.missing(start):
+        preview.draw(start)
+        stop_if(stop.agreed() if start < steps else 0, start)
 
     # --- the loop ---
     parts, saving, drawing = recipe["gradient_accumulation"], False, False
@@ -165,21 +174,19 @@ def train(
         drawing = drawing or preview.due(done)  # a preview has its checkpoint, which can draw it again
         saving = saving or drawing or done % recipe["save_every"] == 0 or signum != 0
         if saving or done % recipe["log_every"] == 0:
-            log.write(done, rate, with_held_out=saving)
+            line = log.write(done, rate, with_held_out=saving)
         if saving and log.last_was_bad():
             if done == steps:
                 log.end_at_bad_steps(done)
             continue  # what led to a bad step is not saved over what is good: after the next good one
         if saving:
             with log.paused():
-                state.save(done)
+                state.save(done, line["loss"])
                 if drawing and not signum:
                     preview.draw(done)
                     signum = stop.agreed()
             saving = drawing = False
-        if signum and done < steps:
-            how = "run the same command again" + " without --resume" * (resume == "never")
-            raise Stopped(signum, f"after step {done:,}, saved in {checkpoint}: {how} to resume")
+        stop_if(signum if done < steps else 0, done)
 
     # --- the end ---
     log.save_curve(folder / "loss.png")

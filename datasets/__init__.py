@@ -15,7 +15,10 @@ from datasets.errors import DataError
 from datasets.pixels import normalize, to_uint8
 from datasets.registry import LOADERS
 
-__all__ = ["LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "load_images", "normalize", "to_uint8"]
+__all__ = [
+    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "fit_images", "load_images", "normalize",
+    "to_uint8",
+]  # fmt: skip
 
 SPLITS = ("train", "test", "all")
 OTHER_SPLIT = {"train": "test", "test": "train"}
@@ -45,7 +48,13 @@ def load_images(
     Resizes the shorter side to image_size pixels and crops the middle. Picture files are decoded once, into a cache in
     data_path, and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
     """
-    found = find_images(dataset, data_path, split, download)
+    return fit_images(find_images(dataset, data_path, split, download), data_path, split, image_size, image_channel)
+
+
+def fit_images(
+    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: int, image_channel: int
+) -> np.ndarray:
+    """What `find_images` found, as `load_images` returns it."""
     if isinstance(found, np.ndarray):
         return fit_array(found, image_size, image_channel)
     return fit_files(found, Path(data_path), split, image_size, image_channel)

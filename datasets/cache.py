@@ -5,6 +5,7 @@ depends on, so that a change of the files, the size or the split leads to a new 
 that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -111,7 +112,8 @@ def _decoded(files: list[Path], image_size: int, image_channel: int) -> Iterator
         except MemoryError as error:
             raise DataError(f"{file}: there is not enough memory to decode it") from error
         except Exception as error:  # Pillow raises many types for a damaged file
-            if isinstance(error, OSError) and error.errno:  # an error of the system, and not of the file's content
+            # an error of the system, and not of the file's content, in which a decoder may seek beyond its start
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise DataError(f"{file} cannot be read: {error.strerror}") from error
             return f"skipped {file}: {' '.join(str(error).split()) or type(error).__name__}"
 

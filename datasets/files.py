@@ -35,13 +35,18 @@ class Part:
         self.stream = _created(self.path)
         self._lock = os.dup(self.stream.fileno())  # keeps the lock until the file has its name
 
-    def complete(self, file: Path, exclusive: bool = False) -> None:
-        """Syncs and renames it. exclusive: FileExistsError if the file exists, instead of replacing it."""
+    def complete(self, file: Path, exclusive: bool = False, sync: bool = True) -> None:
+        """Renames it. exclusive: FileExistsError if the file exists, instead of replacing it.
+
+        sync: wait until it is on the disk, so that it is complete even after a power failure.
+        """
         self.stream.flush()
-        os.fsync(self.stream.fileno())
+        if sync:
+            os.fsync(self.stream.fileno())
         self.stream.close()  # Windows cannot rename an open file
         (_rename_new if exclusive else os.replace)(self.path, file)
-        _sync_folder(file.parent)
+        if sync:
+            _sync_folder(file.parent)
 
     def __enter__(self) -> "Part":
         return self
@@ -57,16 +62,16 @@ class Part:
 
 
 @contextmanager
-def writing(file: Path, size: int, exclusive: bool = False) -> Iterator[BinaryIO]:
+def writing(file: Path, size: int, exclusive: bool = False, sync: bool = True) -> Iterator[BinaryIO]:
     """A stream to write `file` to, which takes its name when the block ends without an error.
 
-    size: the bytes that the file needs, for the error message. exclusive: see `Part.complete`.
+    size: the bytes that the file needs, for the error message. exclusive, sync: see `Part.complete`.
     Raises an OSError that names the file, the reason and the size if it cannot be written.
     """
     try:
         with Part(file) as part:
             yield part.stream
-            part.complete(file, exclusive)
+            part.complete(file, exclusive, sync)
     except FileExistsError:
         raise
     except (OSError, RuntimeError) as error:  # PyTorch raises a RuntimeError when the disk is full
@@ -97,10 +102,10 @@ def part_folder(folder: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def write_file(file: Path, content: bytes | str, exclusive: bool = False) -> Path:
+def write_file(file: Path, content: bytes | str, exclusive: bool = False, sync: bool = True) -> Path:
     """Writes a whole file; text in UTF-8. The arguments and errors are those of `writing`. Returns the file."""
     content = content.encode() if isinstance(content, str) else content
-    with writing(file, len(content), exclusive) as stream:
+    with writing(file, len(content), exclusive, sync) as stream:
         stream.write(content)
     return file
 
@@ -136,15 +141,16 @@ def own_stem(folder: Path, stem: str) -> Iterator[str]:
         own = stem if number == 1 else f"{stem}-{number}"
         claim = folder / f".{own}.{CLAIM}.part"
         try:
-            with _created(claim):
-                try:
-                    if not any(file.name.startswith(f"{own}_") for file in folder.iterdir()):
-                        yield own
-                        return
-                finally:
-                    claim.unlink(missing_ok=True)
+            stream = _created(claim)
         except FileExistsError:
             continue
+        with stream:
+            try:
+                if not any(file.name.startswith(f"{own}_") for file in folder.iterdir()):
+                    yield own
+                    return
+            finally:
+                claim.unlink(missing_ok=True)
 
 
 def _bytes(count: int) -> str:

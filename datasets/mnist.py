@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST in all their file layouts: IDX files, torchvision's old .pt files, mnist.pkl.gz."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from datasets.registry import data_set
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 IDX_FILES = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
+MOST_BYTES = 2**31  # of pixels in an IDX file; MNIST has 47 million
 IDX_NAMES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
 
@@ -74,19 +76,22 @@ def read_idx(file: Path) -> np.ndarray:
     """The uint8 array in an IDX file of bytes, gzipped if the name ends in .gz.
 
     The format: two zero bytes, the type (8: bytes), the number of dimensions, each dimension as a big-endian int32, and
-    then the bytes. Raises DataError if the file is damaged or of another kind.
+    then the bytes. Raises DataError if the file is damaged or of another kind. No more is read than the header says.
     """
     try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+            start = stream.read(4)
+            if start[:3] != b"\0\0\x08" or len(start) < 4 or not 0 < start[3] <= 4:
+                raise DataError(f"{file} is not an IDX file of bytes")
+            header = stream.read(4 * start[3])
+            shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4)]
+            size = math.prod(shape)
+            data = stream.read(size + 1) if size <= MOST_BYTES else b""
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{file} is damaged ({error}): download it again") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise DataError(f"{file} is not an IDX file of bytes")
-    start = 4 + 4 * data[3]
-    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(data) != start + int(np.prod(shape, dtype=object)):
-        raise DataError(f"{file} is damaged: its {len(data)} bytes do not match its shape {'x'.join(map(str, shape))}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    if len(header) != 4 * start[3] or len(data) != size or not size:
+        raise DataError(f"{file} is damaged: its bytes do not match its shape {'x'.join(map(str, shape))}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _parts(split: str) -> tuple[str, ...]:
@@ -111,8 +116,8 @@ def _read_mnist_pickle(file: Path, split: str) -> np.ndarray:
     """mnist.pkl.gz: (train, validation, test), each (images, labels) with float images (N, 784) in [0, 1]."""
     content = load_arrays(file)
     try:
-        train, validation, test = (np.asarray(images, np.float64).reshape(-1, 28, 28) for images, _ in content)
-    except (TypeError, ValueError) as error:
+        train, validation, test = (images.astype(np.float64).reshape(-1, 28, 28) for images, _ in content)
+    except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} is a pickle, but not the three sets of 784-pixel images of MNIST") from error
     parts = {"train": np.concatenate([train, validation]), "test": test}
     pictures = np.concatenate([parts[part] for part in _parts(split)])

@@ -77,7 +77,7 @@ class SampleDir:
         for index, picture in zip(indices, pixels.numpy(), strict=True):
             if not self.has(index):
                 picture = picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0))
-                write_file(self._file(index), png(Image.fromarray(picture)))
+                write_file(self._file(index), png(Image.fromarray(picture)), sync=False)  # see `has`
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"

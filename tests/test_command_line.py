@@ -51,7 +51,8 @@ TORCHRUN |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     "environment",
     [
         {"RANK": "x"}, {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"},
-        {"RANK": "", "WORLD_SIZE": "1"}, TORCHRUN | {"RANK": "2"}, TORCHRUN | {"LOCAL_RANK": "\u00b2"},
+        {"RANK": "", "WORLD_SIZE": "1"}, TORCHRUN | {"RANK": "2"}, TORCHRUN | {"MASTER_PORT": "999999"},
+        {"LOCAL_WORLD_SIZE": "abc"},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("script", ["train_solver.py", "test_solver.py"])
@@ -60,7 +61,17 @@ def test_a_garbled_environment_of_torchrun_is_one_line(trained, tmp_path, monkey
         monkeypatch.setenv(name, value)
     sampling = ("--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path, "--sample_dir", tmp_path)
     run = in_process(script, *(tiny(tmp_path) if script == "train_solver.py" else sampling))
-    refused(run, 2, "is not an environment of torchrun")
+    if environment == {"LOCAL_WORLD_SIZE": "abc"} and script == "test_solver.py":
+        assert run.returncode == 0  # it does not ask
+    else:
+        refused(run, 2, "is not an environment of torchrun")
+
+
+def test_an_environment_with_one_process_is_no_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert train(tmp_path).returncode == 0
+    monkeypatch.setenv("RANK", "0")
+    assert train(tmp_path).returncode == 0
 
 
 def test_control_characters_of_names_do_not_reach_the_terminal(trained, tmp_path):
@@ -88,6 +99,17 @@ def test_a_run_among_its_own_training_pictures_is_refused(tmp_path):
             run = train(save_dir, "--config", tmp_path / "c.yaml", *flags, data_name="Mine")
             refused(run, 2, f"save_dir={save_dir} is inside data_path={tmp_path}", "become training pictures")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "c.yaml", "link"]
+    hidden = train(tmp_path / ".runs", "--config", tmp_path / "c.yaml", "--dry_run", data_name="Mine")
+    refused(hidden, 2, "its 2 pictures are fewer")  # nothing is said against a hidden folder, which is not searched
+    elsewhere, pictures = tmp_path / "elsewhere", tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(8):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(pictures / f"{i}.png")
+    (pictures / "link").symlink_to(elsewhere)
+    (tmp_path / "d.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {pictures}}}}}}}")
+    args = ("--config", tmp_path / "d.yaml")
+    assert train(elsewhere, *args, data_name="Mine", settings={"image_size": 8}).returncode == 0
+    refused(train(elsewhere, *args, data_name="Mine", settings={"image_size": 8}), 2, "become training pictures")
     assert train(tmp_path, "--data_path", tmp_path).returncode == 0  # Digits are no files
 
 
@@ -95,7 +117,7 @@ def test_running_out_of_memory_outside_a_step_gives_no_advice_about_steps(tmp_pa
     def exhausted(*_):
         raise MemoryError
 
-    monkeypatch.setattr("train_solver.load_images", exhausted)
+    monkeypatch.setattr("train_solver.find_images", exhausted)
     run = train(tmp_path)
     refused(run, 1, "out of memory")
     assert "gradient_accumulation" not in run.stderr.splitlines()[-1]
@@ -105,6 +127,6 @@ def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train_solver.load_images", interrupt)
+    monkeypatch.setattr("train_solver.find_images", interrupt)
     ended = train(tmp_path)
     assert ended.returncode == 130 and ended.stderr.strip() == "stopped by the keyboard"

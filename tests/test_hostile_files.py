@@ -3,13 +3,13 @@
 import gzip
 import json
 import resource
+import shutil
 import struct
-import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 import yaml
 from helpers.scripts import ROOT, in_process, refused
@@ -41,8 +41,7 @@ changes = st.dictionaries(st.sampled_from([*KEYS, "data_name", "dataset", "base"
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """Nothing may take more than two more GiB of address space: that is a MemoryError, which no loader turns into a
-    line of its own."""
+    """Nothing may take two more GiB of address space: that would be a MemoryError, which no loader catches."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
     if pages:
@@ -54,11 +53,11 @@ def little_memory():
 @pytest.fixture(scope="module")
 def shared(trained):
     """The bytes of shared weights."""
-    run = load_run(trained)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "x.safetensors")
-        save_shared_weights(file, run.model.state_dict(), facts_of(run.recipe, "ema", run.step), torch.float32)
-        return file.read_bytes()
+    run, file = load_run(trained), trained.parent / "shared.safetensors"
+    save_shared_weights(file, run.model.state_dict(), facts_of(run.recipe, "ema", run.step), torch.float32)
+    content = file.read_bytes()
+    file.unlink()
+    return content
 
 
 def split(content):
@@ -165,6 +164,11 @@ LAUGHS = "Train_Setting: {}\nTrain_Data:\n" + "\n".join(  # each line stands for
 )
 
 
+MERGES = "Train_Setting: {}\nTrain_Data:\n  M0: &m0 {a: 1}\n" + "".join(
+    f"  M{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 30)
+)
+
+
 def one_block(line):
     return f"Train_Setting: {{}}\nTrain_Data:\n  X:\n    data_path: x\n    {line}\n"
 
@@ -188,7 +192,7 @@ def test_odd_lines_of_yaml(tmp_path, line):
     [
         "\0", "\xed\xa0\x80", f"{LAUGHS}\n  X: *l11\n",
         f"{LAUGHS}\n  X: {{data_path: x, channel_mult: [*l11, *l11]}}\n",
-        f"{LAUGHS}\n  X: {{data_path: x, diffusers_unet: *l11}}\n",
+        f"{LAUGHS}\n  X: {{data_path: x, diffusers_unet: *l11}}\n", MERGES,
     ],
 )  # fmt: skip
 def test_odd_yaml(tmp_path, text):
@@ -220,13 +224,28 @@ def test_idx_files(tmp_path, start, dimensions, data, zipped):
     assert images is None or (images.dtype == np.uint8 and images.shape[1:] == (1, 4, 4) and len(images))
 
 
-def test_the_files_that_are_shipped_are_loaded():
+def test_compressed_checkpoints_and_devices_are_refused(trained, tmp_path):
+    with zipfile.ZipFile(trained) as old, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.namelist():
+            new.writestr(part, old.read(part))
+    base = ("--test_mode", "random_gen", "--save_dir", tmp_path, "--model_path")
+    refused(in_process("test_solver.py", *base, tmp_path / "x.pt"), 1, "x.pt is compressed")
+    refused(in_process("test_solver.py", *base, "/dev/zero"), 1, "/dev/zero is not a regular file")
+    refused(in_process("test_solver.py", *base, trained, "--sample_dir", tmp_path / "x.pt"), 1, "x.pt")
+
+
+def test_names_that_share_a_tensor_are_converted(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    weight = content["ema"]["middle_block.0.conv1.2.weight"]
+    content["ema"]["middle_block.2.conv1.2.weight"] = weight
+    torch.save(content, tmp_path / "x.pt")
+    assert in_process("convert.py", tmp_path / "x.pt", tmp_path / "x.safetensors").returncode == 0
+
+
+def test_the_files_that_are_shipped_are_loaded(tmp_path):
     """The limits of the keys leave room for what there is."""
     for file in sorted((ROOT / "checkpoints").glob("*.safetensors")):
         if "classifier" not in file.name:
             assert load_run(file).recipe["image_size"] in (8, 32)
-    capital = load_run  # the ending may be written in capitals
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "D.SAFETENSORS").write_bytes((ROOT / "checkpoints" / "digits.safetensors").read_bytes())
-        assert capital(Path(folder, "D.SAFETENSORS")).recipe["data_name"] == "Digits"
-    assert safetensors.torch.load_file(ROOT / "checkpoints" / "digits.safetensors")
+    shutil.copy(ROOT / "checkpoints" / "digits.safetensors", tmp_path / "D.SAFETENSORS")
+    assert load_run(tmp_path / "D.SAFETENSORS").recipe["data_name"] == "Digits"  # the ending may be in capitals

@@ -121,6 +121,20 @@ def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
 # --- the preview and the checkpoint -----------------------------------------------------------------------------------
 
 
+def test_a_decoder_that_seeks_too_far_is_no_error_of_the_machine(pictures, monkeypatch):
+    def failing(open_picture):
+        def call(file):
+            if file.name == "7.png":
+                raise OSError(22, "Invalid argument")  # of a crafted JPEG 2000
+            return open_picture(file)
+
+        return call
+
+    instead(monkeypatch, "open_picture", failing)
+    ended = train_on(pictures, "runs")
+    assert ended.returncode == 0 and "1 of 24 files are not pictures" in ended.stderr
+
+
 PREVIEWS = {"sample_every": 2, "save_every": 6}
 
 
@@ -153,13 +167,36 @@ def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(with_preview
     assert (tmp_path / preview).read_bytes() == (with_previews / preview).read_bytes()
 
 
-@pytest.mark.parametrize("save_every, says", [(1, "its weights reach"), (30, "steps in a row")])
+def test_a_second_signal_while_it_is_drawn_again_stops_at_the_same_step(with_previews, tmp_path, monkeypatch):
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGTERM)
+        yield from sample(*args)
+
+    sample, preview = training.preview.sample_progressive, "digits/preview_00000002.png"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.preview, "sample_progressive", interrupted)
+        for _ in range(2):
+            assert "stopped by SIGTERM after step 2" in train(tmp_path, settings=PREVIEWS).stderr
+    assert not (tmp_path / preview).exists() and train(tmp_path, settings=PREVIEWS).returncode == 0
+    assert (tmp_path / preview).read_bytes() == (with_previews / preview).read_bytes()
+
+
+def test_a_preview_of_other_weights_is_replaced(tmp_path):
+    assert train(tmp_path).returncode == 0
+    folder, name = tmp_path / "digits", "preview_00000006.png"
+    before = (folder / name).read_bytes()
+    (folder / "digits.1.pt").replace(folder / "digits.pt")
+    assert train(tmp_path, settings={"learning_rate": 0.1}).returncode == 0
+    assert (folder / name).read_bytes() != before
+
+
+@pytest.mark.parametrize("save_every, says", [(1, "its loss or weights reach"), (30, "steps in a row")])
 def test_a_diverging_training_leaves_its_good_checkpoints(tmp_path, save_every, says):
     settings = {"save_every": 1, "model_channels": 16}
     assert train(tmp_path, settings=settings).returncode == 0
     good = {file.name: file.read_bytes() for file in (tmp_path / "digits").glob("*.pt")}
     ended = train(tmp_path, settings=settings | {"max_steps": 30, "learning_rate": 1000, "save_every": save_every})
-    refused(ended, 1, says, "lower learning_rate", "resume from the last checkpoint")
+    refused(ended, 1, says, "lower learning_rate", "resumes from the last checkpoint")
     assert {file.name: file.read_bytes() for file in (tmp_path / "digits").glob("*.pt")} == good
     again = train(tmp_path, settings=settings | {"max_steps": 8})
     assert again.returncode == 0 and "resuming from step 6" in again.stdout

@@ -4,7 +4,6 @@ A resumed run therefore sees exactly what an uninterrupted one would see, and no
 is a permutation of the pictures, cut into whole batches; the remainder waits for the next epoch.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets import normalize
+from utils.device import variable
 
 IN_MEMORY = 4 << 30  # bytes of pictures to keep in the host's memory
 WORKERS = 2  # threads that fetch pictures which do not fit
@@ -28,7 +28,7 @@ def seed_of(*numbers: int) -> int:
 def fits(images: np.ndarray, device: torch.device) -> bool:
     """Whether all pictures may be kept on the device: in a quarter of its free memory, or in IN_MEMORY on the CPU."""
     room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else IN_MEMORY
-    return images.nbytes * int(os.environ.get("LOCAL_WORLD_SIZE", 1) if device.type == "cpu" else 1) <= room
+    return images.nbytes * (variable("LOCAL_WORLD_SIZE", 1) if device.type == "cpu" else 1) <= room
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from utils.errors import TrainingError
 from utils.pictures import save_figure
 
 IN_A_ROW = 3  # bad steps in a row that end the run
+MOST = 1e30  # in a line of the log
 
 
 class TrainingLog:
@@ -124,10 +125,11 @@ class TrainingLog:
             sys.exit(1)
         count = int(self.worst)
         which = f"{count} steps in a row, up to step {step}," if count > 1 else f"the last step, {step},"
+        shorter = f", or set max_steps={step - count}" * (count < IN_A_ROW)
         raise TrainingError(
             f"{which} had a loss or gradient that is not finite. Such steps change nothing and nothing is saved after "
-            "them: lower learning_rate, set grad_clip or use precision=fp32, and run the command again to resume from "
-            "the last checkpoint"
+            f"them: lower learning_rate, set grad_clip, use precision=fp32{shorter}, and run the command again; it "
+            "resumes from the last checkpoint, if there is one"
         )
 
     def _show(self, line: dict, printed: bool) -> None:
@@ -186,7 +188,7 @@ def _is_line(line) -> bool:
     others = [line.get(key) for key in ("loss", "held_out_loss", "fixed_noise_loss")] + line["loss_by_quarter"]
     numbers = needed + [value for value in others if value is not None]
     return len(line["loss_by_quarter"]) == 4 and all(
-        isinstance(number, int | float) and math.isfinite(number) for number in numbers
+        isinstance(number, int | float) and abs(number) < MOST for number in numbers
     )
 
 

@@ -2,13 +2,12 @@
 
 import copy
 import os
-from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from datasets import DataError, find_images
 from diffusion import GaussianDiffusion
 from utils.device import capability, resolve_precision
 from utils.errors import ConfigError
@@ -22,17 +21,21 @@ def total_steps(recipe: dict, steps_per_epoch: int) -> int:
 CPU = torch.device("cpu")
 
 
-def check_outside(folder: Path, recipe: dict) -> None:
-    """ConfigError if previews in this folder would become training pictures of the next run."""
-    data_path = os.path.realpath(recipe["data_path"])
-    if not Path(os.path.realpath(folder)).is_relative_to(data_path):
+def check_outside(folder: Path, recipe: dict, found: np.ndarray | list[Path]) -> None:
+    """ConfigError if previews in this folder would become training pictures of the next run.
+
+    found: what `find_images` gives for the recipe.
+    """
+    if isinstance(found, np.ndarray):
         return
-    with suppress(DataError):  # which is reported when they are loaded
-        if isinstance(find_images(recipe["dataset"], data_path, recipe["split"], download=False), list):
-            raise ConfigError(
-                f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}, so that previews would "
-                "become training pictures: set another save_dir, or move the pictures to a folder of their own"
-            )
+    inside, data_path = Path(os.path.realpath(folder)), Path(os.path.realpath(recipe["data_path"]))
+    searched = {Path(os.path.realpath(parent)) for parent in {file.parent for file in found}}
+    hidden = inside.is_relative_to(data_path) and "/." in f"/{inside.relative_to(data_path).as_posix()}"
+    if (inside.is_relative_to(data_path) and not hidden) or any(parent.is_relative_to(inside) for parent in searched):
+        raise ConfigError(
+            f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}, so that previews would become "
+            "training pictures: set another save_dir, or move the pictures to a folder of their own"
+        )
 
 
 def describe(

@@ -33,9 +33,13 @@ class Preview:
         """Whether a preview is drawn after `step` steps."""
         return step % self.recipe["sample_every"] == 0 or step >= self.steps
 
+    def missing(self, step: int) -> bool:
+        """Whether a preview is due and was not drawn, or not to its end, before the run was stopped."""
+        return self.due(step) and not is_complete_png(self.file(step))
+
     def draw(self, step: int) -> None:
-        """Samples sample_num pictures by preview_info and saves them as a grid, unless the file is complete."""
-        if self.processes.rank or is_complete_png(self.file(step)):
+        """Samples sample_num pictures by preview_info and saves them as a grid."""
+        if self.processes.rank:
             return
         count, channels, size = (self.recipe[key] for key in ("sample_num", "image_channel", "image_size"))
         generator = torch.Generator().manual_seed(self.recipe["seed"])

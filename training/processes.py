@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.device import rank_and_world
+from utils.device import rank_and_world, variable
 from utils.errors import ConfigError, Stopped, TrainingError
 
 LOST = ("onnection closed", "onnection reset", "roken pipe", "remote process exited")  # in messages of gloo and NCCL
@@ -34,7 +34,7 @@ class Processes:
     def __enter__(self) -> "Processes":
         if self.world > 1:
             if self.device.type == "cuda":
-                here, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+                here, count = variable("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
                 if here > count:
                     raise ConfigError(f"{here} processes need a CUDA device each, and this machine has {count}")
                 torch.cuda.set_device(self.device)

@@ -18,6 +18,7 @@ from datasets.files import clear_parts, lock, write_file
 from training.optimizer import LossScale
 from training.processes import Processes
 from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
+from utils.config import read_yaml
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
 from utils.network import EXPLODED, check_dense, largest_weight, load_state
 from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
@@ -29,7 +30,7 @@ def pretrained_recipe(recipe: dict) -> dict:
     if not saved.exists():
         return load_run(recipe["init_from"]).recipe
     try:
-        return complete_recipe(yaml.safe_load(saved.read_text(encoding="utf-8")), str(saved))
+        return complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
 
@@ -123,14 +124,18 @@ class TrainingState:
         self.model, self.ema, self.optimizer, self.scale = model, ema, optimizer, scale
         self.circumstances = {"images": images, "processes": processes.world}
 
-    def save(self, step: int) -> None:
-        """Rank 0 writes the checkpoint after `step` steps. TrainingError, and no file, if the weights have exploded."""
+    def save(self, step: int, loss: float | None = None) -> None:
+        """Rank 0 writes the checkpoint after `step` steps.
+
+        loss: of the last steps. TrainingError, and no file, if it or the weights have exploded.
+        """
         if self.processes.rank == 0:
-            if (largest := largest_weight(self.model)) > EXPLODED:
+            largest = max(largest_weight(self.model), loss or 0)
+            if largest > EXPLODED:
                 raise TrainingError(
-                    f"the training has diverged: after step {step:,} its weights reach {largest:.1e}. They are not "
-                    "saved: lower learning_rate or set grad_clip, and run the command again to resume from the last "
-                    "checkpoint"
+                    f"the training has diverged: after step {step:,} its loss or weights reach {largest:.1e}. This is "
+                    "not saved: lower learning_rate or set grad_clip, and run the command again; it resumes from the "
+                    "last checkpoint, if there is one"
                 )
             content = {"recipe": self.recipe, "step": step, **self.circumstances, **self.scale.state()}
             content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}

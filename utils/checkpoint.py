@@ -1,6 +1,7 @@
 """Training checkpoints, {format, recipe, model, ema, optimizer, step, …}, and loading a trained network."""
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from datasets.files import writing
 from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
 from utils.device import ready_to_sample, use_tf32
-from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError
-from utils.network import build_diffusion, load_state, plan
+from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
+from utils.network import build, build_diffusion, load_state, plan
 from utils.published import from_published, is_published
 from utils.recipe import complete_recipe
 from utils.seal import Sealing, check_seal
@@ -89,6 +90,8 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     recipe: it takes these keys instead, and needs image_size.
     """
     file, step = Path(file), 0
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise CheckpointError(f"{file} is not a regular file")
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder: convert.py turns a diffusers folder into a .safetensors")
     if file.suffix.lower() == ".safetensors":
@@ -106,6 +109,9 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     except ConfigError as error:
         raise CheckpointError(f"{file}: its recipe: {error}") from error
     load_state(model, tensors, file, assign=True)
+    if any(buffer.is_meta for buffer in model.buffers()):  # of a network of diffusers; they are not in the file
+        model = build(recipe)[0]
+        load_state(model, tensors, file)
     return Run(model.eval(), diffusion, recipe, step, has)
 
 
@@ -155,8 +161,9 @@ def _bytes(content) -> int:
 def _torch_load(file: Path):
     try:
         check_seal(file)
+        _check_uncompressed(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except DamagedCheckpointError:
+    except CheckpointError:
         raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
@@ -173,13 +180,21 @@ def _torch_load(file: Path):
         ) from error
 
 
+def _check_uncompressed(file: Path) -> None:
+    """CheckpointError for a ZIP archive with compressed parts: PyTorch writes none, and they may be of any size."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise CheckpointError(f"{file} is compressed, which checkpoints are not; nothing in it was run")
+
+
 def _checked(content, file: Path) -> dict:
     if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
         raise CheckpointError(f"{file} is not a checkpoint of this project: {_what_it_holds(content)}")
     if not isinstance(content["format"], int) or content["format"] != FORMAT:
-        raise CheckpointError(f"{file} has format {content['format']}; this version reads format {FORMAT}")
+        raise CheckpointError(f"{file} has format {short(content['format'])}; this version reads format {FORMAT}")
     if not isinstance(content["step"], int) or content["step"] < 0:
-        raise CheckpointError(f"{file}: its step is {content['step']!r}, not a number of steps")
+        raise CheckpointError(f"{file}: its step is {short(content['step'])}, not a number of steps")
     try:
         return content | {"recipe": complete_recipe(content["recipe"], f"{file}: its recipe")}
     except ConfigError as error:

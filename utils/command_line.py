@@ -1,6 +1,7 @@
 """What the scripts share on the command line: parsing arguments, and ending with one line and an exit code."""
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -81,6 +82,9 @@ def real_data(args: argparse.Namespace, recipe: dict) -> tuple[dict, str, str]:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main. Errors that a user can cause end it with one line; a bug keeps its traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     with redirect_stdout(Visible(sys.stdout)), redirect_stderr(Visible(sys.stderr)):
         replace_handler(quit_quietly, signal.default_int_handler)
@@ -115,6 +119,8 @@ def _run(main: Callable[[], None]) -> None:
         _exit(1, str(error))
     except Stopped as stopped:
         _exit(128 + stopped.signum, str(stopped), "")
+    except BrokenPipeError:
+        _exit(141, "the output is not read any more; files saved before are unchanged")
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         _exit(1, f"{what}; files saved before are unchanged")

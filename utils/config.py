@@ -7,12 +7,15 @@ Train_Setting, the chain of `base`, the block of the data set, --set.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
 from datasets import LOADERS
 from utils.errors import ConfigError, short
 from utils.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce, unknown
+
+MOST_KEYS = 1000  # of a mapping, with those that it merges
 
 
 def load_recipe(
@@ -73,7 +76,7 @@ def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:
 def _read_yaml(config: Path) -> dict:
     try:
         with open(config, encoding="utf-8") as stream:
-            content = yaml.load(stream, _Loader)
+            content = read_yaml(stream)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except MemoryError:
@@ -87,8 +90,18 @@ def _read_yaml(config: Path) -> dict:
     return content
 
 
+def read_yaml(text: str | TextIO):
+    """The content of a YAML text: plain values, lists and mappings. Raises yaml.YAMLError, among many others."""
+    return yaml.load(text, _Loader)
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last."""
+    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last, and endless merges (<<)."""
+
+    def flatten_mapping(self, node):
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_KEYS} keys", node.start_mark)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -110,7 +123,7 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
             raise ConfigError(f"--set {text}: {key} is set twice")
         try:
             is_text = key in KEYS and KEYS[key].kind is str and value != "null"
-            values[key] = value if is_text else yaml.safe_load(value)
+            values[key] = value if is_text else read_yaml(value)
         except MemoryError:
             raise
         except Exception as error:  # as above

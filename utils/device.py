@@ -1,12 +1,13 @@
 """Which device to compute on, in which precision, and the settings that suit it."""
 
 import os
+import re
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from utils.errors import ConfigError
+from utils.errors import ConfigError, short
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -23,7 +24,7 @@ def pick_device(name: str | None = None) -> torch.device:
     if name is not None and name not in available:
         raise ConfigError(f"device {name!r} is not available; this machine has {', '.join(available)}")
     if name == "cuda" or (name is None and count):
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}"
+        name = f"cuda:{variable('LOCAL_RANK', 0) % count}"
     return torch.device(name or (apple or ["cpu"])[0])
 
 
@@ -38,18 +39,23 @@ def memory_bytes() -> float:
 def rank_and_world() -> tuple[int, int]:
     """The number of this process, from 0, and the number of processes: RANK and WORLD_SIZE of torchrun, or 0 and 1.
 
-    ConfigError if the variables of torchrun are incomplete or not numbers.
+    ConfigError if the variables of torchrun are incomplete or make no sense.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    given = {name: os.environ[name] for name in names if name in os.environ}
-    if "RANK" not in given and "WORLD_SIZE" not in given:
-        return 0, 1
-    numbers = {name: given.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    numeric = all(text.isdecimal() for text in numbers.values())
-    if not numeric or len(given) < len(names) or int(given["RANK"]) >= int(given["WORLD_SIZE"]):
-        found = ", ".join(f"{name}={value}" for name, value in given.items())
+    rank, world = variable("RANK", 0), variable("WORLD_SIZE", 1)
+    port, missing = variable("MASTER_PORT", 0), {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if rank >= world or (world > 1 and (missing or not 0 < port < 2**16)):
+        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        found = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         raise ConfigError(f"{found} is not an environment of torchrun: start several processes with it, or unset them")
-    return int(given["RANK"]), int(given["WORLD_SIZE"])
+    return rank, world
+
+
+def variable(name: str, default: int) -> int:
+    """A number that torchrun sets in the environment. ConfigError if it is something else."""
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ConfigError(f"{name}={short(text)} is not an environment of torchrun: it sets a number")
+    return int(text)
 
 
 def use_tf32(allowed: bool) -> None:

@@ -64,7 +64,7 @@ def load_state(model: nn.Module, tensors: dict, file: Path | str, assign: bool =
         raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
     for name, weight in model.named_parameters():
         if assign:
-            weight.data = weight.data.float().contiguous()
+            weight.data = weight.data.float().clone(memory_format=torch.contiguous_format)  # names may share a tensor
         if not weight.isfinite().all():
             raise CheckpointError(f"{file}: its weight {name} is not finite: use an older checkpoint")
     if (largest := largest_weight(model)) > EXPLODED:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffusion import Frame, SampleSpec
 from diffusion.sampling import USES_ETA
 
 COARSE_TO_FINE = 0.3  # see progress_frames
+PNG_END = b"IEND\xae\x42\x60\x82"
 PROGRESS_ROWS, FILM_FRAMES = 10, 40
 
 # --- grids and tables -------------------------------------------------------------------------------------------------
@@ -54,7 +56,11 @@ def png(image: Image.Image) -> bytes:
 
 def is_complete_png(file: Path) -> bool:
     """Whether a file exists and ends as a PNG does: one that was cut short does not."""
-    return file.is_file() and file.read_bytes()[-8:] == b"IEND\xae\x42\x60\x82"
+    if not file.is_file() or file.stat().st_size < len(PNG_END):
+        return False
+    with open(file, "rb") as stream:
+        stream.seek(-len(PNG_END), os.SEEK_END)
+        return stream.read() == PNG_END
 
 
 def save_table(

@@ -1,6 +1,7 @@
 """Weights to share: one set of weights as safetensors, with the recipe in the file's metadata."""
 
 import json
+import math
 from pathlib import Path
 
 import safetensors
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from datasets.files import clear_parts, write_file
 from utils.errors import CheckpointError, ConfigError, short
+from utils.network import plan
 from utils.recipe import complete_recipe
 
 VERSION = 1
@@ -24,6 +26,7 @@ def facts_of(recipe: dict, weights: str, step: int) -> dict:
 def _without_paths(recipe: dict) -> dict:
     """The recipe with default places: a file that travels shows and chooses no folders."""
     folder = Path(recipe["data_name"]).name if recipe["dataset"] == "Folder" else recipe["dataset"]
+    folder = folder if folder.strip(".") else "pictures"  # ".." would be another place
     paths = {"data_path": f"data/{folder.lower()}", "save_dir": "train_results"}
     if recipe["init_from"]:
         paths["init_from"] = Path(recipe["init_from"]).name
@@ -64,11 +67,16 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)
+            facts = check_facts(text, file) if text is not None else None
+            if facts:  # before the memory is taken
+                _check_count(content, facts["recipe"], file)
             tensors = {name: content.get_tensor(name).float() for name in content.keys()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
-    except MemoryError:
+    except (MemoryError, CheckpointError):
         raise
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: its recipe: {error}") from error
     except Exception as error:  # also for types of numbers that PyTorch does not know
         raise CheckpointError(
             f"{file} is damaged or not a safetensors file; nothing in it was run ({error})"
@@ -77,4 +85,14 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(
             f"{file} has no recipe: convert.py makes a file with one, from a checkpoint or a whole diffusers folder"
         )
-    return tensors, check_facts(text, file)
+    return tensors, facts
+
+
+def _check_count(content, recipe: dict, file: Path) -> None:
+    """CheckpointError if an open safetensors file holds more than twice the numbers that the network has."""
+    has = sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())
+    wanted = sum(weight.numel() for weight in plan(recipe).parameters())
+    if has > 2 * wanted:
+        raise CheckpointError(
+            f"{file}: its weights do not fit the network: they are {short(has)} numbers, and the network has {wanted:,}"
+        )
