@@ -72,13 +72,11 @@ def joined(header, tensors):
 
 
 def loaded_or_refused(load, *errors):
-    """What load() gives, or None where it raises one of these errors with a line that can be shown."""
+    """What load() gives, or None where it raises one of these errors, with a message."""
     try:
         return load()
     except errors as error:
         assert str(error)
-        str(error).encode("utf-8", "backslashreplace")
-        return None
 
 
 def load_file(content, tmp_path, name="x.safetensors"):
