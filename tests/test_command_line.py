@@ -19,8 +19,9 @@ from PIL import Image
 @pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu"])
 def test_ctrl_c_while_the_imports_run_ends_quietly(script, library):
     process = subprocess.Popen(
-        [sys.executable, ROOT / script], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, ROOT / script], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )  # fmt: skip
     while library not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
         time.sleep(0.005)
