@@ -2,16 +2,17 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from training.ema import EMA
-from training.optimizer import LossScale, backward, learning_rate, make_optimizer, update
+from training.optimizer import LossScale, backward, learning_rate, make_optimizer, orthogonal, update
 
 
 def settings(**recipe):
-    fixed = {"learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
+    fixed = {"optimizer": "adam", "learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
     return fixed | {"warmup_steps": 0, "lr_schedule": "constant"} | recipe
 
 
@@ -52,11 +53,52 @@ def test_a_step_equals_torchs_adam(grad_clip):
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())  # the fused kernel rounds in another order
 
 
+def test_orthogonal_equals_the_polynomial_of_the_singular_values():
+    generator = np.random.default_rng(0)
+    for shape in [(5, 9), (9, 5), (7, 7), (3, 200)]:
+        matrix = generator.standard_normal(shape)
+        left, s, right = np.linalg.svd(matrix, full_matrices=False)
+        s = s / np.linalg.norm(s)
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        ours = orthogonal(torch.from_numpy(matrix)).numpy()
+        np.testing.assert_allclose(ours, left * s @ right, atol=1e-6)  # 1e-7 is added to the norm
+        assert abs(np.linalg.svd(ours, compute_uv=False) - 1).max() < 0.35
+
+
+def test_a_step_of_muon_equals_its_formula():
+    """In float64 and NumPy, for a kernel and a matrix; a bias has Adam's step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5)).double()
+    adams, x = copy.deepcopy(model), torch.randn(4, 2, 4, 4, dtype=torch.float64)
+    optimizer = make_optimizer(model, settings(optimizer="muon"))
+    reference = torch.optim.Adam(adams.parameters(), 0.01, (0.9, 0.99))
+    averages = {name: np.zeros((len(weight), weight[0].numel())) for name, weight in model.named_parameters()}
+    for step in range(4):
+        optimizer.zero_grad()
+        backward(model(x).square().mean())
+        expected = {}
+        for (name, weight), theirs in zip(model.named_parameters(), adams.parameters(), strict=True):
+            theirs.grad = weight.grad.clone()
+            gradient, before = weight.grad.flatten(1).numpy() if weight.ndim > 1 else None, weight.detach().numpy()
+            if gradient is not None:
+                averages[name] = 0.95 * averages[name] + 0.05 * gradient
+                direction = orthogonal(torch.from_numpy(0.05 * gradient + 0.95 * averages[name])).numpy()
+                scale = 0.01 / (1 + step) * 0.2 * max(gradient.shape) ** 0.5
+                expected[name] = before - scale * direction.reshape(before.shape)
+        reference.param_groups[0]["lr"] = 0.01 / (1 + step)
+        reference.step()
+        update(optimizer, 0.01 / (1 + step), None)
+        for (name, weight), theirs in zip(model.named_parameters(), adams.parameters(), strict=True):
+            np.testing.assert_allclose(weight.detach(), expected.get(name, theirs.detach()), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
 @pytest.mark.parametrize("wrong", ["loss inf", "loss nan", "gradient"])
 @pytest.mark.parametrize("grad_clip", [None, 0.05])
-def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(wrong, grad_clip):
+def test_a_loss_or_gradient_that_is_not_finite_changes_nothing(wrong, grad_clip, kind):
     model, x = problem()
-    optimizer, ema = make_optimizer(model, settings()), EMA(model, 0.9)
+    optimizer, ema = make_optimizer(model, settings(optimizer=kind)), EMA(model, 0.9)
 
     def states():
         return copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"], ema.model.state_dict()))

@@ -18,7 +18,7 @@ from utils.errors import CheckpointError, ConfigError
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 CPU = torch.device("cpu")
-RECIPE = {"learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
+RECIPE = {"optimizer": "adam", "learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
 
 
 # --- which checkpoint ---
@@ -82,11 +82,11 @@ def test_a_run_that_has_begun_keeps_its_own_recipe(tmp_path):
 # --- the state ---
 
 
-def trained(layout=torch.contiguous_format):
+def trained(layout=torch.contiguous_format, kind="adam"):
     """A network and its optimizer before their first step."""
     torch.manual_seed(0)
     model = nn.Conv2d(3, 8, 3).to(memory_format=layout)
-    return model, make_optimizer(model, RECIPE)
+    return model, make_optimizer(model, RECIPE | {"optimizer": kind})
 
 
 def step(model, optimizer):
@@ -106,8 +106,9 @@ def state_of(model, optimizer, images=1):
     return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, scale, Processes(CPU), images)
 
 
-def test_a_checkpoint_of_another_memory_layout_continues_in_the_same_way():
-    (here, optimizer), (there, other) = trained(torch.channels_last), trained()
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_a_checkpoint_of_another_memory_layout_continues_in_the_same_way(kind):
+    (here, optimizer), (there, other) = trained(torch.channels_last, kind), trained(kind=kind)
     for _ in range(5):
         step(here, optimizer)
     assert state_of(there, other).restore(saved(here, optimizer)) == 5

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from datasets.files import clear_parts, lock, write_file
-from training.optimizer import LossScale
+from training.optimizer import LossScale, moments
 from training.processes import Processes
 from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
 from utils.config import read_yaml
@@ -151,7 +151,8 @@ class TrainingState:
                 state = self.optimizer.state[weight]
                 if not state["step"] >= 0:
                     raise ValueError(f"{state['step']} steps of {name}")
-                for moment, least in (("exp_avg", -math.inf), ("exp_avg_sq", 0)):
+                for moment in moments(self.optimizer, weight):
+                    least = 0 if moment == "exp_avg_sq" else -math.inf
                     check_dense(state[moment], f"{moment} of {name}")
                     if state[moment].shape != weight.shape:
                         raise ValueError(f"{moment} of shape {tuple(state[moment].shape)}, not {tuple(weight.shape)}")

@@ -77,6 +77,7 @@ KEYS = {
     "batch_size": Key(int, 64, 1, 1_000_000),
     "train_epoch": Key(int, 100, 1, MANY),
     "max_steps": Key(int, None, 1, MANY),
+    "optimizer": Key(("adam", "muon"), "adam"),
     "learning_rate": Key(float, 1e-4, 0, 1000),
     "Adam_beta1": Key(float, 0.9, 0, 0.999999),
     "Adam_beta2": Key(float, 0.99, 0, 0.999999),
