@@ -29,9 +29,11 @@ def diffusers():
 def configuration(keywords: dict) -> dict:
     """The arguments of UNet2DModel for the network that is UNet(**keywords) here. keywords: all arguments of `UNet`.
 
-    Raises ValueError for several heads and attention at levels of different widths: diffusers has one
-    attention_head_dim for all levels.
+    Raises ValueError for several heads and attention at levels of different widths, because diffusers has one
+    attention_head_dim for all levels, and for a patch_size.
     """
+    if (keywords["patch_size"] or 1) > 1:
+        raise ValueError(f"patch_size={keywords['patch_size']} cannot be represented in UNet2DModel")
     width, mult, channel = keywords["model_channels"], keywords["channel_mult"], keywords["image_channel"]
     size, levels, heads = keywords["image_size"], len(mult), keywords["num_heads"]
     attention = keywords["attention_resolutions"]
@@ -88,6 +90,7 @@ def keywords_of(config: dict) -> dict:
         "num_heads": max(1, widths[-1] // head_dim) if head_dim else 1,  # in the middle block
         "norm_groups": None if groups == usual_norm_groups(widths[0]) else groups,
         "dropout": config["dropout"],
+        "patch_size": None,
     }
 
 

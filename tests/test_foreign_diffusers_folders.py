@@ -51,6 +51,7 @@ def test_the_settings_of_well_known_networks_are_read(config, expected):
         keywords = keywords_of(dict(unet.config))
         again = DiffusersUNet(config, **keywords)
     expected |= {"image_channel": 3, "model_channels": 128, "num_res_blocks": 2, "norm_groups": None, "dropout": 0}
+    expected |= {"patch_size": None}
     assert keywords == expected
     shapes = [{name: p.shape for name, p in network.named_parameters()} for network in (unet, again.unet)]
     assert shapes[0] == shapes[1]

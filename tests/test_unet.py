@@ -53,6 +53,24 @@ def test_the_forward_pass_equals_the_published_network(model_channels, image_cha
     assert (ours - theirs).abs().max() < 1e-9 * theirs.abs().max()
 
 
+def test_a_patch_is_one_position_of_a_network_with_more_channels():
+    """By hand: the pixels of each 2x2 square as channels, the network without patches, and back."""
+    sizes = {"model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1}
+    patched = randomise(UNet(image_size=16, image_channel=3, patch_size=2, **sizes).double().eval())
+    plain = UNet(image_size=8, image_channel=12, **sizes).double().eval()
+    plain.load_state_dict(patched.state_dict())
+    x, t = noisy(2, 3, 16, 24, dtype=torch.float64), torch.tensor([5, 800])
+    with torch.no_grad():
+        inside = plain(x.view(2, 3, 8, 2, 12, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 8, 12), t)
+        expected = inside.view(2, 3, 2, 2, 8, 12).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 16, 24)
+        torch.testing.assert_close(patched(x, t), expected)
+        torch.testing.assert_close(UNet(patch_size=1)(x[:, :, :, :16].float(), t), torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match="patch_size must be a power of 2, not 3"):
+        UNet(patch_size=3)
+    with pytest.raises(ValueError, match="image_size 24 does not fit: .* a multiple of 16"):
+        UNet(image_size=24, patch_size=2)
+
+
 def test_a_fresh_network_predicts_zero():
     """Its last convolution starts at zero, as in Ho et al. 2020."""
     assert not UNet(model_channels=16)(noisy(2, 3, 32, 32), torch.tensor([0, 999])).any()

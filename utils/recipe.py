@@ -16,9 +16,7 @@ from models import UNet
 from utils.device import PRECISIONS
 from utils.errors import ConfigError, short
 
-LONGEST = 32  # entries of a list
-MANY = 10**12  # steps or epochs
-NODES = 1000  # values in a block of lines, those of its parts included
+LONGEST, NODES, MANY = 32, 1000, 10**12  # entries of a list, values in a block of lines, steps or epochs
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ MODEL_KEYS = _arguments(
     num_heads=Key(int, least=1, most=1024),
     dropout=Key(float, least=0, most=0.999),
     norm_groups=Key(int, least=1, most=8192),
+    patch_size=Key(int, least=1, most=16),
 ) | {"diffusers_unet": Key(dict)}
 DIFFUSION_KEYS = _arguments(
     GaussianDiffusion,
