@@ -1,6 +1,7 @@
 """Every script in benchmarks/, run as a user runs it, on tiny networks and data."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -78,6 +79,27 @@ def test_ablations(load, call, tmp_path, monkeypatch):
     networks = [load_run(folder / f"{folder.name}.pt") for folder in tmp_path.iterdir() if folder.is_dir()]
     settings = {(trained.recipe["loss_weight"], trained.recipe["seed"], trained.step) for trained in networks}
     assert settings == {("none", 0, 2), ("none", 1, 2), ("p2", 0, 2), ("p2", 1, 2)} and len(networks) == 4
+
+
+@pytest.mark.slow
+def test_minutes(load, call, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    minutes = load("minutes")
+    monkeypatch.setattr(minutes, "WARM_UP", 4)
+    tiny = " ".join(text for text in TINY if "max_steps" not in text)
+    arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny}", "diffusers"]
+    command = ["--minutes", 0.02, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--sample_num", 20]
+    text = call(minutes, *command, "--save_dir", tmp_path, "--seeds", 0, 1, "--arms", *arms)
+    _, _, head, _, *rows = text.splitlines()
+    assert [cells(row)[:2] for row in rows] == [[arm, seed] for seed in "01" for arm in arms]
+    lines = [json.loads(line) for line in (tmp_path / "minutes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [list(line.values()) for line in lines] == [cells(row) for row in rows]
+    for line in lines:
+        assert list(line) == cells(head) and int(line["images"].replace(",", "")) > 0
+        assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", line["Fréchet distance"])
+    assert len(list(tmp_path.glob("*.png"))) == len(rows)
+    networks = [load_run(file) for file in tmp_path.glob("*/*.pt") if not file.parent.name.endswith("_speed")]
+    assert {network.recipe["optimizer"] for network in networks} == {"adam", "muon"} and len(networks) == 6
 
 
 def test_classifier(load, call, tmp_path, monkeypatch):

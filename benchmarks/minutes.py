@@ -1,0 +1,250 @@
+"""Which recipe gives the best samples for the same minutes of training? One table, with other toolkits as peers.
+
+    python benchmarks/minutes.py --minutes 20 --arms small Fashion_Mnist_laptop diffusers denoising_diffusion_pytorch
+    python benchmarks/minutes.py --minutes 20 --arms small "small batch_size=32" "small learning_rate=2e-3"
+
+An arm is one text: a block of config.yaml or `small`, which is the block of --data_name with the settings SMALL, and
+then any KEY=VALUE. Or it is one of PEERS: a network of about the size of `small` from another toolkit, trained with the
+settings of that toolkit's own script. All arms see the same pictures in the same order and are sampled from the same
+noise by the same sampler, each with its own betas.
+
+Minutes are minutes of training: loading, previews, sampling and evaluation do not count. The number of steps of our
+arms is chosen before, from the speed of a short run, so that the learning rate can fall to 0 at the end; the column
+minutes is what they took. The samples of each arm are saved as a picture. Each row is also appended to
+<save_dir>/minutes.jsonl. To use one core per arm, start the command once per core, with taskset and OMP_NUM_THREADS=1.
+"""
+
+import json
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from common import recipe_with, train_quietly
+
+from datasets import load_images, to_uint8
+from diffusion import GaussianDiffusion
+from evaluation.features import extractor_for
+from evaluation.numbers import GROUPS, Evaluation
+from evaluation.real_pictures import real_pictures
+from training.batches import Batches
+from training.log import read_log
+from utils.checkpoint import Run, load_run
+from utils.command_line import ArgumentParser, number, run
+from utils.device import pick_device, sampling_precision
+from utils.errors import ConfigError
+from utils.pictures import grid_columns, save_grid
+from utils.recipe import parse_spec
+
+SMALL = {"model_channels": 32, "num_res_blocks": 1, "objective": "pred_v", "loss_type": "l2", "loss_weight": "min_snr"}
+SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
+WARM_UP = 20  # steps of the short run that the speed is taken from
+HEAD = "arm, seed, minutes, images, images/s, parameters, Fréchet distance, least class, most, brightness".split(", ")
+
+Trained = tuple[Run, int, float]  # the network with its diffusion, images seen, seconds of training
+
+
+# --- our recipes ------------------------------------------------------------------------------------------------------
+
+
+def recipe_of(arm: str, seed: int, args: Namespace) -> dict:
+    """The recipe of an arm such as "small batch_size=32". Its run is called by the arm, the minutes and the seed."""
+    block, *overrides = arm.split()
+    settings = {"seed": seed, "save_every": 10**6, "sample_every": 10**6, "sample_num": 16}
+    if block == "small" or block in PEERS:
+        block, settings = args.data_name, SMALL | settings
+    given = Namespace(data_name=block, set=overrides, data_path=args.data_path, save_dir=args.save_dir)
+    return recipe_with(f"{arm.split()[0]}_{args.minutes:g}min_{seed}", settings, given)
+
+
+def seconds_of_training(recipe: dict) -> float:
+    """From the log of a run."""
+    return read_log(Path(recipe["save_dir"], recipe["pth_save_name"], "metrics.jsonl"))[-1]["seconds"]
+
+
+def steps_in(seconds: float, recipe: dict) -> int:
+    """How many steps fit, by the speed of a short run, without its first steps; of a run that has begun, its steps."""
+    begun = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml")
+    if begun.exists():
+        return yaml.safe_load(begun.read_text(encoding="utf-8"))["max_steps"]
+    short = recipe | {"pth_save_name": f"{recipe['pth_save_name']}_speed", "max_steps": WARM_UP, "sample_num": 1}
+    short |= {"log_every": WARM_UP // 2, "preview_info": "DDIM_1_0p0"}
+    train_quietly(short)
+    line = read_log(Path(short["save_dir"], short["pth_save_name"], "metrics.jsonl"))[-1]
+    return max(1, round(seconds * line["images_per_second"] / recipe["batch_size"]))
+
+
+def train_ours(arm: str, recipe: dict, seconds: float) -> Trained:
+    """Trains with the loop of train_solver.py, or resumes."""
+    recipe = recipe | {"max_steps": steps_in(seconds, recipe)}
+    trained = load_run(train_quietly(recipe))
+    return trained, recipe["max_steps"] * recipe["batch_size"], seconds_of_training(recipe)
+
+
+# --- other toolkits ---------------------------------------------------------------------------------------------------
+
+
+Peer = tuple[Callable[[Tensor, float], None], Callable[[], nn.Module], GaussianDiffusion]
+# step(x_start, the share of the time that is over), the averaged network after training, and its diffusion
+
+
+def diffusers_peer(recipe: dict, device: torch.device) -> Peer:
+    """UNet2DModel with the settings of diffusers' script for unconditional training, except the network's size.
+
+    AdamW, a learning rate of 1e-4 with 500 steps of warm-up and half a cosine, linear betas, noise, L2, clipping.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    channels, width = recipe["image_channel"], SMALL["model_channels"]
+    net = UNet2DModel(
+        sample_size=recipe["image_size"], in_channels=channels, out_channels=channels, layers_per_block=1,
+        block_out_channels=(width, 2 * width, 2 * width, 2 * width), norm_num_groups=8, attention_head_dim=16,
+        down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3,
+    ).to(device)  # fmt: skip
+    schedule, steps = DDPMScheduler(1000), 0
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+
+    def step(x_start: Tensor, done: float) -> None:
+        nonlocal steps
+        noise, t = torch.randn_like(x_start), torch.randint(1000, (len(x_start),), device=device)
+        loss = (net(schedule.add_noise(x_start, noise, t), t, return_dict=False)[0] - noise).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        steps += 1
+        optimizer.param_groups[0]["lr"] = 1e-4 * min(1, steps / 500) * 0.5 * (1 + math.cos(math.pi * done))
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(net.parameters())
+
+    def averaged() -> nn.Module:
+        average.copy_to(net.parameters())
+        return Called(lambda x, t: net(x, t, return_dict=False)[0], net)
+
+    return step, averaged, GaussianDiffusion(1000, "linear", "l2", "pred_noise")
+
+
+def ddpm_pytorch_peer(recipe: dict, device: torch.device) -> Peer:
+    """Unet, GaussianDiffusion and the settings of Trainer as the README of denoising_diffusion_pytorch has them.
+
+    Adam with a learning rate of 8e-5, two batches of 32 for a step, clipping, v, sigmoid betas. The network is smaller.
+    """
+    from denoising_diffusion_pytorch import GaussianDiffusion as TheirDiffusion
+    from denoising_diffusion_pytorch import Unet
+    from ema_pytorch import EMA
+
+    net = Unet(dim=SMALL["model_channels"], dim_mults=(1, 2, 4), channels=recipe["image_channel"])
+    theirs = TheirDiffusion(net, image_size=recipe["image_size"], timesteps=1000).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=8e-5, betas=(0.9, 0.99))
+    average = EMA(theirs, beta=0.995, update_every=10)
+
+    def step(x_start: Tensor, done: float) -> None:
+        for part in x_start.chunk(2):
+            (theirs((part + 1) / 2) / 2).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update()
+
+    diffusion = GaussianDiffusion(1000, "linear", "l2", "pred_v")
+    diffusion.betas = theirs.betas.double().cpu()
+    diffusion.alphas_cumprod = torch.cumprod(1 - diffusion.betas, 0)
+    diffusion._alpha_bars = diffusion.alphas_cumprod.tolist()
+    return step, lambda: average.ema_model.model, diffusion
+
+
+class Called(nn.Module):
+    """A function of (x, t) as a module, with the parameters of another one."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], module: nn.Module):
+        super().__init__()
+        self.function, self.module = function, module
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.function(x, t)
+
+
+PEERS = {"diffusers": (diffusers_peer, 16), "denoising_diffusion_pytorch": (ddpm_pytorch_peer, 64)}  # and the batch
+
+
+def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
+    """Trains in float32 until the seconds are over."""
+    make, batch_size = PEERS[name]
+    torch.manual_seed(recipe["seed"])
+    device = pick_device()
+    try:
+        step, averaged, diffusion = make(recipe, device)
+    except ImportError as error:
+        raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
+    data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
+    batches = Batches(load_images(*data), recipe | {"batch_size": batch_size}, device)
+    began, steps = time.monotonic(), 0
+    for batch in batches.steps(0, sys.maxsize):
+        step(batch.x_start, min(1, (time.monotonic() - began) / seconds))
+        steps += 1
+        if time.monotonic() - began >= seconds:
+            break
+    taken = time.monotonic() - began
+    return Run(averaged().eval(), diffusion, recipe, steps, "ema"), steps * batch_size, taken
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def numbers(trained: Trained, report: dict) -> list[str]:
+    """The cells of an arm's row, from `minutes` on."""
+    network, seen, seconds = trained
+    parameters = sum(weight.numel() for weight in network.model.parameters())
+    cells = [f"{seconds / 60:.1f}", f"{seen:,}", f"{seen / seconds:.0f}", f"{parameters:,}"]
+    cells += [f"{report['frechet']:.2f} ± {report['frechet_error']:.2f}" if "frechet" in report else "–"]
+    shares = report["classes"]["shares"] if "classes" in report else []
+    cells += [f"{most(shares):.1%}" if shares else "–" for most in (min, max)]
+    return [*cells, f"{report['look']['brightness']:.4f}"]
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, required=True, metavar="M", help="of training, for each arm and seed")
+    parser.add_argument("--arms", nargs="+", required=True, metavar="ARM", help="a block, small or a peer; see above")
+    parser.add_argument("--data_name", default="Fashion_Mnist", metavar="NAME", help="the pictures of peers and small")
+    parser.add_argument("--data_path", metavar="P", help="where the data are (default: as in config.yaml)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
+    parser.add_argument("--sample_info", default="DPMpp_20_0p0", metavar="METHOD_STEPS_ETA", help="the sampler")
+    parser.add_argument("--sample_num", type=number(GROUPS), default=2000, metavar="N", help="samples of each arm")
+    parser.add_argument("--save_dir", default="train_results/minutes", metavar="D", help="for runs and pictures")
+    args = parser.parse_args()
+
+    recipes = {(arm, seed): recipe_of(arm, seed, args) for seed in args.seeds for arm in args.arms}
+    device, recipe = pick_device(), recipe_of("small", 0, args)
+    spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
+    data, size, channels = (recipe["dataset"], recipe["data_path"]), recipe["image_size"], recipe["image_channel"]
+    real = real_pictures(*data, recipe["split"], recipe["split"], size, channels)
+    evaluation = Evaluation(real, extractor_for(recipe["dataset"], channels, device), args.sample_num)
+    of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
+    if evaluation.extractor:
+        of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"
+    print(f"{args.data_name}: {args.sample_num:,} samples of {spec}; real pictures: {of_real}\n")
+    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
+    for (arm, seed), recipe in recipes.items():
+        trained = (train_peer if arm in PEERS else train_ours)(arm, recipe, args.minutes * 60)
+        precision = sampling_precision(recipe["precision"], device, recipe["objective"])
+        samples = to_uint8(trained[0].to(device, "fp32" if arm in PEERS else precision).sample(args.sample_num, spec))
+        row = [arm, str(seed), *numbers(trained, evaluation(samples)[0])]
+        print(f"| {' | '.join(row)} |", flush=True)
+        file = Path(args.save_dir, f"{recipe['pth_save_name']}.png")
+        save_grid(samples[:64], file, grid_columns(64))
+        with open(Path(args.save_dir, "minutes.jsonl"), "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(dict(zip(HEAD, row, strict=True))) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
