@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from multiprocessing import get_context
 
 import numpy as np
@@ -96,6 +97,8 @@ def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
 
         def call(*args):
             if next(calls) == 20:
+                while not cached(pictures):  # until the first picture has been written, in another thread
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             return fit_picture(*args)
 
