@@ -64,9 +64,8 @@ def open_picture(file: Path) -> Image.Image:
         if image.mode == "F" or (image.mode == "I" and not has_16_bits):
             raise ValueError("the range of its pixels (floats or 32-bit integers) is unknown")
         if image.mode.startswith("I"):  # 16 bits: scaled here, because Pillow's convert would clip at 255
-            return Image.fromarray(
-                ((np.asarray(image, np.int32).clip(0, 65535) + 128) // 257).astype(np.uint8)
-            )  # x / 257
+            pixels = np.asarray(image, np.int32).clip(0, 65535)
+            return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))  # rounded
         if image.has_transparency_data:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
