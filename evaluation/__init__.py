@@ -1,1 +1,1 @@
-"""What test_solver.py uses: numbers and their features, pairs to interpolate, a folder of samples."""
+"""How close samples are to real pictures: the numbers, and the features that they are computed in."""

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from datasets import load_images
-from evaluation.pairs import chosen_pairs, pair_of_files, random_pairs
+from test_modes.pairs import chosen_pairs, pair_of_files, random_pairs
 from utils.errors import ConfigError
 
 # each picture has its number in all pixels

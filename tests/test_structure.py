@@ -11,6 +11,7 @@ LEAVES = {"models", "diffusion", "datasets"}
 SHARED = LEAVES | {"utils"}
 MAY_IMPORT = {leaf: {leaf} for leaf in LEAVES} | {"utils": SHARED}
 MAY_IMPORT |= {room: SHARED | {room} for room in ("training", "evaluation", "sharing")}  # they do not know each other
+MAY_IMPORT |= {"test_modes": SHARED | {"evaluation", "test_modes"}}
 SCRIPTS = {"train_solver", "test_solver", "convert"}
 BESIDE = {"tests", "benchmarks"}  # not part of the product
 LONGEST = 250  # lines of a file: what is read in one sitting
