@@ -51,8 +51,7 @@ class ResidualBlock(nn.Module):
             nn.Dropout(dropout),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        same_width = in_channels == out_channels
-        self.shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(x) + self.time_emb(emb)[:, :, None, None]
@@ -100,7 +99,14 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if x.is_cuda and torch.compiler.is_compiling():  # which sorts in the backward pass of interpolate
+            return self.conv(doubled(x))
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Each pixel as 2x2 pixels: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 class Stage(nn.Sequential):
@@ -166,13 +172,10 @@ class UNet(nn.Module):
         attention_widths = {model_channels * channel_mult[sizes.index(size)] for size in attention}
         for width in sorted(attention_widths | {model_channels * channel_mult[-1]}):  # the last: the middle block
             if width % num_heads:
-                raise ValueError(
-                    f"num_heads={num_heads} does not divide the {width} channels of a level with attention"
-                )
+                raise ValueError(f"num_heads={num_heads} does not divide the {width} channels of attention")
         groups = norm_groups or usual_norm_groups(model_channels)
         if model_channels % groups:
             raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
-
         time_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)

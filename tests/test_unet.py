@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
+from functorch.compile import make_boxed_func
 from helpers.networks import noisy, published_unet, randomise
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 
 from models import UNet, build_model
-from models.unet import ResidualBlock, timestep_embedding
+from models.unet import ResidualBlock, doubled, timestep_embedding
 
 PUBLISHED = Path(__file__).parent / "helpers" / "published_unet_state_dict.json"
 
@@ -51,6 +54,31 @@ def test_the_forward_pass_equals_the_published_network(model_channels, image_cha
         theirs = published_unet(model.state_dict(), x, timestep_embedding(t, model_channels).double())
     # 30 layers of float64 arithmetic in another order: about 1e-14 relative to the size of the output.
     assert (ours - theirs).abs().max() < 1e-9 * theirs.abs().max()
+
+
+def test_enlarging_has_two_forms_and_the_one_for_the_compiler_needs_no_sort():
+    """It makes an index_put of the gradient of interpolate, which is deterministic on CUDA only by sorting."""
+
+    def interpolated(x):
+        return torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+
+    results, sorts, names = [], [], []
+
+    def keep(graph, _):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    for enlarge in (interpolated, doubled):
+        names.clear()
+        x = torch.arange(24.0).reshape(1, 2, 4, 3).requires_grad_()
+        backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table())
+        y = torch.compile(enlarge, backend=backend, dynamic=False)(x)
+        y.square().sum().backward()
+        results.append((y, x.grad))
+        sorts.append(any("index_put" in name for name in names))
+    torch.testing.assert_close(results[1], results[0])
+    assert sorts == [True, False]
+    torch._dynamo.reset()
 
 
 def test_a_patch_is_one_position_of_a_network_with_more_channels():
