@@ -17,6 +17,7 @@ from torch import nn
 from datasets import DataError, find_images, fit_images
 from diffusion import GaussianDiffusion
 from models import UNet
+from training.background import Background
 from training.batches import Batches
 from training.ema import EMA
 from training.held_out import HeldOut
@@ -110,6 +111,7 @@ def train(
         check_outside(folder, recipe, found)
         if lead:
             until_exit.enter_context(alone_in(folder))
+        writing = until_exit.enter_context(Background(threaded=device.type == "cuda"))
         last = find_checkpoint(checkpoint, resume)
         if last:
             check_same_run(last, recipe)
@@ -126,7 +128,7 @@ def train(
     precision = resolve_precision(recipe["precision"], device)
     model, diffusion = model.to(device, memory_format=memory_format(device, precision)), diffusion.to(device)
     ema, optimizer, scale = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe), LossScale(device, precision)
-    state = TrainingState(checkpoint, recipe, model, ema.model, optimizer, scale, processes, len(images))
+    state = TrainingState(checkpoint, recipe, model, ema.model, optimizer, scale, processes, len(images), writing)
     start = state.restore(last) if last else 0
     del last
     parallel = processes.parallel(model.train())
@@ -134,6 +136,7 @@ def train(
 
     def stop_if(signum: int, done: int) -> None:
         if signum:
+            writing.wait()
             how = "run the same command again" + " without --resume" * (resume == "never")
             raise Stopped(signum, f"after step {done:,}, saved in {checkpoint}: {how} to resume")
 
@@ -174,6 +177,7 @@ def train(
         drawing = drawing or preview.due(done)  # a preview has its checkpoint, which can draw it again
         saving = saving or drawing or done % recipe["save_every"] == 0 or signum != 0
         if saving or done % recipe["log_every"] == 0:
+            writing.check()
             line = log.write(done, rate, with_held_out=saving)
         if saving and log.last_was_bad():
             if done == steps:
@@ -183,12 +187,14 @@ def train(
             with log.paused():
                 state.save(done, line["loss"])
                 if drawing and not signum:
+                    writing.wait()  # so that there is no preview without its checkpoint
                     preview.draw(done)
                     signum = stop.agreed()
             saving = drawing = False
         stop_if(signum if done < steps else 0, done)
 
     # --- the end ---
+    writing.wait()
     log.save_curve(folder / "loss.png")
     if start >= steps:
         print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to continue")

@@ -9,6 +9,7 @@ from helpers.checkpoints import content
 from torch import nn
 
 from datasets.files import part_of
+from training.background import Background
 from training.optimizer import LossScale, backward, make_optimizer, update
 from training.processes import Processes
 from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
@@ -102,8 +103,8 @@ def saved(model, optimizer):
 
 
 def state_of(model, optimizer, images=1):
-    scale = LossScale(CPU, "fp32")
-    return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, scale, Processes(CPU), images)
+    rest = (LossScale(CPU, "fp32"), Processes(CPU), images, Background(threaded=False))
+    return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, *rest)
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])

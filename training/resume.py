@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from datasets.files import clear_parts, lock, write_file
+from training.background import Background, copied
 from training.optimizer import LossScale, moments
 from training.processes import Processes
 from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
@@ -114,18 +115,22 @@ def check_same_run(content: dict, recipe: dict) -> None:
 
 class TrainingState:
     """What a checkpoint holds of a training: network, average and optimizer; and the numbers of pictures and processes,
-    which may differ when the run is resumed. It then continues, but differently from an unchanged run."""
+    which may differ when the run is resumed. It then continues, but differently from an unchanged run.
+
+    writing: where a checkpoint is written. On a GPU this is a thread, and the training goes on from a copy in the
+    host's memory; a CPU has no core to spare for it.
+    """
 
     def __init__(
         self, file: Path, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, scale: LossScale,
-        processes: Processes, images: int,
+        processes: Processes, images: int, writing: Background,
     ):  # fmt: skip
-        self.file, self.recipe, self.processes = file, recipe, processes
+        self.file, self.recipe, self.processes, self.writing = file, recipe, processes, writing
         self.model, self.ema, self.optimizer, self.scale = model, ema, optimizer, scale
         self.circumstances = {"images": images, "processes": processes.world}
 
     def save(self, step: int, loss: float | None = None) -> None:
-        """Rank 0 writes the checkpoint after `step` steps.
+        """Rank 0 writes the checkpoint after `step` steps, or starts to (see `Background`).
 
         loss: of the last steps. TrainingError, and no file, if it or the weights have exploded.
         """
@@ -139,7 +144,9 @@ class TrainingState:
                 )
             content = {"recipe": self.recipe, "step": step, **self.circumstances, **self.scale.state()}
             content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}
-            save_checkpoint(self.file, content | {"ema": self.ema.state_dict()}, self.recipe["keep_checkpoints"])
+            content |= {"ema": self.ema.state_dict()}
+            content, keep = copied(content) if self.writing.threaded else content, self.recipe["keep_checkpoints"]
+            self.writing.start(lambda: save_checkpoint(self.file, content, keep))
 
     def restore(self, content: dict) -> int:
         """Restores a checkpoint's content; returns the number of steps done. CheckpointError if it does not fit."""

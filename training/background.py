@@ -1,0 +1,52 @@
+"""Work beside the training: writing a checkpoint of a large network takes as long as hundreds of steps on a GPU."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+
+class Background:
+    """Runs one job at a time in a thread, or at once if not `threaded`. A context manager that ends with the last job.
+
+    The error of a job is raised by the next call of a method, and lost only where another error is already on its way.
+    """
+
+    def __init__(self, threaded: bool):
+        self.threaded, self._job = threaded, None
+        self._pool = ThreadPoolExecutor(1) if threaded else None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Waits for the job before, and starts this one."""
+        self.wait()
+        if self._pool:
+            self._job: Future | None = self._pool.submit(job)
+        else:
+            job()
+
+    def check(self) -> None:
+        """Raises the error of a job that has failed; does not wait for one that runs."""
+        if self._job and self._job.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the job, if one runs, and raises its error."""
+        job, self._job = self._job, None
+        if job:
+            job.result()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._pool:
+            self._pool.shutdown()
+        if error is None:
+            self.wait()
+
+
+def copied(content):
+    """A copy in the host's memory of a nest of dicts and tensors, which the training does not change any more."""
+    if isinstance(content, dict):
+        return {key: copied(value) for key, value in content.items()}
+    return content.detach().to("cpu", copy=True) if isinstance(content, torch.Tensor) else content
