@@ -6,6 +6,7 @@
 
 All contestants train on the same folder of 1,500 small PNGs, in turn, round after round, and medians are printed:
     ours: train_solver.py with its default settings. Everything but checkpoints and previews counts.
+    ours, CUDA graphs: the same with compile=graphs, on CUDA.
     plain loop: it decodes and transforms one picture at a time and reads the loss after each step.
     diffusers: the UNet2DModel that corresponds to our network, in the plain loop.
     denoising_diffusion_pytorch: its own Trainer, with a network of the same widths. It is left out if it is
@@ -169,7 +170,7 @@ def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: P
     places = {"data_path": str(work / "pictures"), "save_dir": str(work), "pth_save_name": f"{width}_{batch_size}"}
     recipe = plain_recipe("Pictures", **settings, **places, sample_num=1) | {"preview_info": "DDIM_1_0p0"}
     precision = resolve_precision(recipe["precision"], device)
-    steps = steps or max(2, (128 if device.type == "cuda" else 48) * (1 if width == 128 else 8) // batch_size)
+    steps = steps or (100 if device.type == "cuda" else max(2, 48 * (1 if width == 128 else 8) // batch_size))
     model, diffusion = build(recipe)
     twin = to_unet2d(Run(model, diffusion, recipe, 0, "raw"))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters, batch {batch_size}, ", end="")
@@ -186,6 +187,9 @@ def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: P
         contestants["denoising_diffusion_pytorch, bf16"] = partial(trainer, True)
     contestants["our network alone, fp32"] = network_alone(recipe | {"precision": "fp32"}, device)
     contestants["our network alone"] = network_alone(recipe, device)
+    if device.type == "cuda":
+        name = f"{recipe['pth_save_name']}_graphs"
+        contestants["ours, CUDA graphs"] = ours(recipe | {"compile": "graphs", "pth_save_name": name})
     contestants["ours"] = ours(recipe)
 
     calls = {name: partial(call, steps) for name, call in contestants.items()}

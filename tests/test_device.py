@@ -156,6 +156,10 @@ def test_what_could_not_be_compiled_runs_and_is_reported(monkeypatch):
     torch._dynamo.reset()
     bad = compiled(network, "auto", CUDA)
     assert torch.equal(bad(x), network(x)) and not compile_outcome()
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda network, **keys: asked.append(keys) or network)
+    assert torch.equal(compiled(lambda x, t: network(x), "graphs", CUDA)(x, None), network(x))
+    assert asked == [{"dynamic": False, "mode": "reduce-overhead"}]  # PyTorch's name for CUDA graphs
     assert compiled(network, "auto", MPS) is network and compiled(network, "auto", CPU) is network
     torch._dynamo.config.suppress_errors = False
     torch._dynamo.reset()

@@ -33,6 +33,20 @@ def test_a_batch_is_divided_evenly_or_refused():
         describe(*plan, images=8, world=3)
 
 
+@pytest.mark.parametrize(
+    "parts, world, device, says",
+    [(1, 1, "cpu", "1 x cpu"), (1, 2, "cuda", "2 x cuda"), (2, 1, "cuda", "accumulation=2"), (1, 1, "cuda", "")],
+)
+def test_cuda_graphs_need_one_process_on_cuda_and_whole_batches(parts, world, device, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    plan, device = digits("compile=graphs", f"gradient_accumulation={parts}"), torch.device(device)
+    if not says:
+        assert "bf16 on cuda" in describe(*plan, images=8, device=device)
+        return
+    with pytest.raises(ConfigError, match=f"compile=graphs needs .*{says}.*: set compile=auto"):
+        describe(*plan, images=8, world=world, device=device)
+
+
 def test_the_length_is_max_steps_or_else_train_epoch():
     assert total_steps({"max_steps": 7, "train_epoch": 3}, steps_per_epoch=5) == 7
     assert total_steps({"max_steps": None, "train_epoch": 3}, steps_per_epoch=5) == 15

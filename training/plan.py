@@ -44,7 +44,8 @@ def describe(
 ) -> str:  # fmt: skip
     """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown.
 
-    Raises ConfigError if there are fewer images than a batch needs, or if a batch cannot be divided evenly.
+    Raises ConfigError if there are fewer images than a batch needs, if a batch cannot be divided evenly, or if CUDA
+    graphs are asked for where they cannot be used.
     """
     B, C, S = recipe["batch_size"], recipe["image_channel"], recipe["image_size"]
     if images is not None and images < B:
@@ -56,6 +57,11 @@ def describe(
         raise ConfigError(
             f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {world} process(es) times "
             f"gradient_accumulation={recipe['gradient_accumulation']}"
+        )
+    if recipe["compile"] == "graphs" and (parts > 1 or device.type != "cuda"):
+        raise ConfigError(
+            "compile=graphs needs a CUDA device, one process and gradient_accumulation=1, and this is "
+            f"{world} x {device} with gradient_accumulation={recipe['gradient_accumulation']}: set compile=auto"
         )
     parameters = sum(p.numel() for p in model.parameters())
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA

@@ -87,7 +87,7 @@ KEYS = {
     "gradient_accumulation": Key(int, 1, 1, 1_000_000),
     "seed": Key(int, 0, 0, 2**63 - 1),
     "precision": Key(PRECISIONS, "auto"),
-    "compile": Key(("auto", True, False), "auto"),
+    "compile": Key(("auto", True, False, "graphs"), "auto"),
     "deterministic": Key(bool, True),
     "num_workers": Key(int, None, 0, 64),
     "log_every": Key(int, 50, 1, MANY),
