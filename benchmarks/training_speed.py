@@ -9,8 +9,8 @@ All contestants train on the same folder of 1,500 small PNGs, in turn, round aft
     ours, CUDA graphs: the same with compile=graphs, on CUDA.
     plain loop: it decodes and transforms one picture at a time and reads the loss after each step.
     diffusers: the UNet2DModel that corresponds to our network, in the plain loop.
-    denoising_diffusion_pytorch: its own Trainer, with a network of the same widths. It is left out if it is
-        not installed, and in batches of less than 16, which it refuses.
+    denoising_diffusion_pytorch: its own Trainer, with a network of the same widths. It is left out in batches of less
+        than 16, which it refuses. A library that is not installed is left out, too.
 """
 
 import statistics
@@ -46,6 +46,10 @@ try:
     import denoising_diffusion_pytorch as lucidrains
 except ImportError:
     lucidrains = None
+try:
+    import diffusers
+except ImportError:
+    diffusers = None
 
 Steps = Callable[[int], float]  # trains n steps and returns their seconds
 
@@ -172,15 +176,14 @@ def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: P
     precision = resolve_precision(recipe["precision"], device)
     steps = steps or (100 if device.type == "cuda" else max(2, 48 * (1 if width == 128 else 8) // batch_size))
     model, diffusion = build(recipe)
-    twin = to_unet2d(Run(model, diffusion, recipe, 0, "raw"))
     print(f"\n{sum(p.numel() for p in model.parameters()):,} parameters, batch {batch_size}, ", end="")
     print(f"medians of {rounds} x {steps} steps")
 
-    contestants: dict[str, Steps] = {
-        "plain loop, fp32": plain(model, recipe, device, half=False),
-        "diffusers, fp32": plain(twin, recipe, device, half=False),
-        "diffusers, bf16": plain(twin, recipe, device, half=True),
-    }
+    contestants: dict[str, Steps] = {"plain loop, fp32": plain(model, recipe, device, half=False)}
+    if diffusers:
+        twin = to_unet2d(Run(model, diffusion, recipe, 0, "raw"))
+        contestants["diffusers, fp32"] = plain(twin, recipe, device, half=False)
+        contestants["diffusers, bf16"] = plain(twin, recipe, device, half=True)
     if lucidrains and batch_size >= 16:  # the smallest that its Trainer accepts
         trainer = their_trainer(recipe, work / f"theirs_{width}_{batch_size}")
         contestants["denoising_diffusion_pytorch, fp32"] = partial(trainer, False)
@@ -224,8 +227,9 @@ def main() -> None:
     add("--steps", type=number(1), metavar="N", help="steps per round; default: by the network's size")
     args = parser.parse_args()
     print(f"{pick_device()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    if not lucidrains:
-        print("denoising_diffusion_pytorch is not installed: left out")
+    for name, library in (("diffusers", diffusers), ("denoising_diffusion_pytorch", lucidrains)):
+        if not library:
+            print(f"{name} is not installed: left out")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_pictures(work / "pictures")

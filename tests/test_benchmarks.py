@@ -167,12 +167,12 @@ def test_sampling_speed(load, call, monkeypatch, trained):
 
 @pytest.mark.slow
 def test_training_speed(load, call, monkeypatch):
-    pytest.importorskip("diffusers")
     training_speed = load("training_speed")
     monkeypatch.setattr(training_speed, "load_images", lambda *data: load_images(*data)[:32])
     text = call(training_speed, "--width", 8, "--batch_size", 8, "--rounds", 1, "--steps", 1)
     speeds = dict(re.findall(r"^(\S.*?) +([\d.]+) images/s", text, re.M))
-    assert {"plain loop, fp32", "diffusers, fp32", "diffusers, bf16", "our network alone", "ours"} <= set(speeds)
+    assert {"plain loop, fp32", "our network alone", "ours"} <= set(speeds)
+    assert bool(training_speed.diffusers) == ("diffusers, fp32" in speeds) == ("diffusers, bf16" in speeds)
     assert all(float(speed) > 0 for speed in speeds.values())
     assert "ours is  1.00 times as fast" in text and "TFLOP/s" in text
 
