@@ -7,6 +7,7 @@
 All contestants train on the same folder of 1,500 small PNGs, in turn, round after round, and medians are printed:
     ours: train_solver.py with its default settings. Everything but checkpoints and previews counts.
     ours, CUDA graphs: the same with compile=graphs, on CUDA.
+    ours, not deterministic: the same with deterministic=false, on CUDA.
     plain loop: it decodes and transforms one picture at a time and reads the loss after each step.
     diffusers: the UNet2DModel that corresponds to our network, in the plain loop.
     denoising_diffusion_pytorch: its own Trainer, with a network of the same widths. It is left out in batches of less
@@ -38,7 +39,7 @@ from sharing.diffusers_folder import to_unet2d
 from training.log import read_log
 from utils.checkpoint import Run
 from utils.command_line import ArgumentParser, number, run
-from utils.device import autocast, compiled, memory_format, pick_device, resolve_precision
+from utils.device import autocast, compiled, memory_format, pick_device, prepare, resolve_precision
 from utils.network import build
 from utils.recipe import plain_recipe
 
@@ -136,8 +137,14 @@ def network_alone(recipe: dict, device: torch.device) -> Steps:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    step()  # compiles
-    return lambda n: seconds_of(lambda: [step() for _ in range(n)])
+    def steps(n: int) -> float:
+        prepare(device, recipe["deterministic"])  # as in the training, and only here
+        seconds = seconds_of(lambda: [step() for _ in range(n)])
+        torch.use_deterministic_algorithms(False)
+        return seconds
+
+    steps(1)  # compiles
+    return steps
 
 
 def their_trainer(recipe: dict, results: Path) -> Callable[[bool, int], float]:
@@ -191,8 +198,8 @@ def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: P
     contestants["our network alone, fp32"] = network_alone(recipe | {"precision": "fp32"}, device)
     contestants["our network alone"] = network_alone(recipe, device)
     if device.type == "cuda":
-        name = f"{recipe['pth_save_name']}_graphs"
-        contestants["ours, CUDA graphs"] = ours(recipe | {"compile": "graphs", "pth_save_name": name})
+        for name, setting in (("CUDA graphs", {"compile": "graphs"}), ("not deterministic", {"deterministic": False})):
+            contestants[f"ours, {name}"] = ours(recipe | setting | {"pth_save_name": f"{width}_{batch_size}_{name}"})
     contestants["ours"] = ours(recipe)
 
     calls = {name: partial(call, steps) for name, call in contestants.items()}

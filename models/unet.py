@@ -99,7 +99,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if x.is_cuda and torch.compiler.is_compiling():  # which sorts in the backward pass of interpolate
+        if x.is_cuda and torch.compiler.is_compiling():  # the compiler would sort in the backward pass of interpolate
             return self.conv(doubled(x))
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 

@@ -14,6 +14,7 @@ import training.resume
 from training.background import Background, copied
 from training.log import read_log
 from training.preview import Preview
+from training.resume import alone_in
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import CheckpointError
 
@@ -43,6 +44,9 @@ def test_jobs_run_one_after_the_other_and_their_errors_arrive():
         with pytest.raises(ZeroDivisionError):
             background.wait()
         background.wait()  # once
+        background.start(lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            background.start(lambda: done.append("not run"))
         background.start(lambda: (time.sleep(0.1), done.append(3)))
     assert done == [1, 2, 3]
     with pytest.raises(ZeroDivisionError), Background(threaded=True) as background:
@@ -98,6 +102,50 @@ def test_a_signal_ends_the_run_when_its_checkpoint_is_written(tmp_path, beside, 
     run = train(tmp_path)
     assert run.returncode == code and "after step 4, saved in" in run.stderr
     assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == 4
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_what_was_not_written_is_not_called_saved(tmp_path, beside, monkeypatch, at):
+    """The last checkpoint of a run fails: after a signal, or after its last step."""
+    rate = train_solver.learning_rate
+
+    def with_signal(recipe, step, steps):
+        if step == at == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(recipe, step, steps)
+
+    def failing(file, content, keep):
+        time.sleep(0.3)
+        raise CheckpointError("no space")
+
+    beside(failing)
+    monkeypatch.setattr(train_solver, "learning_rate", with_signal)
+    run = train(tmp_path, settings={"save_every": 1000, "sample_every": 1000})
+    refused(run, 1, "no space")
+    assert "saved" not in run.stdout + run.stderr.replace("finishing this step and saving", "")
+
+
+def test_another_training_waits_until_the_checkpoint_is_written(tmp_path, beside, monkeypatch):
+    """The loop ends with an error while a checkpoint is written: the folder is locked for so long."""
+    seen = []
+
+    def watching(file, content, keep):
+        time.sleep(0.5)
+        try:
+            with alone_in(file.parent):
+                seen.append("free")
+        except CheckpointError:
+            seen.append("locked")
+
+    def failing(recipe, step, steps):
+        if step == 4:
+            raise FloatingPointError("in the loop")
+        return 1e-3
+
+    beside(watching)
+    monkeypatch.setattr(train_solver, "learning_rate", failing)
+    refused(train(tmp_path), 1, "in the loop")
+    assert seen == ["locked"]
 
 
 def test_a_full_disk_ends_the_run_with_one_line(tmp_path, beside):

@@ -9,7 +9,8 @@ import torch
 class Background:
     """Runs one job at a time in a thread, or at once if not `threaded`. A context manager that ends with the last job.
 
-    The error of a job is raised by the next call of a method, and lost only where another error is already on its way.
+    The error of a job is raised by the next call of a method. It is dropped only if the block is already ending with
+    another error.
     """
 
     def __init__(self, threaded: bool):

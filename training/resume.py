@@ -117,8 +117,8 @@ class TrainingState:
     """What a checkpoint holds of a training: network, average and optimizer; and the numbers of pictures and processes,
     which may differ when the run is resumed. It then continues, but differently from an unchanged run.
 
-    writing: where a checkpoint is written. On a GPU this is a thread, and the training goes on from a copy in the
-    host's memory; a CPU has no core to spare for it.
+    writing: runs the writing of a checkpoint. On a GPU this is a thread, which writes a copy in the host's memory while
+    the training continues; on a CPU it would only take cores from the training.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class TrainingState:
             content = {"recipe": self.recipe, "step": step, **self.circumstances, **self.scale.state()}
             content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}
             content |= {"ema": self.ema.state_dict()}
+            self.writing.wait()  # so that there is one copy at a time
             content, keep = copied(content) if self.writing.threaded else content, self.recipe["keep_checkpoints"]
             self.writing.start(lambda: save_checkpoint(self.file, content, keep))
 

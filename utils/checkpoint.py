@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datasets.files import writing
 from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
-from utils.device import memory_format, ready_to_sample, use_tf32
+from utils.device import ready_to_sample, use_tf32
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
 from utils.network import build, build_diffusion, load_state, plan
 from utils.published import from_published, is_published
@@ -46,8 +46,6 @@ class Run:
         """Moves the run to a device, to sample in a precision (see `utils.device.ready_to_sample`). Returns self."""
         if device.type == "cuda":
             use_tf32(False)  # fp32 means fp32: with few steps the samples would differ visibly
-            if precision != "fp32":
-                self.model.to(device, memory_format=memory_format(device, precision))
         self.device, self.network = device, ready_to_sample(self.model, device, precision, compile)
         self.diffusion.to(device)
         return self

@@ -87,11 +87,10 @@ def capability(device: torch.device) -> tuple[int, int]:
 def memory_format(device: torch.device, precision: str = "auto") -> torch.memory_format:
     """The memory layout in which the device's convolutions are fastest: channels last on tensor cores.
 
-    Before Ampere they compute float16 only.
+    Before Ampere, tensor cores compute only float16.
     """
-    on_cuda = device.type == "cuda"
-    half = on_cuda and resolve_precision(precision, device) != "fp32"
-    tensor_cores = on_cuda and capability(device) >= ((7, 0) if half else (8, 0))
+    float16 = device.type == "cuda" and resolve_precision(precision, device) == "fp16"
+    tensor_cores = device.type == "cuda" and capability(device) >= ((7, 0) if float16 else (8, 0))
     return torch.channels_last if tensor_cores else torch.contiguous_format
 
 
@@ -116,9 +115,9 @@ def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> C
 
 
 def compile_outcome() -> bool:
-    """Whether everything that `compiled` has been asked for was compiled, since its last call."""
-    frames = torch._dynamo.utils.counters["frames"]
-    return 0 < frames["total"] == frames["ok"]
+    """Whether all that was to be compiled since the last call of `compiled` was, and with CUDA graphs if asked for."""
+    counters = torch._dynamo.utils.counters
+    return counters["frames"]["total"] == counters["frames"]["ok"] and not counters["inductor"]["cudagraph_skips"]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
