@@ -27,6 +27,7 @@ from training.plan import check_outside, describe, memory_advice, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, check_same_run, find_checkpoint, pretrained_recipe, save_recipe
+from training.speed import steps_per_minute
 from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, run
 from utils.config import load_recipe
@@ -114,13 +115,13 @@ def train(
         writing = until_exit.enter_context(Background(threaded=device.type == "cuda"))
         last = find_checkpoint(checkpoint, resume)
         if last:
+            recipe = recipe | {"steps_per_minute": recipe["steps_per_minute"] or last["recipe"].get("steps_per_minute")}
             check_same_run(last, recipe)
         data = (found, recipe["data_path"], recipe["split"])
         images = fit_images(*data, recipe["image_size"], recipe["image_channel"])
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
     batches = Batches(images, recipe, device, processes.rank, processes.world)
-    steps = total_steps(recipe, batches.steps_per_epoch)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
@@ -128,11 +129,16 @@ def train(
     precision = resolve_precision(recipe["precision"], device)
     model, diffusion = model.to(device, memory_format=memory_format(device, precision)), diffusion.to(device)
     ema, optimizer, scale = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe), LossScale(device, precision)
+    parallel = processes.parallel(model.train())
+    network = compiled(parallel, recipe["compile"], device)
+    if recipe["max_minutes"] and not recipe["steps_per_minute"]:
+        with out_of_memory_means(memory_advice(recipe, device)):
+            speed = steps_per_minute(recipe, network, diffusion, ema, optimizer, batches, processes, precision)
+        recipe = recipe | {"steps_per_minute": speed}
+    steps = total_steps(recipe, batches.steps_per_epoch)
     state = TrainingState(checkpoint, recipe, model, ema.model, optimizer, scale, processes, len(images), writing)
     start = state.restore(last) if last else 0
     del last
-    parallel = processes.parallel(model.train())
-    network = compiled(parallel, recipe["compile"], device)
 
     def stop_if(signum: int, done: int) -> None:
         if signum:
@@ -197,7 +203,8 @@ def train(
     writing.wait()
     log.save_curve(folder / "loss.png")
     if start >= steps:
-        print(f"{checkpoint} has done all of its {steps:,} steps: raise train_epoch or max_steps to continue")
+        longer = "raise train_epoch, max_steps or max_minutes"
+        print(f"{checkpoint} has done all of its {steps:,} steps: {longer} to continue")
         return
     seen, seconds = (steps - start) * recipe["batch_size"], time.monotonic() - began
     timed, since = (seen - recipe["batch_size"], warm) if steps - start > 1 else (seen, began)

@@ -8,9 +8,9 @@ then any KEY=VALUE. Or it is one of PEERS: a network of about the size of `small
 settings of that toolkit's own script. All arms see the same pictures in the same order and are sampled from the same
 noise by the same sampler, each with its own betas.
 
-Minutes are minutes of training: loading, previews, sampling and evaluation do not count. The number of steps of our
-arms is chosen before, from the speed of a short run, so that the learning rate can fall to 0 at the end; the column
-minutes is what they took. The samples of each arm are saved as a picture. Each row is also appended to
+Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
+max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
+the column minutes is what they took. The samples of each arm are saved as a picture. Each row is also appended to
 <save_dir>/minutes.jsonl. To use one core per arm, start the command once per core, with taskset and OMP_NUM_THREADS=1.
 """
 
@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -45,7 +44,6 @@ from utils.recipe import parse_spec
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "objective": "pred_v", "loss_type": "l2", "loss_weight": "min_snr"}
 SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
-WARM_UP = 20  # steps of the short run that the speed is taken from
 HEAD = "arm, seed, minutes, images, images/s, parameters, Fréchet distance, least class, most, brightness".split(", ")
 
 Trained = tuple[Run, int, float]  # the network with its diffusion, images seen, seconds of training
@@ -69,23 +67,11 @@ def seconds_of_training(recipe: dict) -> float:
     return read_log(Path(recipe["save_dir"], recipe["pth_save_name"], "metrics.jsonl"))[-1]["seconds"]
 
 
-def steps_in(seconds: float, recipe: dict) -> int:
-    """How many steps fit, by the speed of a short run, without its first steps; of a run that has begun, its steps."""
-    begun = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml")
-    if begun.exists():
-        return yaml.safe_load(begun.read_text(encoding="utf-8"))["max_steps"]
-    short = recipe | {"pth_save_name": f"{recipe['pth_save_name']}_speed", "max_steps": WARM_UP, "sample_num": 1}
-    short |= {"log_every": WARM_UP // 2, "preview_info": "DDIM_1_0p0"}
-    train_quietly(short)
-    line = read_log(Path(short["save_dir"], short["pth_save_name"], "metrics.jsonl"))[-1]
-    return max(1, round(seconds * line["images_per_second"] / recipe["batch_size"]))
-
-
 def train_ours(arm: str, recipe: dict, seconds: float) -> Trained:
     """Trains with the loop of train_solver.py, or resumes."""
-    recipe = recipe | {"max_steps": steps_in(seconds, recipe)}
-    trained = load_run(train_quietly(recipe))
-    return trained, recipe["max_steps"] * recipe["batch_size"], seconds_of_training(recipe)
+    endless = {"max_steps": None, "train_epoch": 10**9}
+    trained = load_run(train_quietly(recipe | endless | {"max_minutes": seconds / 60}))
+    return trained, trained.step * recipe["batch_size"], seconds_of_training(recipe)
 
 
 # --- other toolkits ---------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_ablations(load, call, tmp_path, monkeypatch):
 def test_minutes(load, call, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     minutes = load("minutes")
-    monkeypatch.setattr(minutes, "WARM_UP", 4)
+    monkeypatch.setattr("training.speed.TRIAL", 4)
     tiny = " ".join(text for text in TINY if "max_steps" not in text)
     arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny}", "diffusers"]
     command = ["--minutes", 0.02, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--sample_num", 20]
@@ -98,7 +98,7 @@ def test_minutes(load, call, tmp_path, monkeypatch):
         assert list(line) == cells(head) and int(line["images"].replace(",", "")) > 0
         assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", line["Fréchet distance"])
     assert len(list(tmp_path.glob("*.png"))) == len(rows)
-    networks = [load_run(file) for file in tmp_path.glob("*/*.pt") if not file.parent.name.endswith("_speed")]
+    networks = [load_run(file) for file in tmp_path.glob("*/*.pt")]
     assert {network.recipe["optimizer"] for network in networks} == {"adam", "muon"} and len(networks) == 6
 
 

@@ -48,10 +48,20 @@ def test_cuda_graphs_need_one_process_on_cuda_and_whole_batches(parts, world, de
 
 
 def test_the_length_is_max_steps_or_else_train_epoch():
-    assert total_steps({"max_steps": 7, "train_epoch": 3}, steps_per_epoch=5) == 7
-    assert total_steps({"max_steps": None, "train_epoch": 3}, steps_per_epoch=5) == 15
+    endless = {"max_minutes": None, "steps_per_minute": 2.0}
+    assert total_steps({"max_steps": 7, "train_epoch": 3} | endless, steps_per_epoch=5) == 7
+    assert total_steps({"max_steps": None, "train_epoch": 3} | endless, steps_per_epoch=5) == 15
     assert "15: 3.0 epochs of 5" in describe(*digits("max_steps=null", "train_epoch=3"), images=44)
     assert "3 epochs" in describe(*digits("max_steps=null", "train_epoch=3"), images=None)
+
+
+@pytest.mark.parametrize("minutes, steps", [(1e-6, 1), (3, 6), (3.3, 7), (7.4, 15), (8, 15)])
+def test_max_minutes_end_it_earlier(minutes, steps):
+    times = [f"max_minutes={minutes}", "max_steps=null", "train_epoch=3"]
+    assert "15: 3.0 epochs of 5; fewer if they do not fit into" in describe(*digits(*times), images=44)
+    recipe, *network = digits(*times, "steps_per_minute=2")
+    assert total_steps(recipe, steps_per_epoch=5) == steps
+    assert f"steps       {steps}: {steps / 5:.1f} epochs of 5" in describe(recipe, *network, images=44)
 
 
 def test_the_counted_memory_is_what_a_real_step_keeps():

@@ -1,6 +1,7 @@
 """train_solver.py: what a run leaves, that it resumes exactly, and train() as a function."""
 
 import re
+import shutil
 import signal
 from contextlib import ExitStack
 
@@ -53,6 +54,36 @@ def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
     third = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
     assert third.returncode == 0 and "has done all of its 6 steps" in third.stdout
     assert all(picture.exists() for picture in pictures)
+
+
+RANDOM = {"gradient_accumulation": 2, "dropout": 0.1, "horizontal_flip": "true", "lr_schedule": "cosine"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"optimizer": "muon"}, RANDOM], ids=["muon", "adam"])
+def test_max_minutes_become_a_number_of_steps_and_nothing_else_changes(tmp_path, monkeypatch, settings):
+    """It ends in the state of a training with this max_steps, in one part or two; the speed is measured once."""
+    measured, original = [], train_solver.steps_per_minute
+
+    def trial(*args):
+        measured.append(original(*args))
+        return 1200.0
+
+    monkeypatch.setattr(train_solver, "steps_per_minute", trial)
+    times = settings | {"max_steps": "null", "max_minutes": 0.005, "save_every": 2}
+    assert train(tmp_path / "steps", settings=settings | {"max_steps": 6}).returncode == 0 and not measured
+    assert train(tmp_path / "whole", settings=times).returncode == 0 and measured[0] > 0
+    files = [tmp_path / name / "digits" / "digits.pt" for name in ("steps", "whole", "parts")]
+    expected, recipe = state_hash(files[0]), load_run(files[1]).recipe
+    assert state_hash(files[1]) == expected and recipe["steps_per_minute"] == 1200 and recipe["max_steps"] is None
+
+    files[2].parent.mkdir(parents=True)
+    shutil.copy(files[1].with_name("digits.1.pt"), files[2])  # as if it had been killed after step 4
+    again = train(tmp_path / "parts", settings=times)
+    assert again.returncode == 0 and "resuming from step 4" in again.stdout
+    assert "steps_per_minute: was" not in again.stdout
+    assert state_hash(files[2]) == expected and len(measured) == 1
+    assert load_run(files[2]).recipe == recipe | {"save_dir": str(tmp_path / "parts")}
 
 
 @pytest.mark.slow

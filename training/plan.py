@@ -14,8 +14,11 @@ from utils.errors import ConfigError
 
 
 def total_steps(recipe: dict, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole training: max_steps, or train_epoch epochs."""
-    return recipe["max_steps"] or recipe["train_epoch"] * steps_per_epoch
+    """Optimizer steps of the whole training: max_steps, or train_epoch epochs; fewer if max_minutes are over before."""
+    steps = recipe["max_steps"] or recipe["train_epoch"] * steps_per_epoch
+    if not recipe["max_minutes"] or not recipe["steps_per_minute"]:
+        return steps
+    return min(steps, max(1, round(recipe["max_minutes"] * recipe["steps_per_minute"])))
 
 
 CPU = torch.device("cpu")
@@ -72,6 +75,8 @@ def describe(
     else:
         steps = total_steps(recipe, images // B)
         length = f"{steps:,}: {steps / (images // B):,.1f} epochs of {images // B:,}"
+    if recipe["max_minutes"] and not recipe["steps_per_minute"]:
+        length += f"; fewer if they do not fit into {recipe['max_minutes']:g} minutes"
     return "\n".join(
         [
             f"batch       ({B}, {C}, {S}, {S})" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),

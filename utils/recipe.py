@@ -76,6 +76,8 @@ KEYS = {
     "batch_size": Key(int, 64, 1, 1_000_000),
     "train_epoch": Key(int, 100, 1, MANY),
     "max_steps": Key(int, None, 1, MANY),
+    "max_minutes": Key(float, None, 1e-6, MANY),
+    "steps_per_minute": Key(float, None, 1e-6, MANY),
     "optimizer": Key(("adam", "muon"), "adam"),
     "learning_rate": Key(float, 1e-4, 0, 1000),
     "Adam_beta1": Key(float, 0.9, 0, 0.999999),
@@ -100,8 +102,9 @@ KEYS = {
 # that one changes after a failure.
 RESUMABLE = {
     "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
-    "learning_rate", "warmup_steps", "lr_schedule", "grad_clip", "gradient_accumulation", "precision", "compile",
-    "deterministic", "num_workers", "log_every", "save_every", "keep_checkpoints", "sample_every", "preview_info",
+    "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
+    "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
+    "keep_checkpoints", "sample_every", "preview_info",
 }  # fmt: skip
 
 
@@ -227,14 +230,8 @@ def _number(value, key: Key, wrong: ConfigError) -> int | float:
 def _describe(key: Key) -> str:
     if isinstance(key.kind, tuple):
         return "one of " + ", ".join(str(value).lower() for value in key.kind)
-    text = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a text",
-        list: f"a list of up to {LONGEST} whole numbers",
-        dict: "a block of KEY: VALUE lines",
-    }
+    text = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    text |= {list: f"a list of up to {LONGEST} whole numbers", dict: "a block of KEY: VALUE lines"}
     kind = "," if key.kind in (int, list) else "g"
     limits = [f"at least {key.least:{kind}}"] if key.least is not None else []
     limits += [f"at most {key.most:{kind}}"] if key.most is not None else []
