@@ -14,25 +14,30 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import DataError, load_images, normalize
+from datasets.cifar10 import BATCHES
 from datasets.digits import TRAIN
 from datasets.mnist import DEBIAN_FASHION, read_idx
+from datasets.pickles import load_arrays
 from evaluation.features import batched, classifier, classifier_file
+from training.optimizer import Muon
 from utils.command_line import ArgumentParser, run
 from utils.config import load_recipe
 from utils.device import pick_device
 
-EPOCHS = {"Digits": 100, "Mnist": 5, "Fashion_Mnist": 5}
+EPOCHS = {"Digits": 100, "Mnist": 5, "Fashion_Mnist": 5, "Cifar10": 12}
 BATCH_SIZE = 100
 
 
 def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) labels, int (N,), in the order of the pictures. DataError if there are no IDX files of labels."""
+    """(train, test) labels, int (N,), in the order of the pictures. DataError if there are no files of labels."""
     if dataset == "Digits":
         return tuple(np.split(load_digits().target, [TRAIN]))
+    if dataset == "Cifar10":
+        return tuple(np.concatenate([cifar10_labels(data_path, name) for name in names]) for names in BATCHES.values())
     roots = [data_path, data_path / {"Mnist": "MNIST", "Fashion_Mnist": "FashionMNIST"}[dataset]]
     folders = [*roots, *(root / "raw" for root in roots)]
     folders += [DEBIAN_FASHION] if dataset == "Fashion_Mnist" else []
@@ -45,17 +50,33 @@ def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
     raise DataError(f"{data_path} has no {' and '.join(names)}, gzipped or not")
 
 
+def cifar10_labels(data_path: Path, batch: str) -> list[int]:
+    """The labels of a batch, in the folder where its pictures are found."""
+    folders = (data_path, data_path / "cifar-10-batches-py")
+    content = load_arrays(next(folder / batch for folder in folders if (folder / batch).is_file()))
+    return content.get("labels", content.get(b"labels"))
+
+
+def varied(x: Tensor) -> Tensor:
+    """Half of the pictures (N, C, S, S) mirrored, and all moved by up to four pixels; the edge is reflected."""
+    x = torch.where((torch.rand(len(x)) < 0.5)[:, None, None, None], x.flip(-1), x)
+    size, padded = x.shape[-1], F.pad(x, (4, 4, 4, 4), "reflect")
+    places = torch.randint(9, (len(x), 2)).tolist()
+    return torch.stack([p[:, i : i + size, j : j + size] for p, (i, j) in zip(padded, places, strict=True)])
+
+
 def train_classifier(pictures: np.ndarray, labels: np.ndarray, device: torch.device, epochs: int) -> nn.Sequential:
     """Pictures uint8 (N, C, S, S) with at least 100 of them, labels (N,) from 0 to 9. Returns the classifier in eval
-    mode."""
+    mode. Colour pictures are varied, their labels smoothed, and Muon trains the classifier instead of Adam."""
     torch.manual_seed(0)
     x, y = normalize(torch.tensor(pictures)), torch.tensor(labels).long()
-    net, steps = classifier(x.shape[1]).to(device), len(x) // BATCH_SIZE
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * steps)
+    net, steps, colour = classifier(x.shape[1]).to(device), len(x) // BATCH_SIZE, x.shape[1] == 3
+    optimizer = (Muon if colour else torch.optim.Adam)(net.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3 if colour else 2e-3, epochs * steps)
     for _ in range(epochs):
         for rows in torch.randperm(len(x))[: steps * BATCH_SIZE].view(-1, BATCH_SIZE):
-            loss = F.cross_entropy(net(x[rows].to(device)), y[rows].to(device))
+            batch = varied(x[rows]) if colour else x[rows]
+            loss = F.cross_entropy(net(batch.to(device)), y[rows].to(device), label_smoothing=0.1 * colour)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -70,7 +91,9 @@ def main() -> None:
     args = parser.parse_args()
     recipe = load_recipe(Path(__file__).parent.parent / "config.yaml", args.data_name)
     path, size, device = args.data_path or Path(recipe["data_path"]), recipe["image_size"], pick_device()
-    train, test = (load_images(args.data_name, path, split, size, 1) for split in ("train", "test"))
+    train, test = (
+        load_images(args.data_name, path, split, size, recipe["image_channel"]) for split in ("train", "test")
+    )
     labels, test_labels = labels_of(args.data_name, path)
     net = train_classifier(train, labels, device, EPOCHS[args.data_name])
     classes = batched(lambda pictures: net(normalize(pictures.to(device))).argmax(1).cpu())(torch.tensor(test))

@@ -1,4 +1,4 @@
-"""The features that distances are measured in: the last hidden layer of a small classifier, or Inception for colour."""
+"""The features that distances are measured in: the last hidden layer of a small classifier, or Inception."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from datasets import normalize
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
+LAYOUTS = {1: ((32, 1), (64, 2), (128, 2)), 3: ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1))}
+# by the channels of the pictures: (channels, stride) of each convolution of the classifier
 FEATURES = 64
 INCEPTION = 2048
 
@@ -32,27 +34,24 @@ class Extractor:
 
 
 def extractor_for(dataset: str, channels: int, device: torch.device) -> Extractor | None:
-    """Inception for colour pictures; for grey ones the shipped classifier of their data set.
-
-    None if there is none, with a printed reason.
-    """
+    """The shipped classifier of the data set, if it is one of pictures with so many channels; Inception for other
+    colour pictures. None if there is none, with a printed reason."""
+    file = classifier_file(dataset)
+    if file.exists() and channels_of(file) == channels:
+        return shipped_classifier(file, device)
     if channels == 3:
         return inception(device)
-    file = classifier_file(dataset)
-    if file.exists():
-        return shipped_classifier(file, device)
     print(f"no distances: no classifier is shipped for grey pictures of {dataset}")
     return None
 
 
 def classifier(channels: int) -> nn.Sequential:
-    """Three convolutions, averages over the quarters of the picture, FEATURES hidden units, ten classes."""
-
-    def block(inside: int, outside: int, stride: int) -> list[nn.Module]:
-        return [nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU()]
-
-    convolutions = [*block(channels, 32, 1), *block(32, 64, 2), *block(64, 128, 2)]
-    pooled = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, FEATURES), nn.ReLU()]
+    """The convolutions of LAYOUTS, averages over the quarters of the picture, FEATURES hidden units, ten classes."""
+    convolutions, inside = [], channels
+    for outside, stride in LAYOUTS[channels]:
+        convolutions += [nn.Conv2d(inside, outside, 3, stride, 1), nn.BatchNorm2d(outside), nn.ReLU()]
+        inside = outside
+    pooled = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * inside, FEATURES), nn.ReLU()]
     return nn.Sequential(*convolutions, *pooled, nn.Linear(FEATURES, 10))
 
 
@@ -61,11 +60,17 @@ def classifier_file(dataset: str) -> Path:
     return SHIPPED / f"classifier_{dataset.lower()}.safetensors"
 
 
+def channels_of(file: Path) -> int:
+    """The channels of the pictures that a classifier was trained on."""
+    with safetensors.safe_open(file, "pt") as content:
+        return content.get_slice("0.weight").get_shape()[1]
+
+
 def shipped_classifier(file: Path, device: torch.device) -> Extractor:
     """A classifier written by benchmarks/classifier.py. Pictures of another size are resized to the one it knows."""
+    net = classifier(channels_of(file))
     with safetensors.safe_open(file, "pt") as content:
         size = int(content.metadata()["image_size"])
-        net = classifier(1)
         net.load_state_dict({name: content.get_tensor(name) for name in content.keys()})
     net.to(device).eval()
 

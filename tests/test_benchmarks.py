@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from sklearn.datasets import load_digits
 
 import test_solver
 from datasets import load_images
-from evaluation.features import shipped_classifier
+from evaluation.features import extractor_for, shipped_classifier
 from utils.checkpoint import load_run
 from utils.command_line import run
 from utils.recipe import plain_recipe
@@ -54,19 +55,8 @@ def cells(line):
 @pytest.mark.slow
 def test_ablations(load, call, tmp_path, monkeypatch):
     ablations = load("ablations")
-    command = [
-        "--only",
-        "tricks",
-        "--sample_info",
-        "DDPM_9_0p0",
-        "--seeds",
-        0,
-        1,
-        "--sample_num",
-        16,
-        "--save_dir",
-        tmp_path,
-    ]
+    command = ["--only", "tricks", "--sample_info", "DDPM_9_0p0", "--seeds", 0, 1, "--sample_num", 16]
+    command += ["--save_dir", tmp_path]
     text = call(ablations, *command, "--set", *TINY)
     head, _, *rows, real, _, file = text.splitlines()
     assert [cells(row)[0] for row in rows] == list(ablations.TABLES["tricks"])
@@ -112,6 +102,35 @@ def test_classifier(load, call, tmp_path, monkeypatch):
     digits = torch.from_numpy((load_digits().images[1500:] * (255 / 16)).round().astype(np.uint8))[:, None]
     right = extractor.classes(extractor.features(digits)).numpy() == load_digits().target[1500:]
     assert f"{right.mean():.2%}" == f"{accuracy}%" and right.mean() > 0.5  # 0.1 by chance
+
+
+def test_a_classifier_of_colour_pictures(load, call, tmp_path, monkeypatch):
+    """Pictures in the format of CIFAR-10, whose class is their main colour."""
+    classifier, rng = load("classifier"), np.random.default_rng(0)
+    monkeypatch.setattr("evaluation.features.SHIPPED", tmp_path)
+    monkeypatch.setitem(classifier.EPOCHS, "Cifar10", 10)
+    for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
+        labels = rng.integers(3, size=60)
+        pictures = rng.integers(0, 100, (60, 3, 1024)) + 100 * (np.arange(3) == labels[:, None])[..., None]
+        key = str if i % 2 else str.encode  # as Python 3 and Python 2 wrote them
+        content = {key("data"): pictures.reshape(60, 3072).astype(np.uint8), key("labels"): labels.tolist()}
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
+    text = call(classifier, "--data_name", "Cifar10", "--data_path", tmp_path)
+    assert float(re.search(r": (.*)% of 60 test pictures correct", text)[1]) > 80  # 33 by chance
+    extractor = extractor_for("Cifar10", 3, torch.device("cpu"))
+    red = torch.tensor([200, 50, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    assert extractor.name == "classifier_cifar10" and extractor.classes(extractor.features(red)) == 0
+
+
+def test_varied_pictures_are_moved_and_mirrored(load):
+    torch.manual_seed(0)
+    x = torch.arange(2 * 100).view(2, 1, 10, 10).float().repeat(100, 1, 1, 1)
+    frames = {}
+    for flip in (False, True):
+        padded = np.pad(x[0, 0].numpy()[:, ::-1] if flip else x[0, 0].numpy(), 4, "reflect")
+        frames |= {padded[i : i + 10, j : j + 10].tobytes(): (flip, i, j) for i in range(9) for j in range(9)}
+    found = [frames[picture.numpy().tobytes()] for picture in load("classifier").varied(x)[::2, 0]]
+    assert [set(values) for values in zip(*found, strict=True)] == [{False, True}, set(range(9)), set(range(9))]
 
 
 def write_idx(file, array):

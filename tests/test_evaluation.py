@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms.functional import gaussian_blur
 
 from datasets import DataError, load_images
-from evaluation.features import classifier_file, extractor_for, shipped_classifier
+from evaluation.features import channels_of, classifier_file, extractor_for, shipped_classifier
 from evaluation.numbers import Evaluation, class_shares, frechet, frechet_with_error, kernel, look, nearest
 from evaluation.real_pictures import real_pictures
 
@@ -103,6 +103,21 @@ def test_the_shipped_classifiers_classify_their_digits(extractor):
     assert same.double().mean() > 0.95
     for dataset in ("Mnist", "Fashion_Mnist"):
         assert shipped_classifier(classifier_file(dataset), torch.device("cpu")).size == 64
+
+
+def test_colour_pictures_are_measured_by_their_own_classifier_if_it_is_shipped(monkeypatch, capsys):
+    file = classifier_file("Cifar10")
+    assert file.stat().st_size < 1.5e6 and channels_of(file) == 3
+    extractor = extractor_for("Cifar10", 3, torch.device("cpu"))
+    pictures = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    features = extractor.features(pictures)
+    assert extractor.name == "classifier_cifar10" and features.shape == (2, 64) and features.dtype == torch.float64
+    assert extractor.features(pictures.flip(0)).flip(0).equal(features) and extractor.classes(features).max() < 10
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    for dataset, channels in (("Cifar10", 1), ("Fashion_Mnist", 3)):  # a classifier of other pictures
+        assert (
+            extractor_for(dataset, channels, torch.device("cpu")) is None and "no distances" in capsys.readouterr().out
+        )
 
 
 def test_shares_and_evenness_of_classes():
