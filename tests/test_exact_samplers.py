@@ -11,6 +11,7 @@ from helpers.samplers import (
     EYE,
     F64,
     MEAN,
+    METHODS,
     ORACLES,
     SCHEDULES,
     SHARES,
@@ -24,9 +25,11 @@ from helpers.samplers import (
     sampled,
     with_slow,
 )
+from scipy.integrate import quad
 
 from diffusion import GaussianDiffusion, SampleSpec, sample
 from diffusion.interpolation import invert
+from diffusion.sampling import corrected
 
 RANDOM = ("DDPM_{}_0p0", "NaiveDDPM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_1p0")
 
@@ -52,7 +55,7 @@ def test_the_flow_of_gaussian_data_is_the_closed_form(schedule):
     torch.testing.assert_close(exact(schedule, "gaussian"), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method, at_most", [("DDIM_{}_0p0", -0.85), ("DPMpp_{}_0p0", -1.7)])
+@pytest.mark.parametrize("method, at_most", [("DDIM_{}_0p0", -0.85), ("DPMpp_{}_0p0", -1.7), ("UniPC_{}_0p0", -1.5)])
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_error_falls_with_the_methods_order(schedule, oracle, method, at_most):
@@ -65,11 +68,24 @@ def test_the_error_falls_with_the_methods_order(schedule, oracle, method, at_mos
 
 @pytest.mark.parametrize("oracle", ORACLES)
 def test_ten_steps_of_second_order_have_a_smaller_error_than_ten_of_first_order(oracle):
-    first, second = (
+    first, *second = (
         rms_error(sampled("cosine", oracle, method, 10, X_T), exact("cosine", oracle))
-        for method in ("DDIM_{}_0p0", "DPMpp_{}_0p0")
+        for method in ("DDIM_{}_0p0", "DPMpp_{}_0p0", "UniPC_{}_0p0")
     )
-    assert second < 0.7 * first
+    assert max(second) < 0.7 * first
+
+
+@pytest.mark.parametrize("times", [(999, 950, 900), (700, 300, 1), (900, 500, 499)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_unipc_corrects_by_the_weighted_mean_of_the_parabola(schedule, times):
+    """Numerical integration of e^λ m(λ) over the step, for a known parabola m, or a line without a step before."""
+    d = GaussianDiffusion(T, schedule)
+    before, start, end = (d.log_snr(t) / 2 for t in times)
+    for m in (np.poly1d([0.2, -0.5, 0.3]), np.poly1d([-0.5, 0.3])):
+        area, _ = quad(lambda x: np.exp(x - end) * m(x), start, end)  # noqa: B023
+        weight, _ = quad(lambda x: np.exp(x - end), start, end)
+        known = [(t, torch.tensor(m(x), **F64)) for t, x in zip(times, (before, start, end), strict=True)]
+        assert corrected(d, *known[: -m.order - 2 : -1]).item() == pytest.approx(area / weight, rel=1e-7)
 
 
 @pytest.mark.parametrize("oracle", ORACLES)
@@ -190,7 +206,7 @@ def test_few_ddpm_steps_are_too_narrow_and_few_naive_steps_far_too_wide():
 
 @pytest.mark.parametrize("oracle", ORACLES)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("method", ["DDPM_{}_0p0", *RANDOM[2:], "DDIM_{}_0p0", "DPMpp_{}_0p0"])  # not the naive one
+@pytest.mark.parametrize("method", [*METHODS[:2], *RANDOM[2:], *METHODS[4::2]])  # not the naive one
 def test_one_step_returns_the_expected_x_start(method, schedule, oracle):
     ac = GaussianDiffusion(T, schedule).alpha_bar(T - 1)
     expected = (X_T - (1 - ac) ** 0.5 * ORACLES[oracle](X_T, ac)) / ac**0.5

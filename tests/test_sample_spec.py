@@ -17,7 +17,7 @@ no_deadline = settings(deadline=None)  # on a busy machine slow examples are not
 DIGITS = st.text("0123456789", min_size=1, max_size=3)
 SPEC_TEXTS = st.builds(
     "{}_{}_{}{}".format,
-    st.sampled_from(["DDPM", "NaiveDDPM", "DDIM", "DPMpp"]),
+    st.sampled_from(["DDPM", "NaiveDDPM", "DDIM", "DPMpp", "UniPC"]),
     st.integers(1, 999_999),
     st.builds("0p{}".format, DIGITS) | st.sampled_from(["1p0", "1p00", "1p000"]),
     st.sampled_from(["", "_quad"]),

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from helpers.samplers import (
     METHODS,
     NAIVE,
@@ -85,7 +85,32 @@ def diffusers_dpm_walk(diffusion, method, steps, seed=3):
         yield t, x, outputs[-1]
 
 
-EVERY_METHOD = [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad"]
+def diffusers_unipc_walk(diffusion, method, steps):
+    """The same for UniPCMultistepScheduler, which computes in float64 where x is.
+
+    It corrects the first step with half of the new prediction. This correction is made here instead, in closed form.
+    """
+    timesteps = SampleSpec.parse(method.format(steps)).timesteps(T)[::-1]
+    scheduler = UniPCMultistepScheduler(T, prediction_type="sample", solver_order=2, disable_corrector=[0])
+    scheduler.set_timesteps(steps)
+    ac = diffusion.alphas_cumprod[timesteps]
+    scheduler.sigmas = torch.cat([((1 - ac) / ac).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    scheduler._step_index, x, outputs = 0, X_T, []
+    for i, t in enumerate(timesteps):
+        ts = torch.full((len(x),), t)
+        outputs.append(diffusion.predict_x_start(network(x, ts), x, ts))
+        if i == 1:  # ∫ e^λ (m_0 + (m_1 - m_0) (λ - λ_0) / h) dλ by parts
+            alpha, sigma = ac[:2].sqrt(), (1 - ac[:2]).sqrt()
+            h = ((alpha[1] * sigma[0]) / (sigma[1] * alpha[0])).log()
+            of_start = alpha[1] * ((1 - (-h).exp()) / h - (-h).exp())
+            of_end = alpha[1] * (1 - (1 - (-h).exp()) / h)
+            x = sigma[1] / sigma[0] * X_T + of_start * outputs[0] + of_end * outputs[1]
+        x = scheduler.step(outputs[-1], t, x).prev_sample
+        yield t, x, outputs[-1]
+
+
+EVERY_METHOD = [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad", "UniPC_{}_0p0_quad"]
+WALKS = {"DPMpp": diffusers_dpm_walk, "UniPC": diffusers_unipc_walk}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +120,7 @@ EVERY_METHOD = [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad"]
 def test_each_step_equals_diffusers(method, steps, schedule, objective):
     d = GaussianDiffusion(T, schedule, objective=objective)
     frames = walk(d, method, steps)
-    theirs = (diffusers_dpm_walk if "DPMpp" in method else diffusers_walk)(d, method, steps)
+    theirs = WALKS.get(method.split("_")[0], diffusers_walk)(d, method, steps)
     for frame, (t, x, x_start) in zip(frames, theirs, strict=True):
         assert frame.t == t
         # float64 in another order, 1e-16, times 2e4 where cosine betas divide by sqrt(ᾱ_T); and the
@@ -152,7 +177,9 @@ def test_the_generator_alone_decides_the_noise(method):
     first = walk(d, method, 10, seed=1)[-1].sample
     torch.manual_seed(1)
     assert torch.equal(first, walk(d, method, 10, seed=1)[-1].sample)
-    assert torch.equal(first, walk(d, method, 10, seed=2)[-1].sample) == (method in ("DDIM_{}_0p0", "DPMpp_{}_0p0"))
+    assert torch.equal(first, walk(d, method, 10, seed=2)[-1].sample) == (
+        method in ("DDIM_{}_0p0", "DPMpp_{}_0p0", "UniPC_{}_0p0")
+    )
 
 
 def test_sampling_keeps_no_graph():

@@ -12,7 +12,7 @@ T = 1000
 F64 = {"dtype": torch.float64}
 SCHEDULES = ("linear", "cosine")
 OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
-METHODS = ("DDPM_{}_0p0", "DDIM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_0p0", "DPMpp_{}_1p0")
+METHODS = ("DDPM_{}_0p0", "DDIM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_0p0", "DPMpp_{}_1p0", "UniPC_{}_0p0")
 NAIVE = "NaiveDDPM_{}_0p0"
 
 
