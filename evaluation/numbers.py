@@ -15,6 +15,7 @@ from evaluation.real_pictures import RealPictures, shuffled
 
 GROUPS = 10  # of the jackknife, and so the smallest number of pictures that can be compared
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 500
+NEIGHBOURS, ROWS = 3, 500  # of precision and recall, and how many pictures' distances are in memory at once
 
 # --- numbers of pictures or their features ----------------------------------------------------------------------------
 
@@ -69,10 +70,40 @@ def kernel(first: Tensor, second: Tensor) -> tuple[float, float]:
     return mean.item(), deviation.item()
 
 
+def precision_and_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
+    """The share of the samples that are among the real pictures, and of the real ones that are among the samples.
+
+    Kynkäänniemi et al. 2019, eq. 1 and 2, for features (N, D) and (M, D); of both the same number is used. A point is
+    among a set if its distance to some point of the set is at most that point's distance to its own third neighbour.
+    """
+    count = min(len(samples), len(real))
+    samples, real = samples[:count], shuffled(real)[:count]
+    among_real, among_samples = [], torch.zeros(count, dtype=torch.bool)
+    radius_of_real, radius_of_samples = (_radii(features) for features in (real, samples))
+    for part, radii in zip(samples.split(ROWS), radius_of_samples.split(ROWS), strict=True):
+        apart = torch.cdist(part, real)
+        among_real.append((apart <= radius_of_real).any(1))
+        among_samples |= (apart <= radii[:, None]).any(0)
+    return torch.cat(among_real).double().mean().item(), among_samples.double().mean().item()
+
+
+def _radii(features: Tensor) -> Tensor:
+    """The distance of each of (N, D) to its NEIGHBOURS-th neighbour among the others: (N,)."""
+    which = min(NEIGHBOURS + 1, len(features))  # the nearest is the point itself
+    return torch.cat([torch.cdist(part, features).kthvalue(which, 1).values for part in features.split(ROWS)])
+
+
 def distances(samples: Tensor, real: Tensor) -> dict:
-    """Both distances between features (N, D) and (M, D)."""
+    """Both distances between features (N, D) and (M, D), and precision and recall."""
     (fd, fd_error), (kd, kd_deviation) = frechet_with_error(samples, real), kernel(samples, real)
-    return {"n": len(samples), "frechet": fd, "frechet_error": fd_error, "kernel": kd, "kernel_deviation": kd_deviation}
+    found = {
+        "n": len(samples),
+        "frechet": fd,
+        "frechet_error": fd_error,
+        "kernel": kd,
+        "kernel_deviation": kd_deviation,
+    }
+    return found | dict(zip(("sample_precision", "sample_recall"), precision_and_recall(samples, real), strict=True))
 
 
 def class_shares(classes: Tensor, count: int = 10) -> dict:
@@ -166,6 +197,9 @@ def summary(report: dict) -> str:
             parts = [part for part in (report, report["as_few"], floor) if part]
             values = [f"{part[key]:.5g} ± {part[error]:.2g} of {part['n']:,}" for part in parts]
             lines.append(f"{key} distance {', '.join(values[:-1])} (real: {values[-1]}, {floor['of']})")
+        for key in ("sample_precision", "sample_recall"):
+            values = [f"{part[key]:.3f} of {min(part['n'], floor['to']):,}" for part in parts]
+            lines.append(f"{key.removeprefix('sample_')} {', '.join(values[:-1])} (real: {values[-1]})")
     lines.append(f"nearest of {near['n']:,} training pictures: distance {near['samples']:.4f} ({near['real']:.4f})")
     most = near["closer_than_99_percent_of_real"]
     lines[-1] += f"; {most:.1%} of the samples are closer than 99 % of real pictures are"
