@@ -1,4 +1,4 @@
-"""From one picture to another, through their noisy versions."""
+"""From one picture to another, or to a changed one, through noisy versions of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise
-from diffusion.sampling import SampleSpec, sample
+from diffusion.sampling import Frame, SampleSpec, sample, sample_progressive
 
 INTERP_MODES = ("lerp", "slerp", "ddim", "redrawn")
+EDIT_MODES = ("sdedit", "ddim")
 
 
 def interpolate(
@@ -40,12 +41,50 @@ def interpolate(
     """
     if mode not in INTERP_MODES:
         raise ValueError(f"interp_mode must be one of {', '.join(INTERP_MODES)}, not {mode!r}")
-    if not 1 <= depth <= diffusion.timestep_num:
-        raise ValueError(f"a depth of {depth} is not between 1 and {diffusion.timestep_num} timesteps")
-    if mode == "ddim" and (spec.method, spec.eta) != ("DDIM", 0):
-        raise ValueError(f"only DDIM with eta 0 can be inverted, such as DDIM_50_0p0, and not {spec}")
-    spec = replace(spec, steps=-(-spec.steps * depth // diffusion.timestep_num))  # its share of the steps, rounded up
+    spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     return _mixtures(diffusion, model, first, second, spec, depth, lambdas, seed, mode)
+
+
+def edit(
+    diffusion: GaussianDiffusion,
+    model: Model,
+    noise: Tensor,
+    x_start: Tensor,
+    spec: SampleSpec,
+    depth: int,
+    generator: SampleNoise,
+    mode: str = "sdedit",
+    source: Model | None = None,
+) -> Iterator[Frame]:
+    """Goes `depth` timesteps from x_start (B, C, H, W) into the noise, and back with the sampler: yields its frames.
+
+    mode:
+        "sdedit"  adds the noise, and so keeps of the picture what is coarser than this noise (Meng et al. 2022)
+        "ddim"    adds none: `invert` finds the x_t that the picture comes from. The way back returns the picture, or
+                  changes it where `model` differs from `source`, the model that is inverted (default: the same)
+    noise: as x_start. generator: see `sample_progressive`. The sampler takes depth / T of its steps.
+    Raises ValueError for an unknown mode, and for a depth and a spec that `interpolate` would refuse.
+    """
+    if mode not in EDIT_MODES:
+        raise ValueError(f"edit_mode must be one of {', '.join(EDIT_MODES)}, not {mode!r}")
+    spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
+    if mode == "ddim":
+        x_t = invert(diffusion, source or model, x_start, spec, depth)
+    else:
+        x_t = diffusion.q_sample(x_start, torch.full((len(x_start),), depth - 1, device=x_start.device), noise)
+    return sample_progressive(diffusion, model, x_t, spec, generator, depth)
+
+
+def partial_spec(spec: SampleSpec, depth: int, timestep_num: int, inverted: bool) -> SampleSpec:
+    """The spec of a sampler that starts `depth` timesteps deep: with its share of the steps, rounded up.
+
+    Raises ValueError for a depth outside 1 … timestep_num, and for one to invert that is not DDIM with eta 0.
+    """
+    if not 1 <= depth <= timestep_num:
+        raise ValueError(f"a depth of {depth} is not between 1 and {timestep_num} timesteps")
+    if inverted and (spec.method, spec.eta) != ("DDIM", 0):
+        raise ValueError(f"only DDIM with eta 0 can be inverted, such as DDIM_50_0p0, and not {spec}")
+    return replace(spec, steps=-(-spec.steps * depth // timestep_num))
 
 
 def _mixtures(diffusion, model, first, second, spec, depth, lambdas, seed, mode) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.samplers import METHODS, T, knows, network, randn
 
-from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, interpolate, sample_progressive
+from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, edit, interpolate, sample_progressive
 from diffusion.interpolation import slerp
 
 FIRST, SECOND = (randn(2, 1, 4, 4, seed=s).clamp(-1, 1) for s in (8, 9))
@@ -140,3 +140,43 @@ def test_an_unknown_mode_is_refused():
 def test_a_depth_outside_1_to_T_is_refused(depth):
     with pytest.raises(ValueError, match=f"depth of {depth} .* 1 and 1000"):
         between([0.5], depth=depth)
+
+
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+def edited(depth, mode="sdedit", steps=10, method="DDIM_{}_0p0", x_start=FIRST, model=network, **keywords):
+    noise = SampleNoise(10, range(len(x_start)))
+    x_T = noise.draw(x_start.shape, x_start.dtype, "cpu")
+    spec = SampleSpec.parse(method.format(steps))
+    return list(edit(GaussianDiffusion(T), model, x_T, x_start, spec, depth, noise, mode, **keywords))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_edit_is_the_picture_noised_and_denoised(method):
+    d, noise = GaussianDiffusion(T), SampleNoise(10, range(2))
+    x_t = d.q_sample(FIRST, torch.full((2,), 499), noise.draw(FIRST.shape, FIRST.dtype, "cpu"))
+    *_, frame = sample_progressive(d, network, x_t, SampleSpec.parse(method.format(5)), noise, depth=500)
+    assert torch.equal(edited(500, method=method)[-1].sample, frame.sample)
+
+
+def test_an_edit_takes_its_share_of_the_steps():
+    assert [len(edited(depth)) for depth in (1, 100, 101, 500, 1000)] == [1, 1, 2, 5, 10]
+    assert [edited(depth)[0].t for depth in (1, 100, 500, 1000)] == [0, 99, 499, 999]
+
+
+def test_inversion_and_back_returns_the_picture_or_that_of_another_network():
+    """Two networks that each know one picture: the first finds the noise, which leads the second to its own picture."""
+    d = GaussianDiffusion(T)
+    first, second = knows(FIRST, d), knows(SECOND, d)
+    assert edited(500, "ddim", model=first)[-1].sample.allclose(FIRST, atol=1e-9)
+    assert edited(500, "ddim", model=second, source=first)[-1].sample.allclose(SECOND, atol=1e-9)
+
+
+def test_what_cannot_be_edited_is_refused():
+    with pytest.raises(ValueError, match="one of sdedit, ddim, not 'magic'"):
+        edited(500, "magic")
+    with pytest.raises(ValueError, match="only DDIM with eta 0 can be inverted"):
+        edited(500, "ddim", method="DDPM_{}_0p0")
+    with pytest.raises(ValueError, match="depth of 1001 .* 1 and 1000"):
+        edited(1001)
