@@ -1,7 +1,8 @@
 """Samples from a trained checkpoint:   python test_solver.py --model_path train_results/digits/digits.pt …
 
 random_gen draws pictures and shows how they develop from noise; compare draws a table over samplers and steps;
-interpolate goes from one picture to another; evaluate measures how close the samples are to real pictures.
+interpolate goes from one picture to another; inpaint fills a hole in pictures, and edit changes them; evaluate measures
+how close the samples are to real pictures.
 """
 
 import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly while the others load
@@ -15,14 +16,15 @@ from pathlib import Path
 from datasets.files import clear_parts, own_stem
 from diffusion import SAMPLERS, SampleSpec
 from evaluation.numbers import GROUPS
-from test_modes import compare, evaluate, interpolate, random_gen
+from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, random_gen
 from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, add_real_data_flags, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
 from utils.errors import ConfigError
 from utils.recipe import parse_spec
 
-MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate, "evaluate": evaluate}
+MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate, "inpaint": inpaint, "edit": edit}
+MODES["evaluate"] = evaluate
 
 
 def parse_arguments():
@@ -31,7 +33,7 @@ def parse_arguments():
     add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint or .safetensors")
     add("--test_mode", required=True, choices=MODES)
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="samplers: METHOD_STEPS_ETA, one or several")
-    add("--sample_num", type=number(1, 10**7), metavar="N", help="samples; compare: a cell; interpolate: sqrt(N) pairs")
+    add("--sample_num", type=number(1, 10**7), metavar="N", help="how many; for each mode see docs/sampling.md")
     add("--batch_size", type=number(1), default=100, metavar="B", help="samples at a time; not used by interpolate")
     add("--seed", type=number(0, 2**63 - 1), default=0, metavar="S", help="sample i depends only on it and on i")
     add("--save_dir", type=Path, default=Path("results"), metavar="D", help="where the pictures go (default: results)")
@@ -39,8 +41,8 @@ def parse_arguments():
     add("--device", metavar="cuda:0|mps|cpu", help="default: a GPU if there is one")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: half where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
-    for mode in (random_gen, interpolate):
-        mode.add_flags(parser)
+    for flags in (random_gen, interpolate, inpaint, edit, given_pictures, evaluate):
+        flags.add_flags(parser)
     add_real_data_flags(parser)
     add_recipe_flags(parser)
     return parser.parse_args()
@@ -67,7 +69,7 @@ def check_arguments(args: Namespace) -> None:
     """Refuses flags that the mode does not use, before anything is loaded."""
     for flag in sorted({flag for mode in MODES.values() for flag in mode.FLAGS} - {*MODES[args.test_mode].FLAGS}):
         if getattr(args, flag) is not None:
-            takers = " and ".join(name for name, mode in MODES.items() if flag in mode.FLAGS)
+            takers = ", ".join(name for name, mode in MODES.items() if flag in mode.FLAGS)
             raise ConfigError(f"--{flag} is for --test_mode {takers}, not for {args.test_mode}")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
@@ -83,6 +85,8 @@ def samplers(args: Namespace, T: int) -> list[SampleSpec]:
     default = {
         "compare": [f"{method}_{min(n, T)}_0p0" for method in methods for n in (10, 50)],
         "interpolate": ddim if "ddim" in (args.interp_mode or []) else [f"DDPM_{T}_0p0"],  # only DDIM can be inverted
+        "inpaint": [f"DDPM_{min(50, T)}_0p0"],
+        "evaluate": [f"DDPM_{T}_0p0"] if args.bits else ddim,
     }
     texts = args.sample_info or default.get(args.test_mode, ddim)
     specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in texts))

@@ -2,7 +2,7 @@
 
 import json
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
@@ -13,16 +13,24 @@ from diffusion import SampleSpec
 from evaluation.features import extractor_for
 from evaluation.numbers import Evaluation, summary
 from evaluation.real_pictures import real_pictures
+from test_modes import bits
 from test_modes.names import picture_path
 from utils.checkpoint import Run
 from utils.command_line import real_data
 from utils.pictures import save_grid
 
-FLAGS = ("data_name", "data_path", "split")
+FLAGS = ("bits", "data_name", "data_path", "split")
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("evaluate").add_argument
+    add("--bits", action="store_true", default=None, help="only how well the network fits real pictures, in bits")
 
 
 def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
     """How close the samples are to real pictures, in numbers; and some samples above their nearest neighbours."""
+    if args.bits:
+        return bits.run(args, trained, specs)
     recipe, files, count = trained.recipe, [], args.sample_num or 2000
     source, data_path, split = real_data(args, recipe)
     size, channels = recipe["image_size"], recipe["image_channel"]

@@ -168,7 +168,7 @@ BETWEEN = ["--test_mode", "interpolate"]
         (["--lambda_num", "5"], 2, ["--lambda_num is for --test_mode interpolate"]),
         (["--test_mode", "compare", "--sample_dir", "d"], 2, ["--sample_dir is for --test_mode random_gen"]),
         ([*BETWEEN, "--data_name", "Cifar10", "--data_path", "LICENSE"], 1, ["Cifar10: no data in LICENSE"]),
-        ([*BETWEEN, "--sample_num", "1000000"], 2, ["1000 pairs", "1500"]),
+        ([*BETWEEN, "--sample_num", "1000000"], 2, ["2000 pictures", "1500"]),
         ([*BETWEEN, "--lambda_num", "1"], 2, ["--lambda_num", "1 is not from 2 to 1000"]),
         ([*BETWEEN, "--interp_mode", "cubic"], 2, ["--interp_mode", "cubic", "slerp"]),
         (
@@ -184,7 +184,7 @@ BETWEEN = ["--test_mode", "interpolate"]
         ([*BETWEEN, "--diffusion_step", "1001"], 2, ["--diffusion_step 1001", "1000 timesteps"]),
         ([*BETWEEN, "--image_indices", "3", "1500"], 2, ["--image_indices 1500", "1500 pictures, numbered from 0"]),
         ([*BETWEEN, "--image_indices", "-1", "3"], 2, ["--image_indices -1"]),
-        ([*BETWEEN, "--image_indices", "3"], 2, ["--image_indices takes pairs"]),
+        ([*BETWEEN, "--image_indices", "3"], 2, ["interpolate takes pairs"]),
         ([*BETWEEN, "--image_files", "none.png", "images/digits_final.png"], 2, ["none.png", "No such file"]),
         ([*BETWEEN, "--image_files", "LICENSE", "images/digits_final.png"], 2, ["LICENSE", "cannot identify"]),
         ([*BETWEEN, "--image_files", "a.png", "b.png", "--split", "test"], 2, ["another choice of pictures"]),

@@ -168,6 +168,18 @@ class ProgressPicture:
         return [*files, save_animation(self.pictures, file.with_suffix(f".{animation}"))] if animation else files
 
 
+def film_states(frames: Iterable[Frame], steps: int, film: bool) -> list[Tensor]:
+    """Runs a sampler of that many network calls: its result (B, C, H, W), after the states that a film shows."""
+    kept = set(progress_frames(steps, FILM_FRAMES)) if film else {steps}
+    return [frame.sample.cpu() for done, frame in enumerate(frames, 1) if done in kept]
+
+
+def save_film(states: Sequence[Tensor], columns: int, picture: Path, animation: str | None) -> list[Path]:
+    """A film of grids beside a picture, as gif or webp, if asked for. states: of (N, C, H, W) each."""
+    frames = [grid(x, columns) for x in states] if animation else []
+    return [save_animation(frames, picture.with_suffix(f".{animation}"))] if animation else []
+
+
 def save_animation(frames: Sequence[Image.Image], file: Path) -> Path:
     """Writes a GIF or a lossless WebP, by the file's suffix, that loops and pauses on its last frame."""
     durations = [100] * (len(frames) - 1) + [2000]  # milliseconds

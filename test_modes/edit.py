@@ -1,0 +1,61 @@
+"""Changes pictures: into the noise, and back."""
+
+from argparse import ArgumentParser, Namespace
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import normalize
+from diffusion import EDIT_MODES, SampleSpec, edit
+from test_modes import given_pictures
+from test_modes.interpolate import depths
+from test_modes.names import picture_path
+from utils.checkpoint import Run, in_batches
+from utils.errors import ConfigError
+from utils.pictures import film_states, grid, save_film, save_table
+
+FLAGS = ("edit_mode", "diffusion_step", "animate", *given_pictures.FLAGS)
+PICTURES = 8  # random ones, unless the flags choose others
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("edit").add_argument
+    add("--edit_mode", nargs="+", choices=EDIT_MODES, help="add noise (sdedit, the default), or invert DDIM")
+
+
+def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+    """A row per depth below the pictures, `sample_num` edits of each picture beside each other."""
+    T, edits, files = trained.recipe["timestep_num"], args.sample_num or 1, []
+    rows = depths(args, T) or [-(-T * tenths // 10) for tenths in (2, 4, 6, 8)]
+    pictures = given_pictures.given_pictures(args, trained.recipe, PICTURES).repeat(edits, 0)
+    x_start = normalize(torch.from_numpy(pictures)).to(trained.device)
+    for spec, mode in product(specs, args.edit_mode or ["sdedit"]):
+        states = [edit_states(args, trained, x_start, spec, depth, mode) for depth in rows]
+        file = picture_path(args, f"{spec}_edit" if mode == "sdedit" else f"{spec}_{mode}_edit")
+        cells = [[grid(x, len(x_start))] for x in (x_start, *(parts[-1] for parts in states))]
+        labels = ["picture", *(f"{depth} of {T}" for depth in rows)]
+        files.append(save_table(cells, labels, [""], file))
+        longest = max(map(len, states))
+        states = [[parts[0]] * (longest - len(parts)) + parts for parts in states]  # they end together
+        film = [torch.cat([x_start.cpu(), *parts]) for parts in zip(*states, strict=True)]
+        files += save_film(film, len(x_start), file, args.animate)
+    return files
+
+
+def edit_states(
+    args: Namespace, trained: Run, x_start: Tensor, spec: SampleSpec, depth: int, mode: str
+) -> list[Tensor]:
+    """The `film_states` of one depth, of pictures (N, C, S, S). Picture i has the noise of sample i, at all depths."""
+    batches, steps = [], -(-spec.steps * depth // trained.recipe["timestep_num"])
+    for indices in tqdm(list(in_batches(len(x_start), args.batch_size)), desc=f"{mode} {depth}", leave=False):
+        noise, generator = trained.noise(indices, args.seed)
+        given = trained.diffusion, trained.network, noise, x_start[indices[0] : indices[-1] + 1]
+        try:
+            frames = edit(*given, spec, depth, generator, mode)
+        except ValueError as error:
+            raise ConfigError(f"--edit_mode and --sample_info: {error}") from error
+        batches.append(film_states(frames, steps, bool(args.animate)))
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]

@@ -1,0 +1,65 @@
+"""The pictures that interpolate, inpaint and edit start from. (What is refused is in test_refusals.py.)"""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import load_images
+from test_modes.given_pictures import by_number, drawn, from_files
+from test_modes.interpolate import pairs
+from utils.errors import ConfigError
+
+# each picture has its number in all pixels
+IMAGES = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(4, 2).repeat(4, 3)
+
+
+def numbers(pictures):
+    assert pictures.dtype == np.uint8 and pictures.shape[-3:] == (3, 4, 4)
+    return pictures[..., 0, 0, 0].tolist()
+
+
+def pairs_of(monkeypatch, **given):
+    monkeypatch.setattr("test_modes.given_pictures.load_images", lambda *_: IMAGES)
+    flags = dict.fromkeys(("image_files", "image_indices", "data_name", "data_path", "split", "sample_num"))
+    recipe = {"image_size": 4, "image_channel": 3, "dataset": "Digits", "data_path": "none", "split": "train"} | {
+        "sample_num": 4
+    }
+    return numbers(pairs(Namespace(**flags | {"seed": 1} | given), recipe))
+
+
+def test_chosen_pairs_are_neighbours(monkeypatch):
+    assert pairs_of(monkeypatch, image_indices=[3, 7]) == [[3], [7]]
+    assert pairs_of(monkeypatch, image_indices=[3, 7, 0, 19, 5, 5]) == [[3, 0, 5], [7, 19, 5]]
+
+
+def test_random_pairs_are_different_pictures_drawn_by_the_seed(monkeypatch):
+    first, second = pairs_of(monkeypatch, sample_num=100)
+    assert len(first) == len(second) == 10 and {*first, *second} == set(range(20))
+    assert pairs_of(monkeypatch, sample_num=9) == pairs_of(monkeypatch, sample_num=9)
+    assert pairs_of(monkeypatch, sample_num=9) != pairs_of(monkeypatch, sample_num=9, seed=2)
+
+
+def test_pictures_can_be_read_from_a_memory_mapped_cache(tmp_path):
+    IMAGES.tofile(tmp_path / "cache")
+    mapped = np.memmap(tmp_path / "cache", np.uint8, "r", shape=IMAGES.shape)
+    for pictures in (drawn(mapped, 4, seed=0), by_number(mapped, [3, 7])):
+        assert not isinstance(pictures, np.memmap) and pictures.flags.writeable
+    assert numbers(drawn(mapped, 4, seed=0)) == numbers(drawn(IMAGES, 4, seed=0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_are_resized_and_cropped_as_for_training(tmp_path, channels):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)).save(file)
+    pictures = from_files(files, 8, channels)
+    assert pictures.shape == (3, channels, 8, 8)
+    assert (pictures == load_images("Folder", tmp_path, "all", 8, channels)).all()
+
+
+def test_a_file_of_floats_is_refused_by_name(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ConfigError, match=r"float\.tif"):
+        from_files([tmp_path / "float.tif"] * 2, 8, 1)
