@@ -118,7 +118,7 @@ def train(
             recipe = recipe | {"steps_per_minute": recipe["steps_per_minute"] or last["recipe"].get("steps_per_minute")}
             check_same_run(last, recipe)
         data = (found, recipe["data_path"], recipe["split"])
-        images = fit_images(*data, recipe["image_size"], recipe["image_channel"])
+        images, rows = fit_images(*data, recipe["image_size"], recipe["image_channel"])
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
     batches = Batches(images, recipe, device, processes.rank, processes.world)

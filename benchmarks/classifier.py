@@ -13,15 +13,10 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from datasets import DataError, load_images, normalize
-from datasets.cifar10 import BATCHES
-from datasets.digits import TRAIN
-from datasets.mnist import DEBIAN_FASHION, read_idx
-from datasets.pickles import load_arrays
+from datasets import find_images, find_labels, load_images, normalize
 from evaluation.features import batched, classifier, classifier_file
 from training.optimizer import Muon
 from utils.command_line import ArgumentParser, run
@@ -33,28 +28,9 @@ BATCH_SIZE = 100
 
 
 def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) labels, int (N,), in the order of the pictures. DataError if there are no files of labels."""
-    if dataset == "Digits":
-        return tuple(np.split(load_digits().target, [TRAIN]))
-    if dataset == "Cifar10":
-        return tuple(np.concatenate([cifar10_labels(data_path, name) for name in names]) for names in BATCHES.values())
-    roots = [data_path, data_path / {"Mnist": "MNIST", "Fashion_Mnist": "FashionMNIST"}[dataset]]
-    folders = [*roots, *(root / "raw" for root in roots)]
-    folders += [DEBIAN_FASHION] if dataset == "Fashion_Mnist" else []
-    names = [f"{part}-labels-idx1-ubyte" for part in ("train", "t10k")]
-    for folder in folders:
-        for suffix in (".gz", ""):
-            files = [folder / f"{name}{suffix}" for name in names]
-            if all(file.is_file() for file in files):
-                return tuple(map(read_idx, files))
-    raise DataError(f"{data_path} has no {' and '.join(names)}, gzipped or not")
-
-
-def cifar10_labels(data_path: Path, batch: str) -> list[int]:
-    """The labels of a batch, in the folder where its pictures are found."""
-    folders = (data_path, data_path / "cifar-10-batches-py")
-    content = load_arrays(next(folder / batch for folder in folders if (folder / batch).is_file()))
-    return content.get("labels", content.get(b"labels"))
+    """(train, test) labels, int64 (N,), in the order of the pictures. DataError if they are missing."""
+    found = {split: find_images(dataset, data_path, split) for split in ("train", "test")}
+    return tuple(find_labels(dataset, pictures, data_path, split)[0] for split, pictures in found.items())
 
 
 def varied(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Data sets as uint8 arrays of pictures, one small loader each. Independent of networks and of the diffusion.
 
 A loader takes (data_path, split, download) and returns the pictures in their original size: a uint8 array (N, H, W) or
-(N, H, W, 3) if the data set stores them as an array, else the list of picture files.
+(N, H, W, 3) if the data set stores them as an array, else the list of picture files. A second function beside it may
+give their class labels, which are read only if a caller asks for them.
 """
 
 from importlib import import_module
@@ -13,11 +14,11 @@ import numpy as np
 from datasets.cache import fit_array, fit_files
 from datasets.errors import DataError
 from datasets.pixels import normalize, to_uint8
-from datasets.registry import LOADERS
+from datasets.registry import LABEL_LOADERS, LOADERS
 
 __all__ = [
-    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "fit_images", "load_images", "normalize",
-    "to_uint8",
+    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "find_labels", "fit_images", "load_images",
+    "load_labelled", "normalize", "to_uint8",
 ]  # fmt: skip
 
 SPLITS = ("train", "test", "all")
@@ -48,13 +49,50 @@ def load_images(
     Resizes the shorter side to image_size pixels and crops the middle. Picture files are decoded once, into a cache in
     data_path, and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
     """
-    return fit_images(find_images(dataset, data_path, split, download), data_path, split, image_size, image_channel)
+    return fit_images(find_images(dataset, data_path, split, download), data_path, split, image_size, image_channel)[0]
+
+
+def load_labelled(
+    dataset: str, data_path: str | Path, split: str, image_size: int, image_channel: int,
+    classes: list[str] | None = None, download: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """What `load_images` returns, and the label of each picture as `find_labels` gives it for these classes."""
+    found = find_images(dataset, data_path, split, download)
+    images, rows = fit_images(found, data_path, split, image_size, image_channel)
+    return images, find_labels(dataset, found, data_path, split, classes)[0][rows]
+
+
+def find_labels(
+    dataset: str, found: np.ndarray | list[Path], data_path: str | Path, split: str, classes: list[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """(labels, classes): the number of each found picture's class, int64 (N,), and the names of the classes.
+
+    found: what `find_images` found. classes: the names to number by, such as those of a training; None: those that
+    occur, in the order of the data set. A picture without a class, or of another one, has the label len(classes).
+    Raises DataError if the data set has no classes, or if its labels are missing or damaged.
+    """
+    if dataset not in LABEL_LOADERS:
+        raise DataError(f"{dataset}: this data set has no class labels")
+    try:
+        numbers, names = LABEL_LOADERS[dataset](Path(data_path), split, found)
+        numbers = np.asarray(numbers)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{dataset}: the labels in {data_path} are not a list of numbers") from error
+    whole = numbers.dtype.kind in "iu" and numbers.shape == (len(found),)
+    if not whole or not ((numbers >= -1) & (numbers < len(names))).all():
+        raise DataError(
+            f"{dataset}: the labels in {data_path} are not a number from 0 to {len(names) - 1} for each of the "
+            f"{len(found):,} pictures"
+        )
+    classes = classes or [names[i] for i in np.unique(numbers[numbers >= 0])]
+    places = [classes.index(name) if name in classes else len(classes) for name in names]
+    return np.array([*places, len(classes)])[numbers], classes  # the last for -1
 
 
 def fit_images(
     found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: int, image_channel: int
-) -> np.ndarray:
-    """What `find_images` found, as `load_images` returns it."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `find_images` found as `load_images` returns it, and which of them: int64 (N,); unreadable files are not."""
     if isinstance(found, np.ndarray):
-        return fit_array(found, image_size, image_channel)
+        return fit_array(found, image_size, image_channel), np.arange(len(found))
     return fit_files(found, Path(data_path), split, image_size, image_channel)

@@ -3,6 +3,7 @@
 The cache file is in a hidden subfolder of the data and holds the pixels without a header. Its name contains all that it
 depends on, so that a change of the files, the size or the split leads to a new cache, and the number of pictures, so
 that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
+If files were skipped, a second file, .rows, holds the numbers of the others as int64.
 """
 
 import errno
@@ -20,11 +21,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.errors import DataError, warn
-from datasets.files import Part, clear_parts, not_written
+from datasets.files import Part, clear_parts, not_written, write_file
 from datasets.folder import open_picture
 from datasets.pixels import fit_picture
 
-CACHE = re.compile(r"(.+)_([0-9a-f]{16})_([0-9]+)\.u8")  # (split, size and channels), fingerprint, pictures
+CACHE = re.compile(r"(.+)_([0-9a-f]{16})_([0-9]+)\.(?:u8|rows)")  # (split, size and channels), fingerprint, pictures
 
 
 def fit_array(pictures: np.ndarray, image_size: int, image_channel: int) -> np.ndarray:
@@ -38,9 +39,12 @@ def fit_array(pictures: np.ndarray, image_size: int, image_channel: int) -> np.n
     return fitted
 
 
-def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, image_channel: int) -> np.ndarray:
-    """Picture files to uint8 (N, image_channel, image_size, image_size), memory-mapped from the cache.
+def fit_files(
+    files: list[Path], data_path: Path, split: str, image_size: int, image_channel: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Picture files to uint8 (N, image_channel, image_size, image_size), memory-mapped from the cache; and their rows.
 
+    rows: int64 (N,), the numbers of the files that the pictures are from.
     Files that are not pictures are skipped, with a message on stderr. If the folder is not writable, the array is in
     memory instead, also with a message. Several processes may do this at once: each writes its own file.
     Raises DataError if there is no picture, if a file cannot be read, and if the cache does not fit on the disk.
@@ -48,10 +52,11 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
     shape = (image_channel, image_size, image_size)
     folder, prefix = data_path / ".cache", f"{split}_{image_size}px_{image_channel}ch"
     stem = f"{prefix}_{_fingerprint(files, data_path)}"
-    cached = _open_cache(folder, stem, shape)
+    cached = _open_cache(folder, stem, shape, len(files))
     if cached is not None:
         return cached
-    pictures = _decoded(files, image_size, image_channel)
+    rows = []
+    pictures = _decoded(files, image_size, image_channel, rows)
     pictures = chain([next(pictures)], pictures)  # where there are no pictures, no cache folder is created
     try:
         try:
@@ -60,13 +65,15 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
             part = Part(folder / f"{stem}.u8")
         except OSError as error:
             warn(f"no cache ({error}): the pictures are kept in memory and decoded again next time")
-            return _in_memory(pictures, len(files), shape)
+            return _in_memory(pictures, len(files), shape), np.array(rows)
         with part:
             count = 0
             for picture in pictures:
                 part.stream.write(picture.tobytes())
                 count += 1
             cache = folder / f"{stem}_{count}.u8"
+            if count < len(files):
+                write_file(cache.with_suffix(".rows"), np.array(rows, "<i8").tobytes())
             part.complete(cache)
     except OSError as error:
         error = not_written(folder / f"{stem}.u8", error, len(files) * int(np.prod(shape)))
@@ -78,21 +85,31 @@ def fit_files(files: list[Path], data_path: Path, split: str, image_size: int, i
         match = CACHE.fullmatch(file.name)
         if match and match[1] == prefix and f"{match[1]}_{match[2]}" != stem:
             file.unlink(missing_ok=True)  # of files that have changed since
-    return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
+    return np.memmap(cache, np.uint8, "r", shape=(count, *shape)), np.array(rows)
 
 
-def _open_cache(folder: Path, stem: str, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The cached pictures (N, *shape), memory-mapped; None if there is no complete cache file."""
+def _open_cache(
+    folder: Path, stem: str, shape: tuple[int, int, int], files: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The cached pictures (N, *shape), memory-mapped, and their rows; None if there is no complete cache file."""
     for cache in folder.glob(f"{stem}_*.u8"):
         match = CACHE.fullmatch(cache.name)
         if not match:
             continue
         count = int(match[3])
-        if count and cache.stat().st_size == count * int(np.prod(shape)):
+        rows = np.arange(count) if count == files else _saved_rows(cache.with_suffix(".rows"))
+        whole = count and cache.stat().st_size == count * int(np.prod(shape))
+        if whole and len(rows) == count and 0 <= rows[0] and rows[-1] < files:
             print(f"{count} pictures from the cache {cache}")
-            return np.memmap(cache, np.uint8, "r", shape=(count, *shape))
-        warn(f"the cache {cache} is cut short: decoding the pictures again")
+            return np.memmap(cache, np.uint8, "r", shape=(count, *shape)), rows
+        warn(f"the cache {cache} is cut short, or of an earlier version: decoding the pictures again")
     return None
+
+
+def _saved_rows(file: Path) -> np.ndarray:
+    """int64 (N,), strictly ascending; empty if the file is missing, as beside the caches of earlier versions."""
+    rows = np.frombuffer(file.read_bytes(), "<i8") if file.is_file() and file.stat().st_size % 8 == 0 else np.array([])
+    return rows if (np.diff(rows) > 0).all() else np.array([])
 
 
 def _in_memory(pictures: Iterator[np.ndarray], most: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -103,8 +120,11 @@ def _in_memory(pictures: Iterator[np.ndarray], most: int, shape: tuple[int, int,
     return array[:count]
 
 
-def _decoded(files: list[Path], image_size: int, image_channel: int) -> Iterator[np.ndarray]:
-    """Yields the pictures in order, uint8 (image_channel, image_size, image_size). DataError if there are none."""
+def _decoded(files: list[Path], image_size: int, image_channel: int, rows: list[int]) -> Iterator[np.ndarray]:
+    """Yields the pictures in order, uint8 (image_channel, image_size, image_size). DataError if there are none.
+
+    rows: gets the number of the file of each.
+    """
 
     def decode(file: Path) -> np.ndarray | str:
         try:
@@ -119,11 +139,13 @@ def _decoded(files: list[Path], image_size: int, image_channel: int) -> Iterator
 
     skipped, pool = 0, ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # eight large photographs fit in memory
     try:
-        for decoded in tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False):
+        decoding = tqdm(pool.map(decode, files), total=len(files), desc="decoding", unit="img", leave=False)
+        for row, decoded in enumerate(decoding):
             if isinstance(decoded, str):
                 skipped += 1
                 warn(decoded)
             else:
+                rows.append(row)
                 yield decoded
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for the remaining files

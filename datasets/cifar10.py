@@ -7,9 +7,10 @@ from torchvision.datasets import CIFAR10
 
 from datasets.errors import DataError, fetch
 from datasets.pickles import load_arrays
-from datasets.registry import data_set
+from datasets.registry import data_labels, data_set
 
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 @data_set("Cifar10")
@@ -18,27 +19,42 @@ def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
 
     The batches may be in data_path or in its subfolder cifar-10-batches-py.
     """
-    names = BATCHES["train"] + BATCHES["test"] if split == "all" else BATCHES[split]
-
-    def find_folder() -> Path | None:
-        folders = (data_path, data_path / "cifar-10-batches-py")
-        return next((f for f in folders if all((f / name).is_file() for name in names)), None)
-
-    folder = find_folder()
-    if folder is None:
+    files = _batches(data_path, split)
+    if not files:
         wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
         fetch("Cifar10", data_path, wanted, download, lambda: CIFAR10(data_path, download=True))
-        folder = find_folder()
-    return np.concatenate([_read_batch(folder / name) for name in names])
+        files = _batches(data_path, split)
+    return np.concatenate([_read_batch(file) for file in files])
+
+
+@data_labels("Cifar10")
+def cifar10_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """From the same batches."""
+    return np.concatenate([_entry(file, "labels") for file in _batches(data_path, split)]), CLASSES
+
+
+def _batches(data_path: Path, split: str) -> list[Path]:
+    """The files of a split; [] if they are not all in one folder."""
+    names = BATCHES["train"] + BATCHES["test"] if split == "all" else BATCHES[split]
+    for folder in (data_path, data_path / "cifar-10-batches-py"):
+        files = [folder / name for name in names]
+        if all(file.is_file() for file in files):
+            return files
+    return []
+
+
+def _entry(file: Path, key: str):
+    """An entry of a pickled dict, whose keys may be texts or bytes. None if it has no such entry."""
+    content = load_arrays(file)
+    return content.get(key, content.get(key.encode())) if isinstance(content, dict) else None
 
 
 def _read_batch(file: Path) -> np.ndarray:
-    """uint8 (N, 32, 32, 3) from a pickled dict.
+    """uint8 (N, 32, 32, 3) from a batch.
 
     Its entry "data" is uint8 (N, 3072): all red pixels of a picture row by row, then all green, then all blue ones.
     """
-    content = load_arrays(file)
-    data = content.get("data", content.get(b"data")) if isinstance(content, dict) else None
+    data = _entry(file, "data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise DataError(f"{file} is a pickle, but not a CIFAR-10 batch with 3072 bytes per picture")
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -1,11 +1,13 @@
 """Oxford Flowers 102: 8,189 JPEG files."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 from torchvision.datasets import Flowers102
 
 from datasets.errors import DataError, fetch, warn
-from datasets.registry import data_set
+from datasets.registry import data_labels, data_set
 
 IDS = {"train": ("trnid", "valid"), "test": ("tstid",)}  # the tables of picture numbers in setid.mat
 
@@ -42,12 +44,31 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     return files
 
 
+@data_labels("Flower102")
+def flower102_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.ndarray, list[str]]:
+    """The authors' numbers of the flowers, 1 to 102, by the number in the name of each file."""
+    tables = [*sorted(data_path.rglob("imagelabels.mat")), data_path.parent / "imagelabels.mat"]  # beside the JPEGs
+    if not tables[0].is_file():
+        raise DataError(f"Flower102: {data_path} has no imagelabels.mat, the authors' file of class labels; add it")
+    labels = _numbers(tables[0], ("labels",), "class labels")
+    names = [re.fullmatch("image_([0-9]{5})", file.stem) for file in found]
+    numbers = [int(name[1]) if name else 0 for name in names]
+    if strange := [file for file, i in zip(found, numbers, strict=True) if not 1 <= i <= len(labels)]:
+        raise DataError(f"{strange[0]} is not named as the authors name their {len(labels):,}, such as image_00001.jpg")
+    return np.array([labels[i - 1] - 1 for i in numbers]), [str(i) for i in range(1, 103)]
+
+
 def _names_of(table: Path, split: str) -> set[str]:
     """The names of the picture files of a split, from the authors' setid.mat."""
+    return {f"image_{i:05d}.jpg" for i in _numbers(table, IDS[split], "splits")}
+
+
+def _numbers(table: Path, keys: tuple[str, ...], what: str) -> list[int]:
+    """The whole numbers in these entries of one of the authors' MATLAB files."""
     from scipy.io import loadmat  # SciPy is a dependency of scikit-learn
 
     try:
         content = loadmat(table)
-        return {f"image_{int(i):05d}.jpg" for key in IDS[split] for i in content[key].flatten()}
+        return [int(i) for key in keys for i in content[key].flatten()]
     except Exception as error:  # SciPy raises many types for a file of another kind
-        raise DataError(f"{table} is not the authors' table of splits ({error!r})") from error
+        raise DataError(f"{table} is not the authors' table of {what} ({error!r})") from error

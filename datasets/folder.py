@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.errors import DataError, warn
-from datasets.registry import data_set
+from datasets.registry import data_labels, data_set
 
 FORMATS = (  # of pixels only: Pillow would hand an EPS file, which is a program, to Ghostscript
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "AVIF", "JPEG2000", "ICO", "ICNS", "PCX",
@@ -49,6 +49,19 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
     if not files:
         raise DataError(f"{data_path} contains no files: put your pictures there (subfolders are allowed)")
     return sorted(files)
+
+
+@data_labels("Folder")
+def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.ndarray, list[str]]:
+    """The subfolder of data_path that a picture is in, at any depth; pictures directly in data_path have no class."""
+    inside = [file.relative_to(data_path).parts for file in found]
+    folders = [parts[0] if len(parts) > 1 else None for parts in inside]
+    classes = sorted({folder for folder in folders if folder is not None})
+    if not classes:
+        raise DataError(f"{data_path} has no subfolders, which would be the classes of its pictures")
+    number = {folder: i for i, folder in enumerate(classes)} | {None: -1}
+    names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]  # a name on disk may hold any bytes
+    return np.array([number[folder] for folder in folders]), names
 
 
 def open_picture(file: Path) -> Image.Image:

@@ -11,12 +11,13 @@ from torchvision.datasets import MNIST, FashionMNIST
 
 from datasets.errors import DataError, fetch
 from datasets.pickles import load_arrays
-from datasets.registry import data_set
+from datasets.registry import DIGITS, data_labels, data_set
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 IDX_FILES = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
 MOST_BYTES = 2**31  # of pixels in an IDX file; MNIST has 47 million
 IDX_NAMES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+CLOTHES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 
 @data_set("Mnist")
@@ -25,7 +26,7 @@ def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
 
     From IDX files, with or without gzip, torchvision's old .pt files, or the old mnist.pkl.gz.
     """
-    pickle = data_path if data_path.is_file() else data_path / "mnist.pkl.gz"
+    pickle = _pickle(data_path)
     if pickle.is_file():
         return _read_mnist_pickle(pickle, split)
     pictures = _find(data_path, "MNIST", split)
@@ -51,6 +52,29 @@ def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarra
     return pictures
 
 
+@data_labels("Mnist")
+def mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """From the file with the pictures, or from the IDX file of labels beside theirs."""
+    pickle = _pickle(data_path)
+    if not pickle.is_file():
+        return _find(data_path, "MNIST", split, labels=True), DIGITS
+    train, validation, test = (np.asarray(labels) for _, labels in load_arrays(pickle))
+    parts = {"train": np.concatenate([train, validation]), "test": test}
+    return np.concatenate([parts[part] for part in _parts(split)]), DIGITS
+
+
+@data_labels("Fashion_Mnist")
+def fashion_mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """From the same place as the pictures."""
+    labels = _find(data_path, "FashionMNIST", split, labels=True)
+    return _read_idx_folder([DEBIAN_FASHION], split, labels=True) if labels is None else labels, CLOTHES
+
+
+def _pickle(data_path: Path) -> Path:
+    """Where mnist.pkl.gz is, if there is one."""
+    return data_path if data_path.is_file() else data_path / "mnist.pkl.gz"
+
+
 def _fetch_and_find(
     name: str, source: type[MNIST], data_path: Path, split: str, download: bool, wanted: str
 ) -> np.ndarray:
@@ -62,14 +86,17 @@ def _fetch_and_find(
     return pictures
 
 
-def _find(data_path: Path, name: str, split: str) -> np.ndarray | None:
-    """The split in one of torchvision's layouts (before and since 2020), in data_path or its subfolder `name`."""
+def _find(data_path: Path, name: str, split: str, labels: bool = False) -> np.ndarray | None:
+    """The split in one of torchvision's layouts (before and since 2020), in data_path or its subfolder `name`.
+
+    labels: its labels instead of its pictures.
+    """
     roots = (data_path, data_path / name)
     for root in roots:
         for folder in (root, root / "processed"):
             if (folder / "training.pt").is_file() and (folder / "test.pt").is_file():
-                return np.concatenate([_read_processed(folder, part) for part in _parts(split)])
-    return _read_idx_folder([*roots, *(root / "raw" for root in roots)], split)
+                return np.concatenate([_read_processed(folder, part)[labels] for part in _parts(split)])
+    return _read_idx_folder([*roots, *(root / "raw" for root in roots)], split, labels)
 
 
 def read_idx(file: Path) -> np.ndarray:
@@ -98,17 +125,25 @@ def _parts(split: str) -> tuple[str, ...]:
     return ("train", "test") if split == "all" else (split,)
 
 
-def _read_idx_folder(folders: list[Path], split: str) -> np.ndarray | None:
-    """The split from the first folder that has its image files; None if no folder has them."""
+def _read_idx_folder(folders: list[Path], split: str, labels: bool = False) -> np.ndarray | None:
+    """The split, or its labels, from the first folder that has its image files; None if no folder has them."""
+    names = [IDX_NAMES[part] for part in _parts(split)]
     for folder in folders:
-        files = [_idx_file(folder, part) for part in _parts(split)]
-        if None not in files:
+        files = [_idx_file(folder, name) for name in names]
+        if None in files:
+            continue
+        if not labels:
             return np.concatenate([_checked(read_idx(file), file) for file in files])
+        names = [name.replace("images-idx3", "labels-idx1") for name in names]
+        files = [_idx_file(folder, name) for name in names]
+        if None in files:
+            raise DataError(f"{folder} has pictures but no {names[files.index(None)]}, gzipped or not; put it there")
+        return np.concatenate([read_idx(file) for file in files])
     return None
 
 
-def _idx_file(folder: Path, part: str) -> Path | None:
-    files = (folder / f"{IDX_NAMES[part]}.gz", folder / IDX_NAMES[part])
+def _idx_file(folder: Path, name: str) -> Path | None:
+    files = (folder / f"{name}.gz", folder / name)
     return next((file for file in files if file.is_file()), None)
 
 
@@ -126,12 +161,12 @@ def _read_mnist_pickle(file: Path, split: str) -> np.ndarray:
     return (pictures * 255).round().astype(np.uint8)
 
 
-def _read_processed(folder: Path, part: str) -> np.ndarray:
-    """torchvision's files before 2020: a pair of tensors, images uint8 (N, 28, 28) and labels."""
+def _read_processed(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """torchvision's files before 2020: a pair of tensors, images uint8 (N, 28, 28) and labels (N,)."""
     file = folder / {"train": "training.pt", "test": "test.pt"}[part]
     try:
-        images, _ = torch.load(file, weights_only=True, map_location="cpu")
-        return _checked(images.numpy(), file)
+        images, labels = torch.load(file, weights_only=True, map_location="cpu")
+        return _checked(images.numpy(), file), labels.numpy()
     except Exception as error:  # torch raises many types for damaged, unrelated and malicious files
         raise DataError(f"{file} is not torchvision's pair of images and labels") from error
 

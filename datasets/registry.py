@@ -1,12 +1,16 @@
-"""The table of loaders. To add a data set, write its loader in a new file of this folder and decorate it."""
+"""The tables of loaders. To add a data set, write its loader in a new file of this folder and decorate it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-Loader = Callable[[Path, str, bool], np.ndarray | list[Path]]  # (data_path, split, download), see `find_images`
+Found = np.ndarray | list[Path]  # pictures, or their files
+Loader = Callable[[Path, str, bool], Found]  # (data_path, split, download), see `find_images`
+LabelLoader = Callable[[Path, str, Found], tuple[np.ndarray, list[str]]]  # (data_path, split, found), see `find_labels`
 LOADERS: dict[str, Loader] = {}
+LABEL_LOADERS: dict[str, LabelLoader] = {}
+DIGITS = [str(digit) for digit in range(10)]  # the names of the classes of Digits and Mnist
 
 
 def data_set(name: str) -> Callable[[Loader], Loader]:
@@ -17,6 +21,16 @@ def data_set(name: str) -> Callable[[Loader], Loader]:
 
     def register(loader: Loader) -> Loader:
         LOADERS[name] = loader
+        return loader
+
+    return register
+
+
+def data_labels(name: str) -> Callable[[LabelLoader], LabelLoader]:
+    """The same for the loader of a data set's class labels, which gets what the loader of its pictures found."""
+
+    def register(loader: LabelLoader) -> LabelLoader:
+        LABEL_LOADERS[name] = loader
         return loader
 
     return register
