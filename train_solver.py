@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from datasets import DataError, find_images, fit_images
+from datasets import DataError, find_images, find_labels, fit_images
 from diffusion import GaussianDiffusion
 from models import UNet
 from training.background import Background
@@ -23,7 +23,7 @@ from training.ema import EMA
 from training.held_out import HeldOut
 from training.log import TrainingLog
 from training.optimizer import LossScale, backward, learning_rate, make_optimizer, update
-from training.plan import check_outside, describe, memory_advice, total_steps
+from training.plan import check_outside, describe, memory_advice, total_steps, with_classes
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, check_same_run, find_checkpoint, pretrained_recipe, save_recipe
@@ -43,6 +43,7 @@ from utils.device import (
     sampling_precision,
 )
 from utils.errors import Stopped, out_of_memory_means
+from utils.labels import with_labels
 from utils.network import build, build_diffusion, load_state, plan
 
 
@@ -71,9 +72,12 @@ def main() -> None:
     args = parse_arguments()
     flags = {key: getattr(args, key) for key in ("data_path", "save_dir", "init_from") if getattr(args, key)}
     recipe = load_recipe(args.config, args.data_name, args.set, flags, pretrained_recipe)
-    torch.manual_seed(recipe["seed"])
-    model, diffusion = (plan(recipe), build_diffusion(recipe)) if args.dry_run else build(recipe)
+    plan(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
+        with processes.first():
+            recipe = with_classes(recipe, download=not args.dry_run)
+        torch.manual_seed(recipe["seed"])
+        model, diffusion = (plan(recipe), build_diffusion(recipe)) if args.dry_run else build(recipe)
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
         if args.dry_run:
             dry_run(recipe, model, diffusion, processes)
@@ -119,9 +123,12 @@ def train(
             check_same_run(last, recipe)
         data = (found, recipe["data_path"], recipe["split"])
         images, rows = fit_images(*data, recipe["image_size"], recipe["image_channel"])
+        class_labels = None
+        if recipe["num_classes"]:
+            class_labels = find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows]
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
-    batches = Batches(images, recipe, device, processes.rank, processes.world)
+    batches = Batches(images, recipe, device, processes.rank, processes.world, class_labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
@@ -149,7 +156,7 @@ def train(
     # --- stopping, log and previews ---
     stop = StopRequest(processes)
     sampler = ready_to_sample(ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"]))
-    held_out = HeldOut(recipe, images, sampler, diffusion, stop) if lead else None
+    held_out = HeldOut(recipe, images, sampler, diffusion, stop, class_labels) if lead else None
     until_exit.enter_context(stop)
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
@@ -167,10 +174,10 @@ def train(
         with out_of_memory_means(memory_advice(recipe, device)):
             optimizer.zero_grad(set_to_none=True)
             losses = []
-            for i, (x_start, t, noise) in enumerate(batch.split(parts), 1):
+            for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with processes.sync_gradients(parallel, now=i == parts):
                     with autocast(precision, device):
-                        losses.append(diffusion.training_losses(network, x_start, t, noise))
+                        losses.append(diffusion.training_losses(with_labels(network, labels), x_start, t, noise))
                     backward(losses[-1].mean() / parts, scale)
             rate, overflow_is_normal = learning_rate(recipe, batch.step, steps), scale.is_large()
             norm, taken = update(optimizer, rate, recipe["grad_clip"], scale)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import train_solver
+from training.plan import with_classes
 from training.processes import Processes
 from utils.config import load_recipe
 from utils.device import pick_device
@@ -32,6 +33,7 @@ def recipe_with(name: str, settings: dict, args: Namespace) -> dict:
 
 def train_quietly(recipe: dict) -> Path:
     """Trains as train_solver.py does, or resumes, with only the progress bar on the screen. Returns the checkpoint."""
+    recipe = with_classes(recipe)
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
     with Processes(pick_device()) as processes, redirect_stdout(io.StringIO()), ExitStack() as until_exit:

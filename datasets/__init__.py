@@ -55,11 +55,12 @@ def load_images(
 def load_labelled(
     dataset: str, data_path: str | Path, split: str, image_size: int, image_channel: int,
     classes: list[str] | None = None, download: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """What `load_images` returns, and the label of each picture as `find_labels` gives it for these classes."""
+) -> tuple[np.ndarray, np.ndarray, list[str]]:  # fmt: skip
+    """What `load_images` returns, and what `find_labels` returns for it."""
     found = find_images(dataset, data_path, split, download)
     images, rows = fit_images(found, data_path, split, image_size, image_channel)
-    return images, find_labels(dataset, found, data_path, split, classes)[0][rows]
+    labels, classes = find_labels(dataset, found, data_path, split, classes)
+    return images, labels[rows], classes
 
 
 def find_labels(
@@ -67,8 +68,8 @@ def find_labels(
 ) -> tuple[np.ndarray, list[str]]:
     """(labels, classes): the number of each found picture's class, int64 (N,), and the names of the classes.
 
-    found: what `find_images` found. classes: the names to number by, such as those of a training; None: those that
-    occur, in the order of the data set. A picture without a class, or of another one, has the label len(classes).
+    found: what `find_images` found. classes: the names to number by, such as those of a training; None: all that the
+    data set has, in its own order. A picture without a class, or of another one, has the label len(classes).
     Raises DataError if the data set has no classes, or if its labels are missing or damaged.
     """
     if dataset not in LABEL_LOADERS:
@@ -84,7 +85,7 @@ def find_labels(
             f"{dataset}: the labels in {data_path} are not a number from 0 to {len(names) - 1} for each of the "
             f"{len(found):,} pictures"
         )
-    classes = classes or [names[i] for i in np.unique(numbers[numbers >= 0])]
+    classes = classes or names
     places = [classes.index(name) if name in classes else len(classes) for name in names]
     return np.array([*places, len(classes)])[numbers], classes  # the last for -1
 

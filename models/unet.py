@@ -4,22 +4,11 @@ x (B, C, H, W), t (B,)  ──▶  down_blocks ──▶ middle_block ──▶ 
                                   └──────── skip connections ─────┘
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """cos(ω_k t) for all k, then sin(ω_k t), with ω_k = 10000^(-2k / width) for k = 0 … width/2 - 1.
-
-    t: int64 (B,); width: even. Returns float32 (B, width). The frequencies are those of Vaswani et al. 2017 (3.5).
-    """
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
-    angles = t[:, None].float() * frequencies  # (B, half)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+from models.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, timestep_embedding
 
 
 def usual_norm_groups(model_channels: int) -> int:
@@ -30,92 +19,6 @@ def usual_norm_groups(model_channels: int) -> int:
     remove the time embedding, which is constant over the positions, and the block would not see t.
     """
     return max((g for g in range(1, 33) if model_channels % g == 0 and model_channels // g >= 4), default=1)
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions with the time embedding added between them, and a shortcut around both.
-
-    x (B, in_channels, H, W), emb (B, time_channels) -> (B, out_channels, H, W). groups must divide in_channels and
-    out_channels.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float):
-        super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.GroupNorm(groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        )
-        self.time_emb = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
-        self.conv2 = nn.Sequential(
-            nn.GroupNorm(groups, out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        )
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(x) + self.time_emb(emb)[:, :, None, None]
-        return self.conv2(h) + self.shortcut(x)
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over all positions of the feature map, with a residual connection. (B, C, H, W) -> the same.
-
-    num_heads and groups must divide channels. The output channels of qkv are ordered by head: q, k and v of the first
-    head, then those of the second, and so on. The time embedding is not used.
-    """
-
-    def __init__(self, channels: int, num_heads: int, groups: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.proj = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).view(B, self.num_heads, 3, C // self.num_heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).unbind(2)  # each (B, heads, H*W, C/heads)
-        h = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(C/heads)) v
-        return x + self.proj(h.transpose(-1, -2).reshape(B, C, H, W))
-
-
-class Downsample(nn.Module):
-    """Halves height and width with a strided convolution. The time embedding is not used."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution. The time embedding is not used."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if x.is_cuda and torch.compiler.is_compiling():  # the compiler would sort in the backward pass of interpolate
-            return self.conv(doubled(x))
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def doubled(x: Tensor) -> Tensor:
-    """Each pixel as 2x2 pixels: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-
-
-class Stage(nn.Sequential):
-    """A chain of layers that are called as layer(x, emb), plain convolutions as layer(x)."""
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
-        return x
 
 
 class UNet(nn.Module):
@@ -133,6 +36,7 @@ class UNet(nn.Module):
     norm_groups: groups of every GroupNorm, a divisor of model_channels. None: `usual_norm_groups`.
     patch_size: the finest level sees squares of so many pixels a side as one position, a power of 2; None: 1. A size of
         2 makes every level half as high and wide, and a step about a quarter of the work.
+    num_classes: of the labels that are embedded and added to the time embedding; None: it sees no labels.
     Raises ValueError if these do not fit together.
     """
 
@@ -148,6 +52,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         norm_groups: int | None = None,
         patch_size: int | None = None,
+        num_classes: int | None = None,
     ):
         super().__init__()
         least = min(image_channel, model_channels, num_res_blocks, num_heads, image_size, *channel_mult)
@@ -157,7 +62,8 @@ class UNet(nn.Module):
         levels, patch_size = len(channel_mult), patch_size or 1
         if patch_size & (patch_size - 1):
             raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
-        self.image_channel, self.model_channels, self.patch_size = image_channel, model_channels, patch_size
+        self.image_channel, self.num_classes = image_channel, num_classes
+        self.model_channels, self.patch_size = model_channels, patch_size
         self.downsampling = patch_size * 2 ** (levels - 1)
         _check_size(image_size, image_size, self.downsampling)
         sizes = [image_size // patch_size // 2**level for level in range(levels)]
@@ -215,18 +121,21 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, patch_channels, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
         nn.init.zeros_(self.out[-1].bias)
+        self.label_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes else None  # the last: no label
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: float (B, C, H, W); t: int64 (B,). Returns (B, C, H, W).
 
-        H and W may differ from image_size. Raises ValueError for another C, or for H or W that cannot be halved often
-        enough.
+        labels: int64 (B,), from 0 to num_classes, which means no label; None: no labels. H and W may differ from
+        image_size. Raises ValueError for another C, or for H or W that cannot be halved often enough.
         """
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
         _check_size(H, W, self.downsampling)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, 4 * model_channels)
+        if self.label_embed is not None or labels is not None:
+            emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
         x, skips = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x, []
         for stage in self.down_blocks:
             x = stage(x, emb)

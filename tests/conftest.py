@@ -29,3 +29,12 @@ def trained(tmp_path_factory):
     run = scripts.train(save_dir)
     assert run.returncode == 0, run.stderr
     return save_dir / "digits" / "digits.pt"
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """The same with labels."""
+    save_dir = tmp_path_factory.mktemp("labelled")
+    run = scripts.train(save_dir, settings=scripts.LABELLED)
+    assert run.returncode == 0, run.stderr
+    return save_dir / "digits" / "digits.pt"

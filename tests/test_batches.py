@@ -9,12 +9,12 @@ from training.batches import Batches, seed_of
 CPU = torch.device("cpu")
 
 
-def numbered(n, rank=0, world=1, **recipe):
+def numbered(n, rank=0, world=1, labels=None, **recipe):
     """Batches of n pictures, each of which has its number in all pixels except a first column of zeros."""
     images = np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
     images[..., 0] = 0
     recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None, "timestep_num": 1000} | recipe
-    return Batches(images, recipe, CPU, rank, world)
+    return Batches(images, recipe, CPU, rank, world, labels)
 
 
 def batch(batches, step):
@@ -109,7 +109,8 @@ def test_processes_share_pictures_timesteps_and_noise_of_one_batch(world):
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_the_parts_of_a_batch_are_equal_and_make_up_the_whole(parts):
     whole = batch(numbered(50), 3)
-    x_start, t, noise = zip(*whole.split(parts), strict=True)
+    x_start, t, noise, labels = zip(*whole.split(parts), strict=True)
+    assert labels == (None,) * parts
     for split, together in ((x_start, whole.x_start), (t, whole.t), (noise, whole.noise)):
         assert [len(part) for part in split] == [8 // parts] * parts
         assert torch.equal(torch.cat(split), together)
@@ -125,3 +126,46 @@ def test_dropout_differs_between_processes_and_repeats_in_a_resumed_run():
     assert not any(first[step] == second[step] for step in first)
     assert len({tuple(values) for values in first.values()}) == 4
     assert resumed == {step: first[step] for step in (4, 5)}
+
+
+# --- labels ---
+
+
+def labelled(n=50, rank=0, world=1, label_dropout=0.3, **recipe):
+    """Picture i has the label i + 100, which no picture has as its number; 1000: no label."""
+    return numbered(n, rank, world, np.arange(n) + 100, num_classes=1000, label_dropout=label_dropout, **recipe)
+
+
+def test_labels_are_those_of_the_pictures():
+    for step, seen in enumerate(labelled(label_dropout=0.0).steps(0, 13)):
+        numbers = ((seen.x_start[:, 0, 0, 1] + 1) * 127.5).round().long()
+        assert seen.labels.dtype == torch.int64 and torch.equal(seen.labels, numbers + 100), step
+
+
+@pytest.mark.parametrize("label_dropout", [0.1, 0.5])
+def test_labels_are_dropped_at_their_rate(label_dropout):
+    batches = labelled(label_dropout=label_dropout, batch_size=50)
+    dropped = torch.stack([seen.labels == 1000 for seen in batches.steps(0, 400)]).double()
+    # five standard errors of 20,000 draws, and of the 400 draws of each place in the batch
+    deviation = (label_dropout * (1 - label_dropout)) ** 0.5
+    assert abs(dropped.mean() - label_dropout) < 5 * deviation / 20_000**0.5
+    assert (dropped.mean(0) - label_dropout).abs().max() < 5 * deviation / 400**0.5
+
+
+def test_labels_change_nothing_else_of_a_step():
+    """Not even what dropout draws from torch's global generator."""
+
+    def draws(batches):
+        return [(seen.x_start, seen.t, seen.noise, torch.rand(3)) for seen in batches.steps(5, 9)]
+
+    pairs = zip(draws(numbered(50, horizontal_flip=True)), draws(labelled(50, horizontal_flip=True)), strict=True)
+    assert all(torch.equal(a, b) for plain, with_labels in pairs for a, b in zip(plain, with_labels, strict=True))
+
+
+def test_dropped_labels_depend_only_on_seed_and_step_and_are_shared_by_processes():
+    whole, *_, later = labelled().steps(3, 8)
+    assert torch.equal(batch(labelled(), 7).labels, later.labels)
+    assert not torch.equal(batch(labelled(seed=1), 3).labels == 1000, whole.labels == 1000)
+    assert torch.equal(torch.cat([batch(labelled(50, rank, 4), 3).labels for rank in range(4)]), whole.labels)
+    parts = [labels for *_, labels in whole.split(2)]
+    assert torch.equal(torch.cat(parts), whole.labels) and len(parts[0]) == 4

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import datasets.mnist
 from datasets import DataError, find_images, find_labels, load_images, load_labelled
+from training.plan import with_classes
 
 rng = np.random.default_rng(0)
 
@@ -46,7 +47,7 @@ def test_idx_labels_are_read_from_beside_the_pictures(tmp_path, monkeypatch, nam
     assert labels.dtype == np.int64 and labels.tolist() == train and len(classes) == 10
     assert classes[3] == {"Mnist": "3", "Fashion_Mnist": "dress"}[name]
     assert labels_of(name, tmp_path, "all", classes)[0].tolist() == train + test
-    images, labels = load_labelled(name, tmp_path, "test", 8, 1, classes)
+    images, labels, _ = load_labelled(name, tmp_path, "test", 8, 1, classes)
     assert (images[:, 0, 0, 0] == 10 * labels).all() and labels.tolist() == test
     next(tmp_path.rglob("train-labels*")).unlink()
     assert len(load_images(name, tmp_path, "train", 8, 1)) == 12  # pictures alone need no labels
@@ -58,7 +59,7 @@ def test_the_labels_of_debians_fashion_mnist_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.mnist, "DEBIAN_FASHION", tmp_path / "debian")
     write_idx(tmp_path / "debian", "train", [7, 9])
     labels, classes = labels_of("Fashion_Mnist", tmp_path / "data", "train")
-    assert labels.tolist() == [0, 1] and classes == ["sneaker", "ankle boot"]
+    assert labels.tolist() == [7, 9] and (classes[7], classes[9]) == ("sneaker", "ankle boot")
 
 
 def test_the_labels_of_the_old_mnist_files_are_read(tmp_path):
@@ -87,9 +88,13 @@ def test_cifar10_labels_are_read(tmp_path, key):
     pixels = np.repeat(np.array(labels, np.uint8)[:, None], 3072, axis=1)
     for name in [f"data_batch_{i}" for i in range(1, 6)]:
         (tmp_path / name).write_bytes(pickle.dumps({"data": pixels, key: labels}))
-    images, numbers = load_labelled("Cifar10", tmp_path, "train", 32, 3)
-    assert numbers.tolist() == [0, 1] * 5 and (images[:, 0, 0, 0] == np.array(labels)[numbers]).all()
-    assert labels_of("Cifar10", tmp_path, "train")[1] == ["cat", "dog"]
+    images, numbers, _ = load_labelled("Cifar10", tmp_path, "train", 32, 3)
+    assert numbers.tolist() == [3, 5] * 5 and (images[:, 0, 0, 0] == numbers).all()
+    assert labels_of("Cifar10", tmp_path, "train")[1][3:6] == ["cat", "deer", "dog"]
+    recipe = {"num_classes": "auto", "dataset": "Cifar10", "data_path": tmp_path, "split": "train"}
+    chosen = with_classes(recipe)  # a training takes those that occur
+    assert (chosen["num_classes"], chosen["class_names"]) == (2, ["cat", "dog"])
+    assert labels_of("Cifar10", tmp_path, "train", chosen["class_names"])[0].tolist() == [0, 1] * 5
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps({"data": pixels}))
     assert len(load_images("Cifar10", tmp_path, "train", 32, 3)) == 10
     with pytest.raises(DataError, match="labels"):
@@ -106,7 +111,7 @@ def test_flowers_have_the_number_in_the_authors_table(tmp_path):
     savemat(tmp_path / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 77]], np.uint8)})
     for path in (tmp_path, jpg):  # the table is in data_path or beside it
         labels, classes = labels_of("Flower102", path, "all")
-        assert labels.tolist() == [0, 1, 0] and classes == ["77", "102"]
+        assert [classes[label] for label in labels] == ["77", "102", "77"] and len(classes) == 102
     (jpg / "image_00005.jpg").write_bytes(b"beyond the table")
     with pytest.raises(DataError, match="image_00005"):
         labels_of("Flower102", tmp_path, "all")
@@ -137,7 +142,7 @@ def check_colours(images, labels):
 def test_labels_fit_the_pictures_where_files_are_skipped(tmp_path, cache, capsys):
     colours(tmp_path)
     assert labels_of("Folder", tmp_path, "train")[1] == ["blue", "green", "red"]
-    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3))
+    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3)[:2])
     rows = next((tmp_path / ".cache").glob("*.rows"))
     capsys.readouterr()
     if cache == "of an earlier version":
@@ -146,16 +151,16 @@ def test_labels_fit_the_pictures_where_files_are_skipped(tmp_path, cache, capsys
         rows.write_bytes(rows.read_bytes()[:-8])
     elif cache == "impossible":
         rows.write_bytes((np.arange(12, dtype="<i8") + 9).tobytes())
-    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3))
+    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3)[:2])
     assert ("from the cache" in capsys.readouterr().out) is (cache == "written")
-    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3))
+    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3)[:2])
     assert "from the cache" in capsys.readouterr().out
 
 
 def test_labels_fit_the_pictures_without_a_cache(tmp_path):
     colours(tmp_path)
     (tmp_path / ".cache").write_text("a file with the name of the cache folder")
-    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3))
+    check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3)[:2])
 
 
 def test_labels_are_numbered_by_the_classes_of_a_training(tmp_path):

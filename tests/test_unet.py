@@ -12,7 +12,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 from models import UNet, build_model
-from models.unet import ResidualBlock, doubled, timestep_embedding
+from models.blocks import ResidualBlock, doubled, timestep_embedding
 
 PUBLISHED = Path(__file__).parent / "helpers" / "published_unet_state_dict.json"
 
@@ -215,3 +215,37 @@ def test_an_unknown_argument_is_refused():
 def test_pictures_that_the_network_was_not_built_for_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         UNet(model_channels=16)(torch.zeros(shape), torch.tensor([0]))
+
+
+# --- labels ---
+
+
+def test_a_network_with_labels_starts_with_the_other_weights_of_one_without():
+    plain, labelled = (seeded_unet(num_classes=num_classes).state_dict() for num_classes in (None, 5))
+    assert set(labelled) - set(plain) == {"label_embed.weight"} and labelled["label_embed.weight"].shape == (6, 32)
+    assert all(torch.equal(labelled[name], plain[name]) for name in plain)
+
+
+def test_a_label_is_added_to_the_time_embedding():
+    model = randomise(seeded_unet(num_classes=5)).double()
+    x, t, labels = noisy(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 500, 999]), torch.tensor([4, 0, 5])
+    plain = seeded_unet().double()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "label_embed.weight"})
+    for i, label in enumerate(labels):  # in the bias of the last layer of the time embedding
+        with torch.no_grad():
+            plain.time_embed[2].bias.copy_(model.time_embed[2].bias + model.label_embed.weight[label])
+        torch.testing.assert_close(model(x, t, labels)[i], plain(x, t)[i], rtol=1e-10, atol=1e-10)
+    assert torch.equal(model(x, t), model(x, t, torch.full((3,), 5)))  # no labels are the last row
+
+
+@pytest.mark.slow
+def test_a_network_with_labels_compiles_as_a_whole():
+    model = randomise(seeded_unet(num_classes=5))
+    x, t, labels = noisy(3, 1, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([4, 0, 5])
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(compiled(x, t, labels), model(x, t, labels))
+
+
+def seeded_unet(**keywords):
+    torch.manual_seed(0)
+    return UNet(8, 1, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_heads=2, **keywords)

@@ -33,16 +33,21 @@ def fits(images: np.ndarray, device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of one step: x_start and noise float32 (B, C, H, W), x_start in [-1, 1]; t int64 (B,)."""
+    """This process's share of one step: x_start and noise float32 (B, C, H, W), x_start in [-1, 1]; t int64 (B,).
+
+    labels: int64 (B,), for a network with labels.
+    """
 
     step: int  # from 0
     x_start: Tensor
     t: Tensor
     noise: Tensor
+    labels: Tensor | None = None
 
-    def split(self, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(x_start, t, noise) of each of `parts` equal parts, for gradient accumulation."""
-        return zip(*(values.chunk(parts) for values in (self.x_start, self.t, self.noise)), strict=True)
+    def split(self, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """(x_start, t, noise, labels) of each of `parts` equal parts, for gradient accumulation."""
+        labels = [None] * parts if self.labels is None else self.labels.chunk(parts)
+        return zip(*(values.chunk(parts) for values in (self.x_start, self.t, self.noise)), labels, strict=True)
 
 
 class Batches:
@@ -53,15 +58,20 @@ class Batches:
 
     num_workers: threads that fetch pictures ahead, from memory or from a memory-mapped file. 0: none, which is fastest
     if all pictures are on the device. None: 0 if they fit there, else 2.
+    labels: int64 (N,), for a network with labels; then num_classes, which means no label, and label_dropout are used.
     """
 
-    def __init__(self, images: np.ndarray, recipe: dict, device: torch.device, rank: int = 0, world: int = 1):
+    def __init__(
+        self, images: np.ndarray, recipe: dict, device: torch.device, rank: int = 0, world: int = 1,
+        labels: np.ndarray | None = None,
+    ):  # fmt: skip
         room, self.num_workers = fits(images, device), recipe["num_workers"]
         if self.num_workers is None:
             self.num_workers = 0 if room else WORKERS
         if room and not self.num_workers:
             images = torch.from_numpy(np.array(images) if isinstance(images, np.memmap) else images).to(device)
-        self.images, self.device, self.rank = images, device, rank
+        self.images, self.device, self.rank, self.all_labels = images, device, rank, labels
+        self.num_classes, self.label_dropout = recipe.get("num_classes"), recipe.get("label_dropout")
         self.batch_size, self.horizontal_flip = recipe["batch_size"], recipe["horizontal_flip"]
         self.seed, self.timestep_num = recipe["seed"], recipe["timestep_num"]
         self.share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
@@ -82,7 +92,19 @@ class Batches:
             shape = (self.batch_size, *x_start.shape[1:])
             t = torch.randint(self.timestep_num, shape[:1], generator=generator, device=self.device)
             noise = torch.randn(shape, generator=generator, device=self.device)
-            yield Batch(step, x_start, t[self.share], noise[self.share])
+            yield Batch(step, x_start, t[self.share], noise[self.share], self.labels(step))
+
+    def labels(self, step: int) -> Tensor | None:
+        """This process's share of the labels of a step, of which a share of label_dropout is left out.
+
+        Which ones is drawn from (seed, step) for the whole batch, by a generator of its own: everything else is drawn
+        as without labels.
+        """
+        if self.all_labels is None:
+            return None
+        dropped = np.random.default_rng(seed_of(self.seed, step, 0, 0)).random(self.batch_size) < self.label_dropout
+        labels = np.where(dropped, self.num_classes, self.all_labels[self.indices(step)])
+        return self._sent(torch.from_numpy(labels[self.share]))
 
     def indices(self, step: int) -> np.ndarray:
         """The numbers of the pictures of a step, in all processes: int64 (batch_size,)."""

@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 
-from datasets import OTHER_SPLIT, DataError, load_images, normalize
+from datasets import OTHER_SPLIT, DataError, load_images, load_labelled, normalize
 from diffusion import GaussianDiffusion
 from diffusion.gaussian import Model
 from training.batches import seed_of
 from training.processes import StopRequest
+from utils.labels import with_labels
 
 PICTURES = 256
 
@@ -20,22 +21,27 @@ class HeldOut:
     network.
 
     images: the training pictures, uint8 (N, C, H, W). network: the one to evaluate, usually the average.
+    labels: of the training pictures, int64 (N,), for a network with labels; then the loss is the one with labels.
     """
 
     def __init__(
-        self, recipe: dict, images: np.ndarray, network: Model, diffusion: GaussianDiffusion, stop: StopRequest
-    ):
+        self, recipe: dict, images: np.ndarray, network: Model, diffusion: GaussianDiffusion, stop: StopRequest,
+        labels: np.ndarray | None = None,
+    ):  # fmt: skip
         self.name, self.network, self.diffusion, self.stop = "held_out_loss", network, diffusion, stop
         try:
-            split = OTHER_SPLIT[recipe["split"]]
-            images = load_images(
-                recipe["dataset"], recipe["data_path"], split, recipe["image_size"], recipe["image_channel"], False
-            )
+            data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
+            data += (recipe["image_size"], recipe["image_channel"])
+            if labels is None:
+                images = load_images(*data, download=False)
+            else:
+                images, labels, _ = load_labelled(*data, recipe["class_names"], download=False)
         except (KeyError, DataError):
             self.name = "fixed_noise_loss"
         device = diffusion.betas.device
         rows = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
         self.x_start = normalize(torch.from_numpy(np.array(images[rows]))).to(device)
+        self.labels = None if labels is None else torch.from_numpy(labels[rows]).to(device)
         generator = torch.Generator().manual_seed(seed_of(recipe["seed"], 2**32))
         self.noise = torch.randn(self.x_start.shape, generator=generator).to(device)
         golden = (
@@ -47,11 +53,12 @@ class HeldOut:
     @torch.inference_mode()
     def loss(self) -> dict:
         """{name: the mean, name_by_quarter: the means of the quarters of t}; {} if the training is being stopped."""
-        parts, losses = (v.split(self.batch_size) for v in (self.x_start, self.t, self.noise)), []
-        for x_start, t, noise in zip(*parts, strict=True):
+        losses = []
+        for rows in torch.arange(len(self.t)).split(self.batch_size):
             if self.stop.signum:
                 return {}
-            losses.append(self.diffusion.training_losses(self.network, x_start, t, noise))
+            network = with_labels(self.network, None if self.labels is None else self.labels[rows])
+            losses.append(self.diffusion.training_losses(network, self.x_start[rows], self.t[rows], self.noise[rows]))
         mean, by_quarter = quarter_means(quarter_sums(torch.cat(losses), self.t, self.diffusion.timestep_num))
         return {self.name: mean, f"{self.name}_by_quarter": by_quarter}
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from datasets import DataError, find_images, find_labels
 from diffusion import GaussianDiffusion
 from utils.device import capability, resolve_precision
 from utils.errors import ConfigError
@@ -22,6 +23,31 @@ def total_steps(recipe: dict, steps_per_epoch: int) -> int:
 
 
 CPU = torch.device("cpu")
+
+
+def with_classes(recipe: dict, download: bool = True) -> dict:
+    """The recipe with the number and the names of the classes that its pictures are of, if it has num_classes.
+
+    Unchanged if the data are missing and are not to be downloaded. Raises DataError for data without labels, and
+    ConfigError for another number of classes than num_classes.
+    """
+    if not recipe["num_classes"]:
+        return recipe
+    data = (recipe["data_path"], recipe["split"])
+    try:
+        found = find_images(recipe["dataset"], *data, download)
+    except DataError:
+        if download:
+            raise
+        return recipe
+    labels, names = find_labels(recipe["dataset"], found, *data)
+    names = [names[label] for label in np.unique(labels) if label < len(names)]
+    if recipe["num_classes"] not in ("auto", len(names)):
+        raise ConfigError(
+            f"num_classes={recipe['num_classes']}: {recipe['data_path']} has {len(names)} classes in its "
+            f"{recipe['split']} split: set num_classes=auto, or null for a network without labels"
+        )
+    return recipe | {"num_classes": len(names), "class_names": names}
 
 
 def check_outside(folder: Path, recipe: dict, found: np.ndarray | list[Path]) -> None:

@@ -10,6 +10,7 @@ from training.ema import EMA
 from training.optimizer import backward, update
 from training.processes import Processes
 from utils.device import autocast
+from utils.labels import with_labels
 
 TRIAL = 20  # steps that are timed
 
@@ -26,10 +27,10 @@ def steps_per_minute(
     parts, began = recipe["gradient_accumulation"], 0.0
     for batch in batches.steps(0, TRIAL + 1):
         optimizer.zero_grad(set_to_none=True)
-        for i, (x_start, t, noise) in enumerate(batch.split(parts), 1):
+        for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
             with processes.sync_gradients(network, now=i == parts):
                 with autocast(precision, processes.device):
-                    losses = diffusion.training_losses(network, x_start, t, noise)
+                    losses = diffusion.training_losses(with_labels(network, labels), x_start, t, noise)
                 backward(losses.mean() / parts)
         norm, taken = update(optimizer, 0.0, recipe["grad_clip"])
         ema.update(batch.step, taken)

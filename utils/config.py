@@ -13,7 +13,8 @@ import yaml
 
 from datasets import LOADERS
 from utils.errors import ConfigError, short
-from utils.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce, unknown
+from utils.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce
+from utils.values import unknown
 
 MOST_KEYS = 1000  # of a mapping, with those that it merges
 

@@ -94,7 +94,7 @@ def memory_format(device: torch.device, precision: str = "auto") -> torch.memory
     return torch.channels_last if tensor_cores else torch.contiguous_format
 
 
-def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[..., Tensor]:
     """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled.
 
     "graphs": with CUDA graphs. A step of a small network is more than a thousand kernels, which the CPU launches more
@@ -107,9 +107,9 @@ def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> C
     torch._dynamo.utils.counters.clear()
     fast = torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # shapes do not change
 
-    def call(x: Tensor, t: Tensor) -> Tensor:
+    def call(*inputs: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # the gradients of the step before are not used any more
-        return fast(x, t)
+        return fast(*inputs)
 
     return call if graphs else fast
 
@@ -148,8 +148,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def ready_to_sample(
     model: nn.Module, device: torch.device, precision: str, compile: bool = False
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Callable[..., Tensor]:
     """The network on the device as a function of (x, t) that computes in `precision`; float32 in and out.
+
+    A network with labels also takes them: (x, t, labels).
 
     compile: torch.compile with CUDA graphs, on CUDA only (ConfigError elsewhere). The first call takes about a minute,
     and so does each new batch size; afterwards the CPU no longer limits the speed.
@@ -159,11 +161,11 @@ def ready_to_sample(
         raise ConfigError(f"--compile is for CUDA devices, and this is {device}")
     network = torch.compile(model, mode="reduce-overhead") if compile else model
 
-    def call(x: Tensor, t: Tensor) -> Tensor:
+    def call(*inputs: Tensor) -> Tensor:
         with autocast(precision, device):
             if not compile:
-                return network(x, t).float()
+                return network(*inputs).float()
             torch.compiler.cudagraph_mark_step_begin()
-            return network(x, t).to(torch.float32, copy=True)  # the next run of the graph overwrites its output
+            return network(*inputs).to(torch.float32, copy=True)  # the next run of the graph overwrites its output
 
     return call

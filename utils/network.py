@@ -17,7 +17,7 @@ EXPLODED = 100  # the weights of good networks stay below 10
 def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     """The network, freshly initialised, and the diffusion of a recipe. ConfigError if values do not fit."""
     plan(recipe)
-    return build_model(**{key: recipe[key] for key in MODEL_KEYS}), build_diffusion(recipe)
+    return _network(recipe), build_diffusion(recipe)
 
 
 def plan(recipe: dict) -> nn.Module:
@@ -27,12 +27,18 @@ def plan(recipe: dict) -> nn.Module:
     """
     try:
         with torch.device("meta"):
-            network = build_model(**{key: recipe[key] for key in MODEL_KEYS})
+            network = _network(recipe)
         build_diffusion(recipe)
         check_size(network)
     except ValueError as error:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
     return network
+
+
+def _network(recipe: dict) -> nn.Module:
+    """Without labels where num_classes is still "auto", because the data are missing: for a dry run."""
+    keywords = {key: recipe[key] for key in MODEL_KEYS}
+    return build_model(**keywords | ({"num_classes": None} if recipe["num_classes"] == "auto" else {}))
 
 
 def check_size(network: nn.Module) -> None:

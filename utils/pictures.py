@@ -18,6 +18,7 @@ from datasets.files import write_file
 from diffusion import Frame, SampleSpec
 from diffusion.sampling import USES_ETA
 
+MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
 COARSE_TO_FINE = 0.3  # see progress_frames
 PNG_END = b"IEND\xae\x42\x60\x82"
 PROGRESS_ROWS, FILM_FRAMES = 10, 40
@@ -45,6 +46,27 @@ def save_grid(x: Tensor, file: Path, columns: int) -> Path:
     """Writes a grid as a PNG."""
     file.parent.mkdir(parents=True, exist_ok=True)
     return write_file(file, png(grid(x, columns)))
+
+
+def save_by_class(x: Tensor, names: Sequence[str], file: Path) -> Path:
+    """Writes samples, of which number i is of the class names[i % len(names)]: a row a class, with its name beside.
+
+    Of many classes with only one sample each it is a square instead, with the names below. names: []: as `save_grid`.
+    """
+    if not names:
+        return save_grid(x, file, grid_columns(len(x)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if len(x) >= 2 * len(names) or len(x) <= MOST_ROWS:
+        rows = [x[i :: len(names)] for i in range(min(len(x), len(names)))]
+        return save_table([[grid(row, len(rows[0]))] for row in rows], names[: len(rows)], [""], file)
+    side = grid_columns(len(x))
+    starts, pictures = range(0, len(x), side), [grid(picture[None], 1) for picture in x]
+    below = [names[i % len(names)][: pictures[0].width // 7] for i in range(len(x))]  # 7 pixels a letter
+    pad = [None] * (-len(x) % side)
+    return save_table(
+        [(pictures + pad)[start : start + side] for start in starts], [""] * len(starts), [""] * side, file,
+        notes=[(below + [""] * len(pad))[start : start + side] for start in starts],
+    )  # fmt: skip
 
 
 def png(image: Image.Image) -> bytes:
@@ -77,13 +99,13 @@ def save_table(
     font, ink, gap, line = ImageFont.load_default(14), "black", 8, 18  # pixels: size of the text, gap, line height
     width, height = next(cell.size for row in cells for cell in row if cell)
     left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
-    row_height = height + gap + (line if notes else 0)
-    table = Image.new("RGB", (left + len(columns) * (width + gap), line + gap + len(rows) * row_height), "white")
+    row_height, head = height + gap + (line if notes else 0), line * any(columns) + gap
+    table = Image.new("RGB", (left + len(columns) * (width + gap), head + len(rows) * row_height), "white")
     draw = ImageDraw.Draw(table)
     for c, label in enumerate(columns):
         draw.text((left + c * (width + gap) + width / 2, gap / 2), label, ink, font, anchor="ma")
     for r, label in enumerate(rows):
-        top = line + gap + r * row_height
+        top = head + r * row_height
         draw.text((left - gap, top + height / 2), label, ink, font, anchor="rm")
         for c, cell in enumerate(cells[r]):
             if cell:

@@ -1,11 +1,8 @@
 """A recipe: one flat dict of plain values that describes a run completely. Its keys, and their allowed values."""
 
-import difflib
 import inspect
-import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import LOADERS, SPLITS
@@ -15,18 +12,9 @@ from diffusion.schedule import BETA_SCHEDULES
 from models import UNet
 from utils.device import PRECISIONS
 from utils.errors import ConfigError, short
+from utils.values import Key, coerced, unknown
 
-LONGEST, NODES, MANY = 32, 1000, 10**12  # entries of a list, values in a block of lines, steps or epochs
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key's type (or its allowed values), default and limits. A default of None also allows null."""
-
-    kind: type | tuple[str | bool, ...]
-    default: object = None
-    least: float | None = None
-    most: float | None = None
+MANY, CLASSES = 10**12, 10_000  # steps or epochs, classes
 
 
 def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
@@ -51,6 +39,7 @@ MODEL_KEYS = _arguments(
     dropout=Key(float, least=0, most=0.999),
     norm_groups=Key(int, least=1, most=8192),
     patch_size=Key(int, least=1, most=16),
+    num_classes=Key(int, least=1, most=CLASSES, word="auto"),
 ) | {"diffusers_unet": Key(dict)}
 DIFFUSION_KEYS = _arguments(
     GaussianDiffusion,
@@ -66,6 +55,8 @@ KEYS = {
     "data_path": Key(str),
     "split": Key(SPLITS, "train"),
     "horizontal_flip": Key(bool, False),
+    "class_names": Key(list[str], most=CLASSES),
+    "label_dropout": Key(float, 0.1, 0, 0.999),
     "sample_num": Key(int, 100, 1, 10_000),
     "save_dir": Key(str, "train_results"),
     "pth_save_name": Key(str),
@@ -129,7 +120,7 @@ def complete_recipe(recipe, where: str) -> dict:
 def check_recipe(recipe: dict, where: str) -> dict:
     """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong."""
     names = {"data_name": Key(str, ""), "dataset": Key(str, "")}
-    checked = {k: _coerced(where, k, v, names[k]) if k in names else coerce(where, k, v) for k, v in recipe.items()}
+    checked = {k: coerced(where, k, v, names[k]) if k in names else coerce(where, k, v) for k, v in recipe.items()}
     if checked["dataset"] not in LOADERS:
         raise ConfigError(f"{where}: dataset: {unknown(checked['dataset'], LOADERS)}")
     for key in ("data_path", "pth_save_name"):
@@ -137,6 +128,9 @@ def check_recipe(recipe: dict, where: str) -> dict:
             raise ConfigError(f"{where}: {key} must be a text, not null")
     if checked["image_channel"] not in (1, 3):
         raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
+    if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):
+        names = len(checked["class_names"])
+        raise ConfigError(f"{where}: {names} class_names do not fit num_classes={checked['num_classes']}")
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
@@ -166,81 +160,7 @@ def _text(value) -> str:
 
 
 def coerce(where: str, name: str, value):
-    """The value converted to the key's type, or ConfigError. YAML reads 1e-4 as text, and 4 where [4] is meant."""
+    """`coerced`, for a key of a recipe. ConfigError for any other key, too."""
     if name not in KEYS:
         raise ConfigError(f"{where}: {unknown(name, KEYS)}")
-    return _coerced(where, name, value, KEYS[name])
-
-
-def _coerced(where: str, name: str, value, key: Key):
-    if value is None and key.default is None:
-        return None
-    wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {short(value)}")
-    if isinstance(key.kind, tuple):
-        if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
-            raise wrong
-        return value
-    if key.kind in (bool, str, dict):
-        if not isinstance(value, key.kind) or value in ("", {}) or not _fits(value):
-            raise wrong
-        return value
-    if key.kind is list:
-        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-        if len(items) > LONGEST:
-            raise wrong
-        return [_number(item, replace(key, kind=int), wrong) for item in items]
-    return _number(value, key, wrong)
-
-
-def _fits(value: bool | str | dict) -> bool:
-    """Whether a text can be the name of a file, and a block holds plain values, not too many of them.
-
-    They are counted as YAML would write them without anchors: a few lines with anchors can stand for billions.
-    """
-    left, room = [value], NODES
-    while left and room:
-        value, room = left.pop(), room - 1
-        if isinstance(value, dict | list | tuple):
-            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        elif isinstance(value, str):
-            try:
-                if b"\0" in os.fsencode(value):
-                    return False
-            except UnicodeEncodeError:  # half a surrogate pair
-                return False
-        elif not isinstance(value, bool | int | float | None):
-            return False
-    return not left
-
-
-def _number(value, key: Key, wrong: ConfigError) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise wrong
-    try:
-        number = value if isinstance(value, int) and key.kind is int else float(value)
-    except (ValueError, OverflowError):
-        raise wrong from None
-    if (isinstance(number, float) and not math.isfinite(number)) or number != key.kind(number):
-        raise wrong
-    if (key.least is not None and number < key.least) or (key.most is not None and number > key.most):
-        raise wrong
-    return key.kind(number)
-
-
-def _describe(key: Key) -> str:
-    if isinstance(key.kind, tuple):
-        return "one of " + ", ".join(str(value).lower() for value in key.kind)
-    text = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    text |= {list: f"a list of up to {LONGEST} whole numbers", dict: "a block of KEY: VALUE lines"}
-    kind = "," if key.kind in (int, list) else "g"
-    limits = [f"at least {key.least:{kind}}"] if key.least is not None else []
-    limits += [f"at most {key.most:{kind}}"] if key.most is not None else []
-    return " ".join([text[key.kind], " and ".join(limits)]).strip() + (" or null" if key.default is None else "")
-
-
-def unknown(name, known) -> str:
-    """An error text for an unknown name, with the closest known one."""
-    text = str(name)[:100] if isinstance(name, str) else short(name)
-    near = difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
-    return f"{short(name)} is not known{hint}"
+    return coerced(where, name, value, KEYS[name])

@@ -24,6 +24,7 @@ from utils.command_line import run
 ROOT = Path(__file__).parent.parent.parent
 TINY = {"model_channels": 8, "channel_mult": 1, "num_res_blocks": 1, "num_heads": 2, "batch_size": 8}
 TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_every": 3}
+LABELLED = {"num_classes": "auto", "label_dropout": 0.2}
 LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
 LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
 # downloads fail at once, on any machine: nothing listens on the discard port

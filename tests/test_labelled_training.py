@@ -1,0 +1,52 @@
+"""Trainings with labels: what they store, resuming, several processes, and what is refused."""
+
+import pytest
+import torch
+from helpers.pictures import pixels
+from helpers.scripts import LABELLED, TORCHRUN, refused, script, state_hash, tiny, train
+
+from utils.checkpoint import load_run
+
+
+def test_a_training_stores_the_number_and_the_names_of_its_classes(labelled):
+    run = load_run(labelled)
+    assert run.recipe["num_classes"] == 10 and run.recipe["class_names"] == [str(i) for i in range(10)]
+    assert run.model.label_embed.weight.shape == (11, 32)
+    preview = pixels(labelled.with_name("preview_00000006.png"))
+    assert len(preview) == 8 + 9 * (32 + 8)  # nine samples, each in a row of its class
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"gradient_accumulation": 2}, {"num_workers": 2, "horizontal_flip": "true"}])
+def test_a_training_with_labels_resumes_exactly(tmp_path, settings):
+    settings = LABELLED | {"dropout": 0.1} | settings
+    assert train(tmp_path / "whole", settings=settings).returncode == 0
+    assert train(tmp_path / "parts", settings=settings | {"max_steps": 4}).returncode == 0
+    again = train(tmp_path / "parts", settings=settings)
+    assert again.returncode == 0 and "resuming from step 4" in again.stdout
+    ends = [state_hash(tmp_path / name / "digits" / "digits.pt") for name in ("whole", "parts")]
+    assert ends[0] == ends[1]
+    refused(train(tmp_path / "parts", settings=settings | {"num_classes": "null"}), 1, "num_classes")
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_labels(labelled, tmp_path):
+    run = script("train_solver.py", *tiny(tmp_path, **LABELLED), launcher=[*TORCHRUN, "2"])
+    assert run.returncode == 0, run.stderr
+    one, two = (torch.load(file, weights_only=True)["model"] for file in (labelled, tmp_path / "digits" / "digits.pt"))
+    for name in one:  # they see the same labels; float32 sums in another order, which Adam magnifies where they cancel
+        assert (one[name] - two[name]).abs().mean() < 1e-4, name
+
+
+def test_trainings_that_cannot_have_labels_are_refused(tmp_path):
+    block = f"data_path: {tmp_path / 'p'}, image_size: 8"
+    (tmp_path / "config.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{{block}}}}}}}")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").write_bytes(b"")
+    mine = ("--config", tmp_path / "config.yaml")
+    refused(train(tmp_path, *mine, data_name="Mine", settings=LABELLED), 1, "subfolders")
+    refused(train(tmp_path, settings={"num_classes": 7}), 2, "num_classes=7", "10 classes")
+    refused(train(tmp_path, settings={"num_classes": "many"}), 2, "num_classes must be", "or auto or null")
+    refused(train(tmp_path, settings={"label_dropout": 1.5}), 2, "label_dropout must be")
+    plan = train(tmp_path, "--dry_run", "--data_path", tmp_path / "none", data_name="Cifar10", settings=LABELLED)
+    assert plan.returncode == 0 and "not found yet" in plan.stdout and "num_classes: auto" in plan.stdout

@@ -1,0 +1,116 @@
+"""A key's type and limits, and values from YAML or from a file converted to it."""
+
+import difflib
+import math
+import os
+from dataclasses import dataclass, replace
+
+from utils.errors import ConfigError, short
+
+LONGEST, NODES = 32, 1000  # entries of a list of numbers, values in a block of lines
+NAME = 200  # characters of a name in a list
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key's type (or its allowed values), default and limits. A default of None also allows null.
+
+    least, most: of a number, or of each of a list; of a list of names, how many. word: a text that is allowed, too.
+    """
+
+    kind: type | tuple[str | bool, ...]
+    default: object = None
+    least: float | None = None
+    most: float | None = None
+    word: str | None = None
+
+
+def coerced(where: str, name: str, value, key: Key):
+    """The value converted to the key's type, or ConfigError. YAML reads 1e-4 as text, and 4 where [4] is meant."""
+    if (value is None and key.default is None) or (isinstance(value, str) and value == key.word):
+        return value
+    wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {short(value)}")
+    if isinstance(key.kind, tuple):
+        if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
+            raise wrong
+        return value
+    if key.kind in (bool, str, dict):
+        if not isinstance(value, key.kind) or value in ("", {}) or not _fits(value):
+            raise wrong
+        return value
+    if key.kind == list[str]:
+        if not isinstance(value, list) or not len(value) <= key.most or not all(map(_is_name, value)):
+            raise wrong
+        return value
+    if key.kind is list:
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        if len(items) > LONGEST:
+            raise wrong
+        return [_number(item, replace(key, kind=int), wrong) for item in items]
+    return _number(value, key, wrong)
+
+
+def _is_name(value) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= NAME and _fits(value)
+
+
+def _fits(value: bool | str | dict) -> bool:
+    """Whether a text can be the name of a file, and a block holds plain values, not too many of them.
+
+    They are counted as YAML would write them without anchors: a few lines with anchors can stand for billions.
+    """
+    left, room = [value], NODES
+    while left and room:
+        value, room = left.pop(), room - 1
+        if isinstance(value, dict | list | tuple):
+            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, str):
+            try:
+                if b"\0" in os.fsencode(value):
+                    return False
+            except UnicodeEncodeError:  # half a surrogate pair
+                return False
+        elif not isinstance(value, bool | int | float | None):
+            return False
+    return not left
+
+
+def _number(value, key: Key, wrong: ConfigError) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wrong
+    try:
+        number = value if isinstance(value, int) and key.kind is int else float(value)
+    except (ValueError, OverflowError):
+        raise wrong from None
+    if (isinstance(number, float) and not math.isfinite(number)) or number != key.kind(number):
+        raise wrong
+    if (key.least is not None and number < key.least) or (key.most is not None and number > key.most):
+        raise wrong
+    return key.kind(number)
+
+
+def _describe(key: Key) -> str:
+    if isinstance(key.kind, tuple):
+        return "one of " + ", ".join(str(value).lower() for value in key.kind)
+    text = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        list: f"a list of up to {LONGEST} whole numbers",
+        list[str]: f"a list of names of up to {NAME} characters",
+        dict: "a block of KEY: VALUE lines",
+    }
+    kind = "," if key.kind in (int, list) else "g"
+    limits = [f"at least {key.least:{kind}}"] if key.least is not None else []
+    limits += [f"at most {key.most:{kind}}"] if key.most is not None else []
+    also = f" or {key.word}" * bool(key.word) + " or null" * (key.default is None)
+    return " ".join([text[key.kind], " and ".join(limits)]).strip() + also
+
+
+def unknown(name, known) -> str:
+    """An error text for an unknown name, with the closest known one."""
+    text = str(name)[:100] if isinstance(name, str) else short(name)
+    near = difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
+    return f"{short(name)} is not known{hint}"
