@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets.files import clear_parts, own_stem
 from diffusion import SAMPLERS, SampleSpec
 from evaluation.numbers import GROUPS
-from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, random_gen
+from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, labels, random_gen
 from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, add_real_data_flags, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
@@ -41,7 +41,7 @@ def parse_arguments():
     add("--device", metavar="cuda:0|mps|cpu", help="default: a GPU if there is one")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: half where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
-    for flags in (random_gen, interpolate, inpaint, edit, given_pictures, evaluate):
+    for flags in (random_gen, interpolate, inpaint, edit, given_pictures, evaluate, labels):
         flags.add_flags(parser)
     add_real_data_flags(parser)
     add_recipe_flags(parser)
@@ -55,6 +55,7 @@ def main() -> None:
     trained = load_run(args.model_path, args.weights, **recipe_flags(args))
     args.precision = sampling_precision(args.precision, device, trained.recipe["objective"])
     specs = samplers(args, trained.recipe["timestep_num"])
+    labels.resolve_labels(args, trained.recipe, "labels" in MODES[args.test_mode].FLAGS)
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, args.precision, args.compile)

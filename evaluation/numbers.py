@@ -113,6 +113,16 @@ def class_shares(classes: Tensor, count: int = 10) -> dict:
     return {"covered": int((shares > 0).sum()), "evenness": evenness, "shares": shares.tolist()}
 
 
+def taken_for(classes: Tensor, asked: Tensor, names: list[str]) -> dict:
+    """Which share of the samples a classifier takes for the class that was asked for, in all and by class.
+
+    classes, asked: int64 (N,), numbers of names.
+    """
+    right = (classes == asked).double()
+    by_class = {name: right[asked == i].mean().item() for i, name in enumerate(names) if (asked == i).any()}
+    return {"share": right.mean().item(), "by_class": by_class}
+
+
 def nearest(pictures: Tensor, training: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
     """The nearest training picture of each picture: its RMS distance, for pixels in [0, 1], and its number; both (N,).
 
@@ -162,9 +172,12 @@ class Evaluation:
             if extractor.classes:
                 self.real["classes"] = class_shares(extractor.classes(self.features))
 
-    def __call__(self, samples: Tensor) -> tuple[dict, Tensor, Tensor]:
+    def __call__(
+        self, samples: Tensor, asked: Tensor | None = None, names: list[str] | None = None
+    ) -> tuple[dict, Tensor, Tensor]:
         """(report, apart, number): all numbers, ready for JSON, and the result of `nearest` for each sample.
 
+        asked, names: see `taken_for`; of a network with labels.
         If the floor has fewer pictures than there are samples, the report also has the distances of as many samples as
         the floor has ("as_few"), because distances fall as the number of samples grows.
         """
@@ -182,7 +195,10 @@ class Evaluation:
             report |= distances(features, self.features) | {"floor": self.floor}
             report["as_few"] = distances(features[:few], self.features) if few < len(samples) else None
             if self.extractor.classes:
-                report["classes"] = class_shares(self.extractor.classes(features))
+                classes = self.extractor.classes(features)
+                report["classes"] = class_shares(classes)
+                if asked is not None:
+                    report["as_asked"] = taken_for(classes, asked, names)
         return report, apart, number
 
 
@@ -209,4 +225,11 @@ def summary(report: dict) -> str:
         classes, shares = report["classes"], " ".join(f"{share:.1%}" for share in report["classes"]["shares"])
         lines.append(f"{classes['covered']} classes, evenness {classes['evenness']:.4f} ")
         lines[-1] += f"({real['classes']['evenness']:.4f}): {shares}"
+    if "as_asked" in report:
+        asked = report["as_asked"]
+        least = min(asked["by_class"], key=asked["by_class"].get)
+        lines.append(
+            f"guidance {report['guidance']:g}: {asked['share']:.1%} are taken for the class that was asked for "
+        )
+        lines[-1] += f"({asked['real']:.1%}); of {least}, the least, {asked['by_class'][least]:.1%}"
     return "\n".join(lines)

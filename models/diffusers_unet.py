@@ -56,14 +56,15 @@ def configuration(keywords: dict) -> dict:
         "attention_head_dim": width * mult[-1] // heads if heads > 1 else None,
         "norm_num_groups": keywords["norm_groups"] or usual_norm_groups(width),
         "dropout": keywords["dropout"],
+        "num_class_embeds": keywords["num_classes"] and keywords["num_classes"] + 1,  # the last: no label
     }
 
 
 def keywords_of(config: dict) -> dict:
     """The arguments of `UNet` that come closest to a UNet2DModel configuration; `is_ours` checks if they are exact.
 
-    Raises ValueError for a network that is not unconditional, whose pictures are not square and grey or RGB, or whose
-    widths are not multiples of the first. The message names the setting.
+    Raises ValueError for a network with another condition than class labels, whose pictures are not square and grey or
+    RGB, or whose widths are not multiples of the first. The message names the setting.
     """
     size, channel = _one_size(config["sample_size"]), config["in_channels"]
     widths, levels = config["block_out_channels"], len(config["block_out_channels"])
@@ -73,7 +74,7 @@ def keywords_of(config: dict) -> dict:
         f"in_channels {channel}": channel not in (1, 3),
         f"out_channels {config['out_channels']} with in_channels {channel}": config["out_channels"] != channel,
         f"class_embed_type {config['class_embed_type']}": config["class_embed_type"] is not None,
-        f"num_class_embeds {config['num_class_embeds']}": config["num_class_embeds"] is not None,
+        f"num_class_embeds {config['num_class_embeds']}": config["num_class_embeds"] in (0, 1),
         f"block_out_channels {list(widths)} (not all multiples of the first)": any(w % widths[0] for w in widths),
     }
     for setting, wrong in unsupported.items():
@@ -92,6 +93,7 @@ def keywords_of(config: dict) -> dict:
         "norm_groups": None if groups == usual_norm_groups(widths[0]) else groups,
         "dropout": config["dropout"],
         "patch_size": None,
+        "num_classes": config["num_class_embeds"] and config["num_class_embeds"] - 1,
     }
 
 
@@ -177,6 +179,7 @@ def paired_tensors(ours: UNet, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]
             modules.append((block.shortcut, peer.conv_shortcut))
     modules += [(block.op, peer.conv) for block, peer in _paired_modules(ours, Downsample, theirs, "downsamplers")]
     modules += [(block.conv, peer.conv) for block, peer in _paired_modules(ours, Upsample, theirs, "upsamplers")]
+    modules += [(ours.label_embed, theirs.class_embedding)] if ours.label_embed else []
     pairs = []
     for block, peer in _paired_modules(ours, AttentionBlock, theirs, "attentions"):
         C, heads = block.proj.out_channels, block.num_heads
@@ -216,6 +219,8 @@ class DiffusersUNet(nn.Module):
             expected = keywords_of(dict(self.unet.config))
         except Exception as error:  # diffusers checks little and raises many types
             raise ValueError(f"diffusers_unet: no network can be built from it: {error!r}") from error
+        if expected["num_classes"]:
+            raise ValueError("num_class_embeds: this network can have no labels here, because it is not our UNet's")
         for key, value in expected.items():
             if keywords[key] != value:
                 raise ValueError(f"{key} must be {value}, as in diffusers_unet, not {keywords[key]}")

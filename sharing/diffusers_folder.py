@@ -76,6 +76,8 @@ def import_folder(folder: Path) -> Run:
         ours, keys = is_ours(theirs), keywords_of(dict(theirs.config))
         if not ours:
             keys["diffusers_unet"] = settings(dict(theirs.config))
+        if keys["num_classes"] and not (ours and (folder / RECIPE).exists()):
+            raise ValueError(f"only the {RECIPE} of an export from here says what its num_class_embeds are")
         keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
     if (folder / RECIPE).exists():
@@ -137,8 +139,10 @@ def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
     T, C, factor = recipe["timestep_num"], recipe["image_channel"], 2 ** (len(recipe["channel_mult"]) - 1)
     S = min(recipe["image_size"], max(factor, 128 // factor * factor))  # larger pictures take memory and prove no more
     x, t = torch.randn(4, C, S, S, generator=generator), torch.linspace(0, T - 1, 4).long()
+    N = recipe["num_classes"]
+    labels = [torch.tensor([0, 1, N - 1, N])] if N else []
     with torch.inference_mode():
-        apart = (ours(x, t) - theirs(x, t).sample).abs().max().item()
+        apart = (ours(x, t, *labels) - theirs(x, t, *labels).sample).abs().max().item()
     if not apart <= CLOSE:
         raise CheckpointError(f"the outputs of the two networks differ by {apart:.1e}, more than {CLOSE:.0e}")
     print(f"on random pictures the outputs of our network and of diffusers' differ by at most {apart:.1e}")

@@ -6,9 +6,14 @@ from datasets.files import write_file
 from diffusion import SampleSpec
 from utils.checkpoint import Run
 from utils.device import pick_device
+from utils.labels import class_names
 from utils.pictures import save_grid
 
 SPEC, COUNT, COLUMNS = SampleSpec.parse("DPMpp_20_0p0"), 16, 8
+# the pipelines of diffusers do not pass labels on to the network
+BIND = """labels = torch.arange(16) % {classes}  # a class for each picture
+pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=labels)
+"""
 PREDICTS = {"pred_noise": "the noise", "pred_x0": "the picture (x_start)", "pred_v": "v"}
 
 CARD = """---
@@ -22,7 +27,7 @@ tags:
 
 # {name}
 
-Unconditional image diffusion: {colour} pictures of {size}x{size} pixels{like}.
+{kind} image diffusion: {colour} pictures of {size}x{size} pixels{like}.
 
 ![samples](samples.png)
 
@@ -35,10 +40,10 @@ Unconditional image diffusion: {colour} pictures of {size}x{size} pixels{like}.
 ## How to use
 
 ```python
-from diffusers import DDIMPipeline
+{imports}from diffusers import DDIMPipeline
 
 pipeline = DDIMPipeline.from_pretrained("{name}")  # this folder, or USER/NAME once it is on the hub
-pictures = pipeline(batch_size=16, num_inference_steps={steps}, use_clipped_model_output=True).images
+{bind}pictures = pipeline(batch_size=16, num_inference_steps={steps}, use_clipped_model_output=True).images
 ```
 
 `DDPMPipeline` loads it too. `use_clipped_model_output` makes DDIM derive the noise from the clipped prediction, as in
@@ -54,8 +59,12 @@ def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
     spec = SampleSpec(SPEC.method, min(SPEC.steps, recipe["timestep_num"]), SPEC.eta)
     samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8)
     save_grid(samples, folder / "samples.png", COLUMNS)
+    classes = len(class_names(recipe))
     facts = {
         "name": name,
+        "kind": "Class-conditional" if classes else "Unconditional",
+        "imports": "from functools import partial\n\nimport torch\n" if classes else "",
+        "bind": BIND.format(classes=classes) if classes else "",
         "colour": "RGB" if channels == 3 else "grey",
         "size": size,
         "like": f", as in {recipe['data_name']} ({recipe['split']})" if run.step else "",
@@ -74,6 +83,8 @@ def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:
         ("predicts", PREDICTS[recipe["objective"]]),
         ("diffusion", f"{recipe['timestep_num']} timesteps, {recipe['beta_schedule']} betas"),
     ]
+    if names := class_names(recipe):
+        rows += [("labels", ", ".join(f"{i} {name}" for i, name in enumerate(names)) + f"; {len(names)}: no label")]
     if not run.step:
         return [*rows, ("trained", "elsewhere; the details are unknown")]
     seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"

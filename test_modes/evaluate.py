@@ -3,23 +3,25 @@
 import json
 import time
 from argparse import ArgumentParser, Namespace
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from datasets import to_uint8
+from datasets import DataError, load_labelled, to_uint8
 from datasets.files import write_file
 from diffusion import SampleSpec
-from evaluation.features import extractor_for
+from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
 from evaluation.real_pictures import real_pictures
 from test_modes import bits
+from test_modes.labels import described, names_of
 from test_modes.names import picture_path
 from utils.checkpoint import Run
 from utils.command_line import real_data
 from utils.pictures import save_grid
 
-FLAGS = ("bits", "data_name", "data_path", "split")
+FLAGS = ("bits", "data_name", "data_path", "split", "labels", "guidance")
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -35,20 +37,54 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
     source, data_path, split = real_data(args, recipe)
     size, channels = recipe["image_size"], recipe["image_channel"]
     real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels)
-    evaluation = Evaluation(real, extractor_for(source["dataset"], channels, trained.device), count)
-    for spec in specs:
+    extractor = extractor_for(source["dataset"], channels, trained.device)
+    evaluation = Evaluation(real, extractor, count)
+    labels = names_of(args, recipe)
+    asked, classes, accuracy = asked_for(
+        labels, count, extractor, (source["dataset"], data_path, "test", size, channels)
+    )
+    for spec, weight in product(specs, args.guidance):
         began = time.monotonic()
-        samples = torch.cat([to_uint8(x) for x in trained.batches(count, spec, args.seed, args.batch_size)])
-        seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples)
+        batches = trained.batches(count, spec, args.seed, args.batch_size, labels=args.labels, guidance=weight)
+        samples = torch.cat([to_uint8(x) for x in batches])
+        seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples, asked, classes)
+        if labels:
+            report |= {"labels": labels, "guidance": weight}
+        if "as_asked" in report:
+            report["as_asked"]["real"] = accuracy
         report = dict(  # raises TypeError if the report already has one of these keys; {…} would not
             model=args.model_path.name, weights=trained.weights, step=trained.step, sample_info=str(spec),
             seed=args.seed, precision=args.precision, device=str(trained.device), seconds=seconds,
             data=source["data_name"], split=split, **report,
         )  # fmt: skip
         print(summary(report))
-        file = picture_path(args, f"{spec}_evaluate").with_suffix(".json")
+        file = picture_path(args, f"{described(spec, weight)}_evaluate").with_suffix(".json")
         write_file(file, json.dumps(report, indent=1) + "\n")
         first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
-        files += [file, save_grid(torch.cat(rows), picture_path(args, f"{spec}_neighbours"), len(first))]
+        files += [
+            file,
+            save_grid(torch.cat(rows), picture_path(args, f"{described(spec, weight)}_neighbours"), len(first)),
+        ]
     return files
+
+
+def asked_for(
+    labels: list[str], count: int, extractor: Extractor | None, data: tuple
+) -> tuple[torch.Tensor | None, list[str], float]:
+    """(asked, classes, accuracy): the class that each sample was asked for, int64 (count,), as a number of the classes
+    that the classifier knows; and which share of real pictures the classifier gets right.
+
+    labels: the names that the samples have in turn. data: the arguments of `load_labelled` for pictures that the
+    classifier was not trained on. asked is None where there are no labels, no classifier or no real labels.
+    """
+    if not labels or not extractor or not extractor.classes:
+        return None, [], 0.0
+    try:
+        images, numbers, classes = load_labelled(*data)
+        asked = torch.tensor([classes.index(label) for label in labels])[torch.arange(count) % len(labels)]
+    except (DataError, ValueError) as error:
+        print(f"no share of the samples that are as asked for: {error}")
+        return None, [], 0.0
+    taken = extractor.classes(extractor.features(torch.from_numpy(images)))
+    return asked, classes, (taken.numpy() == numbers).mean().item()

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections import deque
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -9,13 +10,14 @@ from tqdm import tqdm
 
 from datasets import to_uint8
 from diffusion import SampleSpec, sample_progressive
+from test_modes.labels import described, names_of
 from test_modes.names import picture_path
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.checkpoint import Run, in_batches
 from utils.device import rank_and_world
-from utils.pictures import ProgressPicture, grid_columns, save_grid
+from utils.pictures import ProgressPicture, grid_columns, save_by_class
 
-FLAGS = ("sample_dir", "animate")
+FLAGS = ("sample_dir", "animate", "labels", "guidance")
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -25,39 +27,51 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
-    """The samples of each sampler as a grid, and how the first of them develop from noise."""
+    """The samples of each sampler as a grid, and how the first of them develop from noise.
+
+    With labels a row of the grid is a class, of ten samples unless --sample_num says otherwise.
+    """
     if args.sample_dir:
         return fill_sample_dir(args, trained, specs[0])
-    files, count = [], args.sample_num or trained.recipe["sample_num"]
-    for spec in specs:
-        parts = [draw_batch(args, trained, spec, indices, files) for indices in in_batches(count, args.batch_size)]
-        files.append(save_grid(torch.cat(parts), picture_path(args, f"{spec}_final"), grid_columns(count)))
+    files, names, count = [], names_of(args, trained.recipe), trained.recipe["sample_num"]
+    count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
+    for spec, weight in product(specs, args.guidance):
+        batches = in_batches(count, args.batch_size)
+        parts = [draw_batch(args, trained, spec, weight, indices, files) for indices in batches]
+        file = picture_path(args, f"{described(spec, weight)}_final")
+        files.append(save_by_class(torch.cat(parts), names, file))
     return files
 
 
 def fill_sample_dir(args: Namespace, trained: Run, spec: SampleSpec) -> list[Path]:
     """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
     files, count, (rank, world) = [], args.sample_num or trained.recipe["sample_num"], rank_and_world()
-    folder = SampleDir(args.sample_dir, identity_of(trained, spec, args.seed, args.precision), count)
+    (weight,) = args.guidance
+    identity = identity_of(trained, spec, args.seed, args.precision, args.labels, weight)
+    folder = SampleDir(args.sample_dir, identity, count)
     batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]
     print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
     for indices in tqdm(batches, desc="batches", leave=False):
-        pixels = draw_batch(args, trained, spec, indices, files)
+        pixels = draw_batch(args, trained, spec, weight, indices, files)
         if indices[0] == 0:
-            files.append(save_grid(pixels, picture_path(args, f"{spec}_final"), grid_columns(len(indices))))
+            file = picture_path(args, f"{described(spec, weight)}_final")
+            files.append(save_by_class(pixels, names_of(args, trained.recipe), file))
         folder.save(indices, pixels)  # last, so that a first batch in the folder has its pictures too
     return [*files, args.sample_dir]
 
 
-def draw_batch(args: Namespace, trained: Run, spec: SampleSpec, indices: range, files: list[Path]) -> torch.Tensor:
+def draw_batch(
+    args: Namespace, trained: Run, spec: SampleSpec, weight: float, indices: range, files: list[Path]
+) -> torch.Tensor:
     """uint8 (B, C, S, S) on the CPU. Of the first batch it saves the progress too, and adds its files to `files`."""
     x_T, noise = trained.noise(indices, args.seed)
-    frames = sample_progressive(trained.diffusion, trained.network, x_T, spec, noise)
+    network = trained.labelled(indices, args.labels, weight)
+    frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
         progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(args.animate))
         x = progress.watch(x_T, frames)
-        files += progress.save(picture_path(args, f"{spec}_progress"), args.animate)
+        files += progress.save(picture_path(args, f"{described(spec, weight)}_progress"), args.animate)
     else:
         x = deque(frames, maxlen=1).pop().sample
     return to_uint8(x).cpu()

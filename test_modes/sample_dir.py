@@ -20,13 +20,16 @@ from utils.recipe import DIFFUSION_KEYS
 IDENTITY = "samples.json"
 
 
-def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str) -> dict:
+def identity_of(
+    run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None = None, guidance: float = 1.0
+) -> dict:
     """Everything that determines the samples. The weights are hashed: in another file they are still the same."""
     digest = hashlib.sha256()
     for name, weight in sorted(run.model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.cpu().contiguous().numpy().tobytes())
     identity = {"weights": digest.hexdigest(), "sample_info": str(spec), "seed": seed, "precision": precision}
+    identity |= {"labels": labels, "guidance": guidance} if labels else {}
     return identity | {key: run.recipe[key] for key in DIFFUSION_KEYS}
 
 

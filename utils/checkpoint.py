@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
 from utils.device import ready_to_sample, use_tf32
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
+from utils.labels import class_names, class_numbers, with_labels
 from utils.network import build, build_diffusion, load_state, plan
 from utils.published import from_published, is_published
 from utils.recipe import complete_recipe
@@ -28,7 +29,8 @@ FORMAT = 1
 class Run:
     """A trained network in eval mode, with the diffusion and the recipe of its training.
 
-    It computes on the CPU in float32 until `to` is called. network(x, t) is the model as it is sampled from.
+    It computes on the CPU in float32 until `to` is called. network(x, t) is the model as it is sampled from, without
+    labels; see `labelled`.
     """
 
     model: nn.Module
@@ -57,23 +59,40 @@ class Run:
         shape = (len(indices), self.recipe["image_channel"], size, size)
         return noise.draw(shape, torch.float32, self.device), noise
 
-    def sample(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100) -> Tensor:
+    def labelled(
+        self, indices: Iterable[int], labels: Sequence[int | str] | None = None, guidance: float = 1.0
+    ) -> Model:
+        """The network for the samples with these numbers, as a function of (x, t): sample i is of the class
+        labels[i % len(labels)].
+
+        labels, guidance: see `class_numbers`, which raises ValueError, and `with_labels`.
+        """
+        classes = class_numbers(self.recipe, labels, guidance)
+        if not classes:
+            return self.network
+        numbers = torch.tensor([classes[i % len(classes)] for i in indices], device=self.device)
+        return with_labels(self.network, numbers, guidance, no_label=len(class_names(self.recipe)))
+
+    def sample(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100, **labels) -> Tensor:
         """Samples 0 to count - 1: float32 (count, C, H, W) on the CPU, in [-1, 1] if the diffusion clips.
 
-        spec: a SampleSpec or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it and on i.
-        Raises ValueError for a count below 1 and for a spec that does not fit.
+        spec: a SampleSpec or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it, on i and on its
+        label. labels: `labels` and `guidance` of `labelled`; by default the samples are of each class in turn.
+        Raises ValueError for a count below 1, and for a spec or labels that do not fit.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
-        return torch.cat(list(self.batches(count, spec, seed, batch_size)))
+        return torch.cat(list(self.batches(count, spec, seed, batch_size, **labels)))
 
-    def batches(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100) -> Iterator[Tensor]:
+    def batches(
+        self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100, **labels
+    ) -> Iterator[Tensor]:
         """The same, batch by batch, for more samples than fit into memory."""
         spec = SampleSpec.parse(spec) if isinstance(spec, str) else spec
         batches = in_batches(count, batch_size)
         for indices in tqdm(batches, desc=str(spec), total=-(-count // batch_size), leave=False):
             x_T, noise = self.noise(indices, seed)
-            yield sample(self.diffusion, self.network, x_T, spec, noise).cpu()
+            yield sample(self.diffusion, self.labelled(indices, **labels), x_T, spec, noise).cpu()
 
 
 def in_batches(count: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[range]:
