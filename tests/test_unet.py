@@ -78,7 +78,6 @@ def test_enlarging_has_two_forms_and_the_one_for_the_compiler_needs_no_sort():
         sorts.append(any("index_put" in name for name in names))
     torch.testing.assert_close(results[1], results[0])
     assert sorts == [True, False]
-    torch._dynamo.reset()
 
 
 def test_a_patch_is_one_position_of_a_network_with_more_channels():
