@@ -56,9 +56,7 @@ def test_edit_draws_a_row_per_depth(trained, tmp_path):
     made = pictures(tmp_path)
     assert sorted(made) == ["digits_DDIM_10_0p0_ddim_edit.png", "digits_DDIM_10_0p0_edit.png"]
     table = pixels(made["digits_DDIM_10_0p0_edit.png"])
-    rows = [
-        table[26 + (36 + 8) * row :, -(4 * 34 + 2) - 8 : -8][:36] for row in range(4)
-    ]  # gap, label; a cell and a gap
+    rows = [table[8 + (36 + 8) * row :, -(4 * 34 + 2) - 8 : -8][:36] for row in range(4)]  # gaps of 8
     rows = [[row[2:34:4, 2 + 34 * column :][:, :32:4] for column in range(4)] for row in rows]
     for column, index in enumerate((3, 3, 7, 7)):
         assert (rows[0][column] == DIGITS[index]).all()
