@@ -97,8 +97,8 @@ def memory_format(device: torch.device, precision: str = "auto") -> torch.memory
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[..., Tensor]:
     """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled.
 
-    "graphs": with CUDA graphs. A step of a small network is more than a thousand kernels, which the CPU launches more
-    slowly than the GPU computes them. A graph launches all of them at once.
+    "graphs": with CUDA graphs. A step is hundreds of kernels, which the CPU launches more slowly than the GPU computes
+    those of a small network. A graph launches all of them at once.
     """
     automatic, graphs = compile == "auto" and device.type == "cuda", compile == "graphs"
     if not (automatic or graphs or compile is True):
