@@ -132,5 +132,7 @@ class StopRequest:
 
     def agreed(self) -> int:
         """The signal that any process has received, 0 for none. All processes get the same answer at the same step."""
-        self.signum = self.processes.largest(self.signum)
-        return self.signum
+        agreed = self.processes.largest(self.signum)
+        if agreed:  # a signal that arrives while the processes agree on 0 is kept for the next step
+            self.signum = agreed
+        return agreed
