@@ -10,6 +10,7 @@ import pytest
 from helpers.scripts import LONG, resumes_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
 
 from training.log import read_log
+from training.processes import StopRequest
 from utils.checkpoint import load_checkpoint
 
 faults = pytest.mark.faults
@@ -47,6 +48,18 @@ def test_two_processes_train_as_one_does(tmp_path):
     for name, weight in contents[0]["model"].items():
         # Adam divides by the gradient's size: where that is almost zero, rounding alone may turn a step of 1e-3 around
         assert (weight - contents[1]["model"][name]).abs().max() < 5e-3
+
+
+def test_a_signal_that_arrives_while_the_processes_agree_is_kept():
+    class Together:
+        world = 2
+
+        def largest(self, number):
+            stop._notice(signal.SIGTERM, None)
+            return number
+
+    stop = StopRequest(Together())
+    assert [stop.agreed(), stop.agreed()] == [0, signal.SIGTERM]
 
 
 SIGNALLED = LONG | {"save_every": 100_000}
