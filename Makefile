@@ -1,5 +1,5 @@
 # make demo: from nothing to pictures of digits.   make quick, make test, make test-faults: the tests, see CONTRIBUTING.md.
-# Each target sets up .venv if it is missing.
+# Each target sets up .venv if it is missing, except test-cuda.
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest

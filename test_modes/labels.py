@@ -7,8 +7,6 @@ from diffusion import SampleSpec
 from utils.errors import ConfigError
 from utils.labels import class_names, class_numbers
 
-FLAGS = ("labels", "guidance")
-
 
 def add_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("random_gen, compare and evaluate: a network with labels").add_argument

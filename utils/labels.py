@@ -24,9 +24,11 @@ def with_labels(network: Model, labels: Tensor | None, guidance: float = 1.0, no
     """
     if labels is None:
         return network
+    if guidance == 1:
+        return lambda x, t: network(x, t, labels)
     dropped = torch.full_like(labels, no_label)
-    if guidance in (0, 1):
-        return lambda x, t: network(x, t, labels if guidance else dropped)
+    if guidance == 0:
+        return lambda x, t: network(x, t, dropped)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, dropped]))
