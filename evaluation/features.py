@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -34,13 +34,16 @@ class Extractor:
 
 
 def extractor_for(dataset: str, channels: int, device: torch.device) -> Extractor | None:
-    """The shipped classifier of the data set, if it is one of pictures with so many channels; Inception for other
-    colour pictures. None if there is none, with a printed reason."""
+    """The shipped classifier of the data set, if it is one of pictures with so many channels.
+
+    For other colour pictures it is Inception or, where that is missing, the features of CIFAR-10's classifier, without
+    its classes. None for other grey pictures. What is missing is printed.
+    """
     file = classifier_file(dataset)
     if file.exists() and channels_of(file) == channels:
         return shipped_classifier(file, device)
     if channels == 3:
-        return inception(device)
+        return inception(device) or replace(shipped_classifier(classifier_file("Cifar10"), device), classes=None)
     print(f"no distances: no classifier is shipped for grey pictures of {dataset}")
     return None
 
@@ -92,12 +95,12 @@ def inception(device: torch.device) -> Extractor | None:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        print("no distances: for colour pictures they need Inception: pip install torch-fidelity")
+        print("features of CIFAR-10's classifier are used; for those of Inception: pip install torch-fidelity")
         return None
     try:
         net = FeatureExtractorInceptionV3("inception-v3-compat", [str(INCEPTION)]).to(device).eval()
     except (OSError, RuntimeError) as error:
-        print(f"no distances: the weights of Inception, which torch-fidelity downloads once, are missing ({error})")
+        print(f"features of CIFAR-10's classifier are used: the weights of Inception are missing ({error})")
         return None
     digest = hashlib.sha256()
     for weight in net.state_dict().values():

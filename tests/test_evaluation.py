@@ -114,10 +114,9 @@ def test_colour_pictures_are_measured_by_their_own_classifier_if_it_is_shipped(m
     assert extractor.name == "classifier_cifar10" and features.shape == (2, 64) and features.dtype == torch.float64
     assert extractor.features(pictures.flip(0)).flip(0).equal(features) and extractor.classes(features).max() < 10
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    for dataset, channels in (("Cifar10", 1), ("Fashion_Mnist", 3)):  # a classifier of other pictures
-        assert (
-            extractor_for(dataset, channels, torch.device("cpu")) is None and "no distances" in capsys.readouterr().out
-        )
+    assert extractor_for("Cifar10", 1, torch.device("cpu")) is None and "no distances" in capsys.readouterr().out
+    others = extractor_for("Fashion_Mnist", 3, torch.device("cpu"))  # its classifier is one of grey pictures
+    assert (others.name, others.sha256) == (extractor.name, extractor.sha256) and others.classes is None
 
 
 def test_shares_and_evenness_of_classes():
@@ -212,10 +211,12 @@ def test_too_few_pictures_are_refused(tmp_path):
         real_pictures("Folder", tmp_path, "train", "train", 8, 1)
 
 
-def test_without_torch_fidelity_inception_is_skipped_with_advice(monkeypatch, capsys):
+def test_without_torch_fidelity_other_features_are_used_with_advice(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    assert extractor_for("Folder", 3, torch.device("cpu")) is None
-    assert "pip install torch-fidelity" in capsys.readouterr().out
+    assert extractor_for("Folder", 3, torch.device("cpu")).name == "classifier_cifar10"
+    assert (
+        "CIFAR-10's classifier are used; for those of Inception: pip install torch-fidelity" in capsys.readouterr().out
+    )
 
 
 def test_evaluate_writes_a_report_and_the_nearest_neighbours(in_process, trained, tmp_path):
