@@ -1,6 +1,7 @@
 """The optimizer step: its learning rate, and what happens when a loss or gradient is not finite."""
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
@@ -52,36 +53,44 @@ class Muon(torch.optim.Adam):
         (group,) = self.param_groups
         taken = torch.tensor(True) if (found := getattr(self, "found_inf", None)) is None else found == 0
         scale = getattr(self, "grad_scale", None)  # of float16, see `LossScale`
+        alike = defaultdict(list)  # matrices of one shape are one batch: on a GPU each small product costs a launch
         for weight in group["params"]:
             if weight.ndim < 2 or weight.grad is None:
                 continue
             if not (state := self.state[weight]):  # Adam expects a step
                 state |= {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight)}
-            average = state["exp_avg"]
-            gradient = weight.grad if scale is None else weight.grad / scale
+            alike[weight.shape].append(weight)
+        for shape, weights in alike.items():
+            averages = [self.state[weight]["exp_avg"] for weight in weights]
+            average = torch.stack(averages)
+            gradient = torch.stack([weight.grad for weight in weights])
+            gradient = gradient if scale is None else gradient / scale
             gradient = torch.where(taken, gradient, average)  # which leaves the average of a skipped step as it is
             average.lerp_(gradient, 1 - self.MOMENTUM)
-            step = orthogonal(gradient.lerp(average, self.MOMENTUM).flatten(1))
-            step *= 0.2 * max(step.shape) ** 0.5 * taken
-            weight.sub_(step.view_as(weight), alpha=group["lr"])
-            weight.grad = None  # Adam passes over it
+            step = orthogonal(gradient.lerp(average, self.MOMENTUM).flatten(2))
+            step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
+            torch._foreach_copy_(averages, average.unbind())
+            torch._foreach_sub_(weights, step.view(-1, *shape).unbind(), alpha=group["lr"])
+            for weight in weights:
+                weight.grad = None  # Adam passes over it
         super().step()
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "muon": Muon}
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of matrix = U S V^T: five Newton-Schulz steps bring all singular values near 1 (0.7 to 1.2).
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About U V^T of each matrix U S V^T of a batch (N, rows, columns).
 
-    The polynomial 3.4445 s - 4.775 s³ + 2.0315 s⁵ is Jordan's. It is steep at 0 rather than exact at 1.
+    Five Newton-Schulz steps bring all singular values near 1 (0.7 to 1.2). The polynomial
+    3.4445 s - 4.775 s³ + 2.0315 s⁵ is Jordan's. It is steep at 0 rather than exact at 1.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / (torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        a = x @ x.T
+        a = x @ x.mT
         x = 3.4445 * x + (2.0315 * a @ a - 4.775 * a) @ x
-    return x if wide is matrix else x.T
+    return x if wide is matrices else x.mT
 
 
 def make_optimizer(model: nn.Module, recipe: dict) -> torch.optim.Adam:
