@@ -45,8 +45,11 @@ def frechet(first: Tensor, second: Tensor) -> float:
 
 
 def frechet_with_error(samples: Tensor, real: Tensor) -> tuple[float, float]:
-    """The distance, and its standard error by a jackknife over ten groups of the samples."""
-    groups = torch.arange(len(samples)) % GROUPS
+    """The distance, and its standard error by a jackknife over ten groups of the samples, one after the other.
+
+    (Every tenth sample would be a group of one class where ten classes are drawn in turn.)
+    """
+    groups = torch.arange(len(samples)) * GROUPS // len(samples)
     parts = torch.tensor([frechet(samples[groups != group], real) for group in range(GROUPS)])
     return frechet(samples, real), ((GROUPS - 1) * parts.var(correction=0)).sqrt().item()
 

@@ -18,6 +18,37 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class SameLayout(torch.autograd.Function):
+    """x, whose gradient gets the memory layout channels last."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d that gets its input and its output's gradient in the layout of its kernel, if this is channels last.
+
+    The compiler lays out the gradients of group norm, and enlarged pictures, the other way. cuDNN would copy each of
+    them, slowly; a compiled network writes them as they are needed.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_channels_last(self.weight):
+            x = x.contiguous(memory_format=torch.channels_last)
+        y = super().forward(x)
+        return SameLayout.apply(y) if is_channels_last(y) else y
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the memory layout is channels last, and not the usual one, too."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions with the time embedding added between them, and a shortcut around both.
 
@@ -28,16 +59,16 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float):
         super().__init__()
         self.conv1 = nn.Sequential(
-            nn.GroupNorm(groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            nn.GroupNorm(groups, in_channels), nn.SiLU(), Conv2d(in_channels, out_channels, 3, padding=1)
         )
         self.time_emb = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
         self.conv2 = nn.Sequential(
             nn.GroupNorm(groups, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            Conv2d(out_channels, out_channels, 3, padding=1),
         )
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(x) + self.time_emb(emb)[:, :, None, None]
@@ -55,8 +86,8 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.qkv = Conv2d(channels, 3 * channels, 1, bias=False)
+        self.proj = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -71,7 +102,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.op(x)
@@ -82,7 +113,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         if x.is_cuda and torch.compiler.is_compiling():  # the compiler would sort in the backward pass of interpolate
@@ -100,5 +131,5 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
+            x = layer(x) if isinstance(layer, Conv2d) else layer(x, emb)
         return x

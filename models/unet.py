@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, timestep_embedding
+from models.blocks import AttentionBlock, Conv2d, Downsample, ResidualBlock, Stage, Upsample, timestep_embedding
 
 
 def usual_norm_groups(model_channels: int) -> int:
@@ -92,7 +92,7 @@ class UNet(nn.Module):
             return [block, AttentionBlock(out_channels, num_heads, groups)] if size in attention else [block]
 
         width = model_channels
-        self.down_blocks = nn.ModuleList([Stage(nn.Conv2d(patch_channels, width, 3, padding=1))])
+        self.down_blocks = nn.ModuleList([Stage(Conv2d(patch_channels, width, 3, padding=1))])
         skips = [width]  # the channels of each output of down_blocks, which up_blocks concatenate in reverse order
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
@@ -118,7 +118,7 @@ class UNet(nn.Module):
                     stage.append(Upsample(width))
                 self.up_blocks.append(Stage(*stage))
 
-        self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, patch_channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), Conv2d(width, patch_channels, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
         nn.init.zeros_(self.out[-1].bias)
         self.label_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes else None  # the last: no label

@@ -12,6 +12,7 @@ from threading import get_ident
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from helpers.pictures import numbered, sample
 from helpers.scripts import ENVIRONMENT, ROOT, TINY, TORCHRUN, refused, script, state_hash, tiny, train
 from PIL import Image
@@ -43,6 +44,7 @@ def device():
 def defaults(device):
     yield
     torch.use_deterministic_algorithms(False)
+    torch._inductor.config.deterministic = False
     torch._dynamo.reset()
 
 
@@ -161,7 +163,8 @@ def test_a_resumed_run_ends_with_the_same_bits(device, tmp_path, faces, settings
     place, hashes = ("--data_path", faces), []
     for i, lengths in enumerate(([12], [12], [4, 12])):
         for steps in lengths:
-            torch._dynamo.reset()  # a new process compiles anew
+            torch._dynamo.reset()  # a new process compiles anew, and another machine has another cache
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"compiled_{i}_{steps}"))
             run = train(tmp_path / str(i), *place, "--device", device, data_name="StyleGAN_Face",
                         settings=settings | {"max_steps": steps})  # fmt: skip
             assert run.returncode == 0, run.stderr
@@ -220,13 +223,13 @@ run(train_solver.main)
 
 
 def test_two_processes_on_one_device_train_as_one_does(device, tmp_path):
-    settings = {"precision": "fp32", "compile": "false", "log_every": 1, "max_steps": 4}
+    settings = {"precision": "fp32", "compile": "false", "log_every": 1, "max_steps": 4, "image_channel": 3}
     assert train(tmp_path / "one", "--device", device, settings=settings).returncode == 0
     (tmp_path / "gloo.py").write_text(GLOO)
     command = [*TORCHRUN, "2", str(tmp_path / "gloo.py"), *tiny(tmp_path / "two", **settings)]
     run = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert "Grad strides" not in run.stderr
+    assert "Grad strides" not in run.stderr  # it is there, harmless, for one channel: its stride may be anything
     one, two = (read_log(tmp_path / name / "digits" / "metrics.jsonl") for name in ("one", "two"))
     for line, other in zip(one, two, strict=True):  # halves of a batch are summed in another order
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-3)

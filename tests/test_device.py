@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import torch._inductor.config
 from helpers.scripts import in_process, refused, train
 from torch import nn
 
@@ -33,6 +34,7 @@ def flags():
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     yield
     torch.use_deterministic_algorithms(False)
+    torch._inductor.config.deterministic = False
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.backends.cudnn.benchmark = False
     use_tf32(False)
@@ -95,7 +97,7 @@ def test_fp32_is_tf32_in_training_and_float32_in_sampling(flags, monkeypatch, tr
 @pytest.mark.parametrize("ours", [True, False])
 def test_determinism_is_strict_for_our_network_and_can_be_switched_off(flags, deterministic, ours):
     prepare(CUDA, deterministic, ours)
-    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert torch.are_deterministic_algorithms_enabled() == torch._inductor.config.deterministic == deterministic
     assert not deterministic or torch.is_deterministic_algorithms_warn_only_enabled() == (not ours)
     assert torch.backends.cudnn.benchmark != deterministic
 

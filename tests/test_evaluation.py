@@ -93,6 +93,20 @@ def test_distances_are_0_for_identical_sets_and_grow_as_pictures_get_worse(extra
     assert spread / 3 < error < 3 * spread
 
 
+def test_the_error_of_a_distance_is_right_for_classes_drawn_in_turn():
+    """Ten classes with means that lie apart, as samples of a network with labels have them."""
+    generator = torch.Generator().manual_seed(0)
+    means = 5 * torch.randn(10, 4, generator=generator)
+
+    def drawn():
+        return means.repeat(100, 1) + torch.randn(1000, 4, generator=generator)
+
+    real = drawn()
+    pairs = [frechet_with_error(drawn(), real) for _ in range(20)]
+    spread = torch.tensor([distance for distance, _ in pairs]).std().item()
+    assert spread / 3 < torch.tensor([error for _, error in pairs]).mean() < 3 * spread
+
+
 def test_the_shipped_classifiers_classify_their_digits(extractor):
     file = classifier_file("Digits")
     assert file.stat().st_size < 1e6 and extractor.name == "classifier_digits" and len(extractor.sha256) == 64

@@ -71,10 +71,13 @@ def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> Non
     allowed does the backward pass of attention choose its own. For other networks the rest is deterministic.
     """
     if device.type == "cuda":
+        import torch._inductor.config as compiler  # here because it takes a second
+
         use_tf32(True)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(deterministic, warn_only=not ours)
+        compiler.deterministic = deterministic  # no choice between sums by their speed at that moment
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = not deterministic  # the fastest kernel of this run may be another's second
 
