@@ -99,13 +99,8 @@ def _radii(features: Tensor) -> Tensor:
 def distances(samples: Tensor, real: Tensor) -> dict:
     """Both distances between features (N, D) and (M, D), and precision and recall."""
     (fd, fd_error), (kd, kd_deviation) = frechet_with_error(samples, real), kernel(samples, real)
-    found = {
-        "n": len(samples),
-        "frechet": fd,
-        "frechet_error": fd_error,
-        "kernel": kd,
-        "kernel_deviation": kd_deviation,
-    }
+    found = {"n": len(samples), "frechet": fd, "frechet_error": fd_error}
+    found |= {"kernel": kd, "kernel_deviation": kd_deviation}
     return found | dict(zip(("sample_precision", "sample_recall"), precision_and_recall(samples, real), strict=True))
 
 
@@ -127,18 +122,30 @@ def taken_for(classes: Tensor, asked: Tensor, names: list[str]) -> dict:
 
 
 def nearest(pictures: Tensor, training: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
-    """The nearest training picture of each picture: its RMS distance, for pixels in [0, 1], and its number; both (N,).
+    """The nearest training picture of each picture: its RMS distance and its number, both (N,).
 
+    pictures and training: uint8 pixels, which are brought to [0, 1], or features (N, D).
     rank 2: the second nearest, for pictures that are themselves in the training set.
     """
-    x, best = pictures.flatten(1).float() / 255, torch.full((len(pictures), rank), math.inf)
+    most = 255 if pictures.dtype == torch.uint8 else 1
+    x, best = pictures.flatten(1).float() / most, torch.full((len(pictures), rank), math.inf)
     number = torch.zeros(len(pictures), rank, dtype=torch.int64)
     for start in range(0, len(training), 5000):
-        part = training[start : start + 5000].flatten(1).float() / 255
+        part = training[start : start + 5000].flatten(1).float() / most
         best, which = torch.cat([best, torch.cdist(x, part)], 1).topk(rank, largest=False)
         here = torch.arange(start, start + len(part)).expand(len(x), -1)
         number = torch.cat([number, here], 1).gather(1, which)
     return best[:, -1] / x.shape[1] ** 0.5, number[:, -1]
+
+
+def closeness(apart: Tensor, real_apart: Tensor, count: int) -> dict:
+    """The mean distance to the nearest of `count` training pictures, of samples and of real pictures, see `nearest`.
+
+    And the share of the samples that are closer than 99 % of the real pictures are.
+    """
+    closer = (apart < real_apart.quantile(0.01)).double().mean().item()
+    means = {"samples": apart.mean().item(), "real": real_apart.mean().item()}
+    return {"n": count, **means, "closer_than_99_percent_of_real": closer}
 
 
 def look(pictures: Tensor) -> dict:
@@ -166,10 +173,14 @@ class Evaluation:
         self.extractor, self.training = extractor, real.training
         self.real = {"n": len(real.pictures), "look": look(real.pictures)}
         own, rank = (real.training, 2) if real.held_out is None else (real.held_out, 1)
-        self.real_apart, _ = nearest(shuffled(own)[:count], real.training, rank)
+        own = shuffled(own)[:count]
+        self.real_apart, _ = nearest(own, real.training, rank)
         if extractor:
             reference, others, others_are = real.floor()
             self.features = extractor.features(reference)
+            same = reference is real.training
+            self.training_features = self.features if same else extractor.features(real.training)
+            self.real_apart_in_features, _ = nearest(extractor.features(own), self.training_features, rank)
             floor = distances(extractor.features(others[:count]), self.features)
             self.floor = floor | {"of": others_are, "to": len(reference)}
             if extractor.classes:
@@ -186,15 +197,12 @@ class Evaluation:
         """
         apart, number = nearest(samples, self.training)
         report = {"n": len(samples), "look": look(samples), "reference": self.real, "extractor": None}
-        report["nearest"] = {
-            "n": len(self.training),
-            "samples": apart.mean().item(),
-            "real": self.real_apart.mean().item(),
-            "closer_than_99_percent_of_real": (apart < self.real_apart.quantile(0.01)).double().mean().item(),
-        }
+        report["nearest"] = closeness(apart, self.real_apart, len(self.training))
         if self.extractor:
             report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
             features, few = self.extractor.features(samples), self.floor["n"]
+            near, _ = nearest(features, self.training_features)
+            report["nearest_in_features"] = closeness(near, self.real_apart_in_features, len(self.training))
             report |= distances(features, self.features) | {"floor": self.floor}
             report["as_few"] = distances(features[:few], self.features) if few < len(samples) else None
             if self.extractor.classes:
@@ -207,7 +215,7 @@ class Evaluation:
 
 def summary(report: dict) -> str:
     """A report of test_solver.py in a few lines, with the values of real pictures in brackets."""
-    real, near, used, floor = (report.get(key) for key in ("reference", "nearest", "extractor", "floor"))
+    real, used, floor = (report.get(key) for key in ("reference", "extractor", "floor"))
     lines = ["{sample_info}, seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
     lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
     if used:
@@ -219,9 +227,13 @@ def summary(report: dict) -> str:
         for key in ("sample_precision", "sample_recall"):
             values = [f"{part[key]:.3f} of {min(part['n'], floor['to']):,}" for part in parts]
             lines.append(f"{key.removeprefix('sample_')} {', '.join(values[:-1])} (real: {values[-1]})")
-    lines.append(f"nearest of {near['n']:,} training pictures: distance {near['samples']:.4f} ({near['real']:.4f})")
-    most = near["closer_than_99_percent_of_real"]
-    lines[-1] += f"; {most:.1%} of the samples are closer than 99 % of real pictures are"
+    for key in [key for key in ("nearest", "nearest_in_features") if key in report]:
+        near = report[key]
+        lines.append(f"{key.replace('_', ' ')} of {near['n']:,} training pictures: ")
+        lines[-1] += f"distance {near['samples']:.4f} ({near['real']:.4f}); "
+        lines[-1] += (
+            f"{near['closer_than_99_percent_of_real']:.1%} of the samples are closer than 99 % of real pictures are"
+        )
     for key in ("brightness", "fine_detail"):
         lines.append(f"{key.replace('_', ' ')} {report['look'][key]:.4f} ({real['look'][key]:.4f})")
     if "classes" in report:

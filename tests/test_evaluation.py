@@ -169,9 +169,12 @@ def test_copies_of_training_pictures_are_detected(extractor):
     judge = Evaluation(real, extractor, 297)
     copies, _, number = judge(real.training[:297])
     assert copies["nearest"]["samples"] == pytest.approx(0, abs=1e-3) and number.tolist() == list(range(297))
+    assert copies["nearest_in_features"]["samples"] == pytest.approx(0, abs=1e-3)
+    assert copies["nearest_in_features"]["closer_than_99_percent_of_real"] == 1
     assert copies["nearest"]["closer_than_99_percent_of_real"] == 1 and copies["classes"]["covered"] == 10
     honest, _, _ = judge(others)
     assert honest["nearest"]["closer_than_99_percent_of_real"] < 0.02
+    assert honest["nearest_in_features"]["closer_than_99_percent_of_real"] < 0.05
     assert honest["frechet"] == honest["floor"]["frechet"] and honest["floor"]["n"] == 297
     assert json.loads(json.dumps(honest)) == honest
 
