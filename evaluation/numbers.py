@@ -227,8 +227,7 @@ def summary(report: dict) -> str:
         for key in ("sample_precision", "sample_recall"):
             values = [f"{part[key]:.3f} of {min(part['n'], floor['to']):,}" for part in parts]
             lines.append(f"{key.removeprefix('sample_')} {', '.join(values[:-1])} (real: {values[-1]})")
-    for key in [key for key in ("nearest", "nearest_in_features") if key in report]:
-        near = report[key]
+    for key, near in [(key, report[key]) for key in ("nearest", "nearest_in_features") if key in report]:
         lines.append(f"{key.replace('_', ' ')} of {near['n']:,} training pictures: ")
         lines[-1] += f"distance {near['samples']:.4f} ({near['real']:.4f}); "
         lines[-1] += (
