@@ -97,12 +97,8 @@ def test_the_error_of_a_distance_is_right_for_classes_drawn_in_turn():
     """Ten classes with means that lie apart, as samples of a network with labels have them."""
     generator = torch.Generator().manual_seed(0)
     means = 5 * torch.randn(10, 4, generator=generator)
-
-    def drawn():
-        return means.repeat(100, 1) + torch.randn(1000, 4, generator=generator)
-
-    real = drawn()
-    pairs = [frechet_with_error(drawn(), real) for _ in range(20)]
+    real, *drawn = means.repeat(100, 1) + torch.randn(21, 1000, 4, generator=generator)
+    pairs = [frechet_with_error(samples, real) for samples in drawn]
     spread = torch.tensor([distance for distance, _ in pairs]).std().item()
     assert spread / 3 < torch.tensor([error for _, error in pairs]).mean() < 3 * spread
 
