@@ -14,6 +14,10 @@ SAVE_DIR=results
 python test_solver.py --model_path "$MODEL_PATH" --test_mode random_gen \
     --sample_info DPMpp_10_0p0 DDIM_50_0p0 --sample_num $SAMPLE_NUM --seed $SEED --save_dir $SAVE_DIR
 
+# what you ask for: classes by name, and how much of them
+python test_solver.py --model_path checkpoints/cifar10.safetensors --test_mode random_gen --labels frog ship horse --guidance 2 \
+    --sample_info UniPC_10_0p0 --sample_num 30 --seed $SEED --save_dir $SAVE_DIR
+
 # one table: every method with 10, 20 and 50 steps, all from the same noise
 python test_solver.py --model_path $DIGITS --test_mode compare --seed $SEED --save_dir $SAVE_DIR \
     --sample_info {NaiveDDPM,DDPM,DDIM,DPMpp}_{10,20,50}_0p0
@@ -25,6 +29,10 @@ python test_solver.py --model_path $DIGITS --test_mode interpolate \
 # all four interpolation modes (redrawn is a common mistake), and how even the steps of each are
 python test_solver.py --model_path $DIGITS --test_mode interpolate --interp_mode lerp slerp ddim redrawn \
     --sample_info DDIM_50_0p0 --sample_num $SAMPLE_NUM --seed $SEED --save_dir $SAVE_DIR
+
+# a hole in real pictures, filled in three ways
+python test_solver.py --model_path $DIGITS --test_mode inpaint --split test --mask_box 2 2 4 4 \
+    --sample_info DDPM_50_0p0 --sample_num 3 --seed $SEED --save_dir $SAVE_DIR
 
 # numbers that compare 300 samples with real pictures
 python test_solver.py --model_path $DIGITS --test_mode evaluate --sample_num 300 --seed $SEED --save_dir $SAVE_DIR

@@ -23,6 +23,10 @@ METHODS = [f"{method}_{steps}_{eta}" for method, eta in
 SAMPLES = "--test_mode random_gen --sample_info DDIM_50_0p0"
 INTERPOLATION = "--test_mode interpolate --sample_info"
 COMPARISON = f"--test_mode compare --sample_info {' '.join(METHODS)}"
+FEW_STEPS = [f"{method}_{steps}_{eta}" for method, eta in
+             (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("UniPC", "0p0"))
+             for steps in (5, 10, 20, 50, 200, 1000)]  # fmt: skip
+COLOUR = "--test_mode random_gen --sample_info UniPC_20_0p0"
 SMOOTHNESS = f"{INTERPOLATION} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
 FIGURES = {  # weights: {picture: flags of test_solver.py}
     "digits": {
@@ -38,8 +42,15 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "compare": COMPARISON,
         "smoothness": SMOOTHNESS,
     },
+    "cifar10": {"final": f"{COLOUR} --guidance 2", "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49"},
+    "flower102": {
+        "final": f"{COLOUR} --guidance 1.5 --sample_num 40",
+        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 9",
+        "compare": f"--test_mode compare --sample_num 4 --labels 54 12 56 49 --sample_info {' '.join(FEW_STEPS)}",
+    },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
 }
+PHOTOGRAPHS = {"flower102"}  # are saved as JPEG
 ABLATIONS = {"digits": ("loss_and_betas", "tricks"), "emoji": ("loss_and_betas",)}  # weights: tables of ablations.py
 
 
@@ -58,7 +69,7 @@ def redraw(command: list[str], folder: Path, names: dict[str, str]) -> bool:
         print(f"not redrawn: {', '.join(names)}", file=sys.stderr)
         return False
     for name, pattern in names.items():
-        enlarged(Image.open(next(folder.glob(pattern)))).save(IMAGES / name, optimize=True)
+        enlarged(Image.open(next(folder.glob(pattern)))).save(IMAGES / name, optimize=True, quality=88)
         print(f"images/{name}", flush=True)
     return True
 
@@ -78,7 +89,8 @@ def main() -> None:
                 command = ["test_solver.py", "--model_path", f"checkpoints/{weights}.safetensors", *flags.split()]
                 command += where if "interpolate" in flags else []
                 made = ("final", "progress") if picture == "final" else (picture,)
-                names = {f"{weights}_{what}.png": f"*_{what}.png" for what in made}
+                kind = "jpg" if weights in PHOTOGRAPHS else "png"
+                names = {f"{weights}_{what}.{kind}": f"*_{what}.png" for what in made}
                 done.append(redraw(command, Path(work, picture), names))
             for table in ABLATIONS.get(weights, ()):
                 command = ["benchmarks/ablations.py", "--data_name", weights.title(), *where, "--only", table]

@@ -25,18 +25,24 @@ def calls_of(script, folder, **variables):
 @pytest.mark.slow
 def test_run_test_sh_runs(trained, tmp_path):
     text = (ROOT / "run_test.sh").read_text()
-    for slow, quick in (("DDPM_100", "DDPM_3"), ("_{10,20,50}_", "_{2,4}_"), ("_50_", "_4_"), ("_num 300", "_num 60")):
+    for slow, quick in (
+        ("DDPM_100", "DDPM_3"),
+        ("_{10,20,50}_", "_{2,4}_"),
+        ("_50_", "_4_"),
+        ("UniPC_10", "UniPC_2"),
+        ("_num 300", "_num 60"),
+    ):
         assert slow in text
         text = text.replace(slow, quick)
     (tmp_path / "run_test.sh").write_text(text.replace("SAVE_DIR=results", f"SAVE_DIR={tmp_path}/pictures"))
     calls = calls_of(tmp_path / "run_test.sh", tmp_path, MODEL_PATH=str(trained))
     modes = {call[call.index("--test_mode") + 1] for call in calls}
-    assert len(calls) == 5 and modes == {"random_gen", "compare", "interpolate", "evaluate"}
+    assert len(calls) == 7 and modes == {"random_gen", "compare", "interpolate", "inpaint", "evaluate"}
     for call in calls:
         run = in_process(*call)
         assert run.returncode == 0, run.stderr
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4 + 1 + 2 + 5 + 1
-    assert len(list((tmp_path / "pictures").iterdir())) == 13 + 2  # compare's CSV, evaluate's JSON
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4 + 2 + 1 + 2 + 5 + 1 + 1
+    assert len(list((tmp_path / "pictures").iterdir())) == 16 + 2  # compare's CSV, evaluate's JSON
 
 
 def test_run_test_sh_uses_weights_that_are_shipped(tmp_path):
