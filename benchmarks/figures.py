@@ -44,8 +44,8 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     },
     "cifar10": {"final": f"{COLOUR} --guidance 2", "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49"},
     "flower102": {
-        "final": f"{COLOUR} --guidance 1.5 --sample_num 40",
-        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 9",
+        "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
+        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
         "compare": f"--test_mode compare --sample_num 4 --labels 54 12 56 49 --sample_info {' '.join(FEW_STEPS)}",
     },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},

@@ -28,7 +28,7 @@ def test_run_test_sh_runs(trained, tmp_path):
     for slow, quick in (
         ("DDPM_100", "DDPM_3"),
         ("_{10,20,50}_", "_{2,4}_"),
-        ("_50_", "_4_"),
+        ("_50_", "_12_"),
         ("UniPC_10", "UniPC_2"),
         ("_num 300", "_num 60"),
     ):
