@@ -45,11 +45,8 @@ def frechet(first: Tensor, second: Tensor) -> float:
 
 
 def frechet_with_error(samples: Tensor, real: Tensor) -> tuple[float, float]:
-    """The distance, and its standard error by a jackknife over ten groups of the samples, one after the other.
-
-    (Every tenth sample would be a group of one class where ten classes are drawn in turn.)
-    """
-    groups = torch.arange(len(samples)) * GROUPS // len(samples)
+    """The distance, and its standard error by a jackknife over ten groups of samples that follow each other."""
+    groups = torch.arange(len(samples)) * GROUPS // len(samples)  # every tenth may be of one class: drawn in turn
     parts = torch.tensor([frechet(samples[groups != group], real) for group in range(GROUPS)])
     return frechet(samples, real), ((GROUPS - 1) * parts.var(correction=0)).sqrt().item()
 
@@ -149,18 +146,19 @@ def closeness(apart: Tensor, real_apart: Tensor, count: int) -> dict:
 
 
 def look(pictures: Tensor) -> dict:
-    """Mean brightness, from 0 (black) to 1, and fine detail.
+    """Mean brightness, from 0 (black) to 1, also of each channel, and fine detail.
 
     Fine detail is the share of the variance at wavelengths, across or down, below four pixels.
     """
     across = torch.fft.fftfreq(pictures.shape[-1], dtype=torch.float64).abs()
     fine = torch.maximum(across[:, None], across[None, :]) > 0.25
-    brightness, power = 0.0, torch.zeros(fine.shape, dtype=torch.float64)
+    by_channel, power = 0.0, torch.zeros(fine.shape, dtype=torch.float64)
     for part in pictures.split(500):
         x = part.double() / 255
-        brightness += x.mean((1, 2, 3)).sum().item() / len(pictures)
+        by_channel += x.mean((2, 3)).sum(0) / len(pictures)
         power += torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square().sum((0, 1))
-    return {"brightness": brightness, "fine_detail": (power[fine].sum() / power.sum().clamp(min=1e-12)).item()}
+    detail = (power[fine].sum() / power.sum().clamp(min=1e-12)).item()
+    return {"brightness": by_channel.mean().item(), "by_channel": by_channel.tolist(), "fine_detail": detail}
 
 
 # --- all numbers together ---------------------------------------------------------------------------------------------

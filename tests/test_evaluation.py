@@ -151,7 +151,9 @@ def test_nearest_neighbours_are_found_across_chunks():
 def test_brightness_and_fine_detail_of_simple_patterns():
     flat = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
     flat[:, :, :, ::2] = 255  # lines of one pixel
-    assert look(flat)["brightness"] == pytest.approx(0.6) and look(flat)["fine_detail"] == pytest.approx(1)
+    flat[:, 0] = 0
+    assert look(flat)["brightness"] == pytest.approx(0.4) and look(flat)["by_channel"] == pytest.approx([0, 0.6, 0.6])
+    assert look(flat)["fine_detail"] == pytest.approx(1)
     wave = 128 + 100 * torch.sin(torch.arange(8) * 2 * math.pi / 8)
     assert look(wave.byte().expand(1, 1, 8, 8))["fine_detail"] < 1e-3  # rounding to bytes
     assert look(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))["fine_detail"] == 0
