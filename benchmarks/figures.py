@@ -24,7 +24,8 @@ SAMPLES = "--test_mode random_gen --sample_info DDIM_50_0p0"
 INTERPOLATION = "--test_mode interpolate --sample_info"
 COMPARISON = f"--test_mode compare --sample_info {' '.join(METHODS)}"
 FEW_STEPS = [f"{method}_{steps}_{eta}" for method, eta in
-             (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("UniPC", "0p0"))
+             (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"),
+              ("UniPC", "0p0"))
              for steps in (5, 10, 20, 50, 200, 1000)]  # fmt: skip
 COLOUR = "--test_mode random_gen --sample_info UniPC_20_0p0"
 SMOOTHNESS = f"{INTERPOLATION} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
@@ -46,7 +47,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     "flower102": {
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
-        "compare": f"--test_mode compare --sample_num 4 --labels 54 12 56 49 --sample_info {' '.join(FEW_STEPS)}",
+        "compare": f"--test_mode compare --sample_num 4 --labels 54 49 --sample_info {' '.join(FEW_STEPS)}",
     },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
 }

@@ -2,7 +2,7 @@
 
     pip install -r requirements-dev.txt
     python benchmarks/sampling_speed.py                                                # the default network, untrained
-    python benchmarks/sampling_speed.py --model_path checkpoints/fashion_mnist.safetensors --steps 20
+    python benchmarks/sampling_speed.py --model_path checkpoints/emoji.safetensors --steps 20
 
 All contestants run in turn, round after round, and medians are printed. The overhead of a sampler is the time that it
 takes beyond the calls of its network, one per step. With --model_path the pictures that our sampler draws in bfloat16
@@ -30,6 +30,7 @@ from sharing.diffusers_scheduler import scheduler_configuration
 from utils.checkpoint import Run, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device, sampling_precision
+from utils.errors import ConfigError
 from utils.network import build
 from utils.recipe import plain_recipe
 
@@ -61,6 +62,8 @@ def main() -> None:
     args = parser.parse_args()
     device, spec = pick_device(), SampleSpec("DDIM", args.steps, 0.0)
     trained = (load_run(args.model_path) if args.model_path else untrained()).to(device)
+    if trained.recipe["num_classes"]:
+        raise ConfigError(f"{args.model_path} has labels, which DDIMPipeline does not pass on: give weights without")
     twin = to_unet2d(trained).to(device)
     scheduler = DDIMScheduler.from_config(scheduler_configuration(trained.recipe, trained.diffusion))
     pipeline = DDIMPipeline(twin, scheduler)
