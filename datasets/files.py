@@ -93,9 +93,15 @@ def part_folder(folder: Path) -> Iterator[Path]:
         if fcntl:
             lock(descriptor)
         yield part
+        taken = FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))
         if os.path.lexists(folder):
-            raise FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))
-        part.rename(folder)  # fails if another process has filled it since
+            raise taken
+        try:
+            part.rename(folder)
+        except OSError as error:
+            if os.path.lexists(folder):  # filled since the check
+                raise taken from error
+            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if fcntl:

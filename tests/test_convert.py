@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from helpers import scripts
 from helpers.scripts import forked, on_a_full_disk, refused, script
 from PIL import Image
 
+from datasets.files import part_folder
 from utils.checkpoint import load_run
 from utils.errors import CheckpointError
 
@@ -180,6 +182,21 @@ def test_of_two_conversions_to_one_name_the_first_stays(trained, tmp_path, monke
     assert ended[0].returncode == 0, ended[0].stderr
     refused(ended[1], 1, target, "was written by another process in the meantime")
     assert [file.name for file in tmp_path.iterdir()] == [target]
+
+
+def test_a_folder_that_is_filled_at_the_last_moment_stays(tmp_path, monkeypatch):
+    def late(part, folder, rename=Path.rename):
+        folder.mkdir()
+        (folder / "theirs").touch()
+        rename(part, folder)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with (
+        pytest.raises(FileExistsError, match="was written by another process"),
+        part_folder(tmp_path / "folder") as part,
+    ):
+        (part / "ours").touch()
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "theirs"]
 
 
 @pytest.mark.parametrize("target", ["digits.safetensors", "folder"])
