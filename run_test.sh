@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Samples from the shipped weights in every --test_mode, in one or two minutes on two CPU cores:   bash run_test.sh
+# Samples from the shipped weights in every --test_mode but edit, in one or two minutes on two CPU cores:   bash run_test.sh
 # To use your own network or other settings, edit this file.
 set -eu
 MODEL_PATH=${MODEL_PATH:-checkpoints/fashion_mnist.safetensors}  # or your train_results/<name>/<name>.pt
@@ -14,7 +14,7 @@ SAVE_DIR=results
 python test_solver.py --model_path "$MODEL_PATH" --test_mode random_gen \
     --sample_info DPMpp_10_0p0 DDIM_50_0p0 --sample_num $SAMPLE_NUM --seed $SEED --save_dir $SAVE_DIR
 
-# what you ask for: classes by name, and how much of them
+# classes by name, and how strongly the samples follow them
 python test_solver.py --model_path checkpoints/cifar10.safetensors --test_mode random_gen --labels frog ship horse --guidance 2 \
     --sample_info UniPC_10_0p0 --sample_num 30 --seed $SEED --save_dir $SAVE_DIR
 

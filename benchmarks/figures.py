@@ -40,7 +40,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     "fashion_mnist": {
         "final": SAMPLES,
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0",
-        "compare": COMPARISON,
+        "compare": f"{COMPARISON} --sample_num 9 --labels 0 3 9",
         "smoothness": SMOOTHNESS,
     },
     "cifar10": {"final": f"{COLOUR} --guidance 2", "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49"},

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import normalize, to_uint8
 from diffusion import SampleSpec, repaint
 from evaluation.features import extractor_for
-from evaluation.numbers import frechet_with_error, nearest
+from evaluation.neighbours import nearest
+from evaluation.numbers import frechet_with_error
 from evaluation.real_pictures import real_pictures
 from utils.checkpoint import Run, in_batches, load_run
 from utils.command_line import ArgumentParser, number, run

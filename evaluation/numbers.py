@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.features import Extractor
+from evaluation.neighbours import closeness, nearest_of_views
 from evaluation.real_pictures import RealPictures, shuffled
 
 GROUPS = 10  # of the jackknife, and so the smallest number of pictures that can be compared
@@ -118,33 +119,6 @@ def taken_for(classes: Tensor, asked: Tensor, names: list[str]) -> dict:
     return {"share": right.mean().item(), "by_class": by_class}
 
 
-def nearest(pictures: Tensor, training: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
-    """The nearest training picture of each picture: its RMS distance and its number, both (N,).
-
-    pictures and training: uint8 pixels, which are brought to [0, 1], or features (N, D).
-    rank 2: the second nearest, for pictures that are themselves in the training set.
-    """
-    most = 255 if pictures.dtype == torch.uint8 else 1
-    x, best = pictures.flatten(1).float() / most, torch.full((len(pictures), rank), math.inf)
-    number = torch.zeros(len(pictures), rank, dtype=torch.int64)
-    for start in range(0, len(training), 5000):
-        part = training[start : start + 5000].flatten(1).float() / most
-        best, which = torch.cat([best, torch.cdist(x, part)], 1).topk(rank, largest=False)
-        here = torch.arange(start, start + len(part)).expand(len(x), -1)
-        number = torch.cat([number, here], 1).gather(1, which)
-    return best[:, -1] / x.shape[1] ** 0.5, number[:, -1]
-
-
-def closeness(apart: Tensor, real_apart: Tensor, count: int) -> dict:
-    """The mean distance to the nearest of `count` training pictures, of samples and of real pictures, see `nearest`.
-
-    And the share of the samples that are closer than 99 % of the real pictures are.
-    """
-    closer = (apart < real_apart.quantile(0.01)).double().mean().item()
-    means = {"samples": apart.mean().item(), "real": real_apart.mean().item()}
-    return {"n": count, **means, "closer_than_99_percent_of_real": closer}
-
-
 def look(pictures: Tensor) -> dict:
     """Mean brightness, from 0 (black) to 1, also of each channel, and fine detail.
 
@@ -167,39 +141,46 @@ def look(pictures: Tensor) -> dict:
 class Evaluation:
     """Compares `count` samples with real pictures. All that depends only on the real pictures is computed once."""
 
-    def __init__(self, real: RealPictures, extractor: Extractor | None, count: int):
-        self.extractor, self.training = extractor, real.training
+    def __init__(self, real: RealPictures, extractor: Extractor | None, count: int, mirrored: bool = False):
+        """mirrored: the training mirrored pictures, so that a mirror image of one is a copy, too."""
+        self.extractor, self.training, self.mirrored = extractor, real.training, mirrored
         self.real = {"n": len(real.pictures), "look": look(real.pictures)}
         own, rank = (real.training, 2) if real.held_out is None else (real.held_out, 1)
         own = shuffled(own)[:count]
-        self.real_apart, _ = nearest(own, real.training, rank)
+        self.real_apart, _ = nearest_of_views(self.views(own), real.training, rank)
         if extractor:
             reference, others, others_are = real.floor()
             self.features = extractor.features(reference)
             same = reference is real.training
             self.training_features = self.features if same else extractor.features(real.training)
-            self.real_apart_in_features, _ = nearest(extractor.features(own), self.training_features, rank)
+            views = [extractor.features(view) for view in self.views(own)]
+            self.real_apart_in_features, _ = nearest_of_views(views, self.training_features, rank)
             floor = distances(extractor.features(others[:count]), self.features)
             self.floor = floor | {"of": others_are, "to": len(reference)}
             if extractor.classes:
                 self.real["classes"] = class_shares(extractor.classes(self.features))
 
+    def views(self, pictures: Tensor) -> list[Tensor]:
+        return [pictures, pictures.flip(-1)] if self.mirrored else [pictures]
+
     def __call__(
         self, samples: Tensor, asked: Tensor | None = None, names: list[str] | None = None
     ) -> tuple[dict, Tensor, Tensor]:
-        """(report, apart, number): all numbers, ready for JSON, and the result of `nearest` for each sample.
+        """(report, apart, number): all numbers, ready for JSON, and the nearest training picture of each sample.
 
         asked, names: see `taken_for`; of a network with labels.
         If the floor has fewer pictures than there are samples, the report also has the distances of as many samples as
         the floor has ("as_few"), because distances fall as the number of samples grows.
         """
-        apart, number = nearest(samples, self.training)
+        views = self.views(samples)
+        apart, number = nearest_of_views(views, self.training)
         report = {"n": len(samples), "look": look(samples), "reference": self.real, "extractor": None}
         report["nearest"] = closeness(apart, self.real_apart, len(self.training))
         if self.extractor:
             report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
-            features, few = self.extractor.features(samples), self.floor["n"]
-            near, _ = nearest(features, self.training_features)
+            in_features = [self.extractor.features(view) for view in views]
+            features, few = in_features[0], self.floor["n"]
+            near, _ = nearest_of_views(in_features, self.training_features)
             report["nearest_in_features"] = closeness(near, self.real_apart_in_features, len(self.training))
             report |= distances(features, self.features) | {"floor": self.floor}
             report["as_few"] = distances(features[:few], self.features) if few < len(samples) else None

@@ -38,7 +38,7 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
     size, channels = recipe["image_size"], recipe["image_channel"]
     real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels)
     extractor = extractor_for(source["dataset"], channels, trained.device)
-    evaluation = Evaluation(real, extractor, count)
+    evaluation = Evaluation(real, extractor, count, mirrored=recipe["horizontal_flip"])
     labels = names_of(args, recipe)
     asked, classes, accuracy = asked_for(
         labels, count, extractor, (source["dataset"], data_path, "test", size, channels)

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from datasets import DataError, load_images
 from evaluation.features import channels_of, classifier_file, extractor_for, shipped_classifier
-from evaluation.numbers import Evaluation, class_shares, frechet, frechet_with_error, kernel, look, nearest
+from evaluation.numbers import Evaluation, class_shares, frechet, frechet_with_error, kernel, look
 from evaluation.real_pictures import real_pictures
 
 
@@ -133,18 +133,6 @@ def test_shares_and_evenness_of_classes():
     assert even["shares"] == pytest.approx([0.1] * 10) and even["evenness"] == pytest.approx(1)
     assert class_shares(torch.zeros(5, dtype=torch.int64))["evenness"] == 0
     assert class_shares(torch.tensor([0, 1]))["evenness"] == pytest.approx(math.log(2) / math.log(10))
-
-
-def test_nearest_neighbours_are_found_across_chunks():
-    generator = torch.Generator().manual_seed(0)
-    training = torch.randint(256, (12_000, 1, 4, 4), generator=generator, dtype=torch.uint8)  # several chunks
-    samples = training[[3, 11_999, 6000]].clone()
-    samples[1, 0, 0, 0] ^= 8
-    again, _ = nearest(training[[3, 6000]], training[[3, 5, 6000]], rank=2)
-    assert again.tolist() == pytest.approx(nearest(training[[3, 6000]], training[[5]])[0].tolist(), rel=0.5)
-    apart, number = nearest(samples, training)
-    assert number.tolist() == [3, 11_999, 6000]
-    assert apart.tolist() == pytest.approx([0, 8 / 255 / 4, 0], abs=1e-3)  # cdist's float32 at 0
 
 
 def test_brightness_and_fine_detail_of_simple_patterns():

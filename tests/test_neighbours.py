@@ -1,0 +1,34 @@
+"""Whether a network copies: the nearest training pictures."""
+
+import pytest
+import torch
+
+from evaluation.features import extractor_for
+from evaluation.neighbours import nearest
+from evaluation.numbers import Evaluation
+from evaluation.real_pictures import real_pictures
+
+
+def test_nearest_neighbours_are_found_across_chunks():
+    generator = torch.Generator().manual_seed(0)
+    training = torch.randint(256, (12_000, 1, 4, 4), generator=generator, dtype=torch.uint8)  # several chunks
+    samples = training[[3, 11_999, 6000]].clone()
+    samples[1, 0, 0, 0] ^= 8
+    again, _ = nearest(training[[3, 6000]], training[[3, 5, 6000]], rank=2)
+    assert again.tolist() == pytest.approx(nearest(training[[3, 6000]], training[[5]])[0].tolist(), rel=0.5)
+    apart, number = nearest(samples, training)
+    assert number.tolist() == [3, 11_999, 6000]
+    assert apart.tolist() == pytest.approx([0, 8 / 255 / 4, 0], abs=1e-3)  # cdist's float32 at 0
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_mirrored_copy_is_a_copy_if_the_training_mirrored(mirrored):
+    real = real_pictures("Digits", "none", "train", "train", 8, 1)
+    judge = Evaluation(real, extractor_for("Digits", 1, torch.device("cpu")), 297, mirrored)
+    report, apart, number = judge(real.training[:100].flip(-1))
+    for space in ("nearest", "nearest_in_features"):
+        assert (report[space]["samples"] == pytest.approx(0, abs=1e-3)) == mirrored
+        assert (report[space]["closer_than_99_percent_of_real"] == 1) == mirrored
+    assert (number.tolist() == list(range(100))) == mirrored
+    honest, _, _ = judge(real.held_out)  # real pictures are compared in the same way
+    assert honest["nearest"]["closer_than_99_percent_of_real"] == pytest.approx(0.01, abs=0.003)  # 3 of 297
