@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo figures quick test test-faults test-cuda lint
+.PHONY: demo figures tour quick test test-faults test-cuda lint
 demo: .venv/ready
 	for name in fashion_mnist cifar10 flower102; do \
 		$(BIN)/python test_solver.py --model_path checkpoints/$$name.safetensors --test_mode random_gen --sample_num 50 \
@@ -14,6 +14,9 @@ demo: .venv/ready
 
 figures: .venv/ready
 	$(BIN)/python benchmarks/figures.py $(if $(DATA),--data $(DATA))
+
+tour: .venv/ready-dev
+	$(BIN)/python benchmarks/tour.py
 
 quick: .venv/ready-dev
 	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda"
