@@ -19,7 +19,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 class SameLayout(torch.autograd.Function):
-    """x, whose gradient gets the memory layout channels last."""
+    """x, whose gradient gets the memory layout channels last. Not for the transforms of torch.func."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -131,5 +131,5 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x) if isinstance(layer, Conv2d) else layer(x, emb)
+            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
         return x

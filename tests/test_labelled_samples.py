@@ -55,6 +55,14 @@ def test_classes_have_names_and_numbers(names, given, numbers):
             class_numbers(recipe, [wrong])
 
 
+def test_a_class_number_is_not_taken_for_a_name():
+    """The flowers are called "1" to "102"."""
+    recipe = {"class_names": ["2", "3", "5"], "label_dropout": 0.1}
+    assert class_numbers(recipe, ["5", 1]) == [2, 1]
+    with pytest.raises(ValueError, match="number 5 .from 0; names are texts. is not one of the 3 classes: 2, 3, 5"):
+        class_numbers(recipe, [5])
+
+
 def test_random_gen_draws_a_row_a_class(labelled, tmp_path):
     sample(labelled, tmp_path, "--sample_info", "DDIM_2_0p0", "--sample_num", 20)
     final = pixels(pictures(tmp_path)["digits_DDIM_2_0p0_final.png"])

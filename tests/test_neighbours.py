@@ -6,7 +6,7 @@ import torch
 from evaluation.features import extractor_for
 from evaluation.neighbours import nearest
 from evaluation.numbers import Evaluation
-from evaluation.real_pictures import real_pictures
+from evaluation.real_pictures import RealPictures, real_pictures
 
 
 def test_nearest_neighbours_are_found_across_chunks():
@@ -19,6 +19,8 @@ def test_nearest_neighbours_are_found_across_chunks():
     apart, number = nearest(samples, training)
     assert number.tolist() == [3, 11_999, 6000]
     assert apart.tolist() == pytest.approx([0, 8 / 255 / 4, 0], abs=1e-3)  # cdist's float32 at 0
+    features, _ = nearest(torch.tensor([[3.0, 4]]), torch.zeros(1, 2))
+    assert features.tolist() == pytest.approx([5 / 2**0.5])  # as they are, where pixels are divided by 255
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
@@ -32,3 +34,12 @@ def test_a_mirrored_copy_is_a_copy_if_the_training_mirrored(mirrored):
     assert (number.tolist() == list(range(100))) == mirrored
     honest, _, _ = judge(real.held_out)  # real pictures are compared in the same way
     assert honest["nearest"]["closer_than_99_percent_of_real"] == pytest.approx(0.01, abs=0.003)  # 3 of 297
+
+
+def test_a_picture_of_a_folder_is_not_its_own_neighbour():
+    """There the real pictures to compare with are the training pictures themselves."""
+    digits = real_pictures("Digits", "none", "train", "train", 8, 1).training
+    judge = Evaluation(
+        RealPictures({"all": digits}, "all", "all"), extractor_for("Digits", 1, torch.device("cpu")), 100
+    )
+    assert judge.real_apart.median() > 0.05 and judge.real_apart_in_features.median() > 0.05

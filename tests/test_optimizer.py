@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.ema import EMA
-from training.optimizer import LossScale, backward, learning_rate, make_optimizer, orthogonal, update
+from training.optimizer import LossScale, Muon, backward, learning_rate, make_optimizer, orthogonal, update
 
 
 def settings(**recipe):
@@ -66,8 +66,10 @@ def test_orthogonal_equals_the_polynomial_of_the_singular_values():
         assert abs(np.linalg.svd(ours, compute_uv=False) - 1).max() < 0.35
 
 
-def test_a_step_of_muon_equals_its_formula():
-    """In float64 and NumPy, for a kernel and matrices, two of one shape; a bias has Adam's step."""
+@pytest.mark.parametrize("at_once", [2**22, 1])
+def test_a_step_of_muon_equals_its_formula(at_once, monkeypatch):
+    """In float64 and NumPy, for a kernel and matrices, two of one shape, as a batch or not; a bias has Adam's step."""
+    monkeypatch.setattr(Muon, "AT_ONCE", at_once)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 5), nn.Linear(5, 5)).double()
     adams, x = copy.deepcopy(model), torch.randn(4, 2, 4, 4, dtype=torch.float64)

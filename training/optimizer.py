@@ -47,20 +47,25 @@ class Muon(torch.optim.Adam):
     """
 
     MOMENTUM = 0.95  # Nesterov's
+    AT_ONCE = 2**22  # entries of the matrices in a batch, 16 MiB: the step holds about eight times as much
 
     @torch.no_grad()
     def step(self) -> None:
         (group,) = self.param_groups
         taken = torch.tensor(True) if (found := getattr(self, "found_inf", None)) is None else found == 0
         scale = getattr(self, "grad_scale", None)  # of float16, see `LossScale`
-        alike = defaultdict(list)  # matrices of one shape are one batch: on a GPU each small product costs a launch
+        alike = defaultdict(list)  # matrices of one shape, to be batched: on a GPU each small product costs a launch
         for weight in group["params"]:
             if weight.ndim < 2 or weight.grad is None:
                 continue
             if not (state := self.state[weight]):  # Adam expects a step
                 state |= {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight)}
             alike[weight.shape].append(weight)
-        for shape, weights in alike.items():
+        sizes = {shape: max(1, self.AT_ONCE // shape.numel()) for shape in alike}
+        batches = [
+            same[i : i + sizes[shape]] for shape, same in alike.items() for i in range(0, len(same), sizes[shape])
+        ]
+        for weights in batches:
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             average = torch.stack(averages)
             gradient = torch.stack([weight.grad for weight in weights])
@@ -70,7 +75,7 @@ class Muon(torch.optim.Adam):
             step = orthogonal(gradient.lerp(average, self.MOMENTUM).flatten(2))
             step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
             torch._foreach_copy_(averages, average.unbind())
-            torch._foreach_sub_(weights, step.view(-1, *shape).unbind(), alpha=group["lr"])
+            torch._foreach_sub_(weights, step.view_as(average).unbind(), alpha=group["lr"])
             for weight in weights:
                 weight.grad = None  # Adam passes over it
         super().step()
