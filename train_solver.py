@@ -132,7 +132,10 @@ def train(
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
-        load_state(model, load_run(recipe["init_from"]).model.state_dict(), recipe["init_from"])
+        start = load_run(recipe["init_from"]).model.state_dict()
+        if recipe["num_classes"]:  # labels of 0, where the file has none: at first the network is the one without
+            start = {"label_embed.weight": torch.zeros_like(model.label_embed.weight)} | start
+        load_state(model, start, recipe["init_from"])
     precision = resolve_precision(recipe["precision"], device)
     model, diffusion = model.to(device, memory_format=memory_format(device, precision)), diffusion.to(device)
     ema, optimizer, scale = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe), LossScale(device, precision)

@@ -52,7 +52,11 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
 }
 PHOTOGRAPHS = {"flower102"}  # are saved as JPEG
-ABLATIONS = {"digits": ("loss_and_betas", "tricks"), "emoji": ("loss_and_betas",)}  # weights: tables of ablations.py
+ABLATIONS = {  # weights: {table of ablations.py: its flags}
+    "digits": {"loss_and_betas": "--data_name Digits", "tricks": "--data_name Digits"},
+    "flower102": {"loss_and_betas": "--data_name Flower102_laptop --sample_info DDPM_50_0p0"},
+    "emoji": {"loss_and_betas": "--data_name Emoji"},
+}
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
@@ -85,19 +89,19 @@ def main() -> None:
         raise ConfigError(f"--data {wrong[0]}: write NAME=PATH with a NAME of {', '.join(FIGURES)}")
     for weights in args.only:
         where = ["--data_path", data[weights]] if weights in data else []
+        kind = "jpg" if weights in PHOTOGRAPHS else "png"
         with tempfile.TemporaryDirectory() as work:
             for picture, flags in FIGURES[weights].items():
                 command = ["test_solver.py", "--model_path", f"checkpoints/{weights}.safetensors", *flags.split()]
                 command += where if "interpolate" in flags else []
                 made = ("final", "progress") if picture == "final" else (picture,)
-                kind = "jpg" if weights in PHOTOGRAPHS else "png"
                 names = {f"{weights}_{what}.{kind}": f"*_{what}.png" for what in made}
                 done.append(redraw(command, Path(work, picture), names))
-            for table in ABLATIONS.get(weights, ()):
-                command = ["benchmarks/ablations.py", "--data_name", weights.title(), *where, "--only", table]
+            for table, flags in ABLATIONS.get(weights, {}).items():
+                command = ["benchmarks/ablations.py", *flags.split(), *where, "--only", table]
                 command += ["--seeds", "0", "--sample_num", "16"]
-                name = f"{weights}_{table}.png"
-                done.append(redraw(command, Path(work, "ablations"), {name: name}))  # the tables share networks
+                names = {f"{weights}_{table}.{kind}": f"*_{table}.png"}
+                done.append(redraw(command, Path(work, "ablations"), names))  # the tables share networks
     sys.exit(not all(done))
 
 
