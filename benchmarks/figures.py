@@ -43,7 +43,12 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "compare": f"{COMPARISON} --sample_num 9 --labels 0 3 9",
         "smoothness": SMOOTHNESS,
     },
-    "cifar10": {"final": f"{COLOUR} --guidance 2", "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49"},
+    "cifar10": {
+        "final": f"{COLOUR} --guidance 2",
+        "guidance": "--test_mode compare --sample_info UniPC_10_0p0 --guidance 0 1 2 4 --sample_num 20"
+        " --labels automobile bird frog horse ship",
+        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49",
+    },
     "flower102": {
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
