@@ -48,8 +48,9 @@ def frechet(first: Tensor, second: Tensor) -> float:
 def frechet_with_error(samples: Tensor, real: Tensor) -> tuple[float, float]:
     """The distance, and its standard error by a jackknife over ten groups of samples that follow each other.
 
-    Classes are drawn in turn, so that each group has them all. With fewer samples in a group than there are classes the
-    groups differ in classes, and the error is too large.
+    Classes are drawn in turn, so that each group has them all. Unless the samples in a group are a multiple of the
+    classes, the groups differ in classes, and the error is too large: two or three times, with fewer samples than
+    classes and classes that lie apart.
     """
     groups = torch.arange(len(samples)) * GROUPS // len(samples)  # every tenth may be of one class
     parts = torch.tensor([frechet(samples[groups != group], real) for group in range(GROUPS)])

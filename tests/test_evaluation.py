@@ -93,11 +93,12 @@ def test_distances_are_0_for_identical_sets_and_grow_as_pictures_get_worse(extra
     assert spread / 3 < error < 3 * spread
 
 
-def test_the_error_of_a_distance_is_right_for_classes_drawn_in_turn():
-    """Ten classes with means that lie apart, as samples of a network with labels have them."""
+@pytest.mark.parametrize("classes", [10, 100])  # of 100, each group has one sample of each
+def test_the_error_of_a_distance_is_right_for_classes_drawn_in_turn(classes):
+    """Classes with means that lie apart, as samples of a network with labels have them."""
     generator = torch.Generator().manual_seed(0)
-    means = 5 * torch.randn(10, 4, generator=generator)
-    real, *drawn = means.repeat(100, 1) + torch.randn(21, 1000, 4, generator=generator)
+    means = 5 * torch.randn(classes, 4, generator=generator)
+    real, *drawn = means.repeat(1000 // classes, 1) + torch.randn(21, 1000, 4, generator=generator)
     distances, errors = torch.tensor([frechet_with_error(samples, real) for samples in drawn]).T
     assert distances.std() / 3 < errors.mean() < 3 * distances.std()
 
