@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation.features import extractor_for
-from evaluation.neighbours import nearest
+from evaluation.neighbours import closeness, nearest
 from evaluation.numbers import Evaluation
 from evaluation.real_pictures import RealPictures, real_pictures
 
@@ -21,6 +21,14 @@ def test_nearest_neighbours_are_found_across_chunks():
     assert apart.tolist() == pytest.approx([0, 8 / 255 / 4, 0], abs=1e-3)  # cdist's float32 at 0
     features, _ = nearest(torch.tensor([[3.0, 4]]), torch.zeros(1, 2))
     assert features.tolist() == pytest.approx([5 / 2**0.5])  # as they are, where pixels are divided by 255
+
+
+def test_neighbours_and_closeness_of_features_on_a_line():
+    training = torch.tensor([[0.0, 0], [300, 400], [600, 800]])
+    apart, number = nearest(torch.tensor([[297.0, 396], [606, 808]]), training)
+    assert number.tolist() == [1, 2] and apart.tolist() == pytest.approx([5 / 2**0.5, 10 / 2**0.5], rel=1e-3)
+    found = closeness(torch.tensor([0.0, 0.5, 1.5, 50]), torch.arange(101.0), 3)  # 1 % of 0 to 100 are below 1
+    assert found == {"n": 3, "samples": 13, "real": 50, "closer_than_99_percent_of_real": 0.5}
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
