@@ -71,6 +71,6 @@ def _number(label: int | str, names: list[str]) -> int:
     number = int(label) if counted else -1
     if not 0 <= number < len(names):
         known = ", ".join(f"{i} {name}" if counts else name for i, name in enumerate(names))
-        what = repr(label) if isinstance(label, str) else f"number {label} (from 0; names are texts)"
+        what = repr(label) if isinstance(label, str) else f"number {label} (of 0 to {len(names) - 1}; names are texts)"
         raise ValueError(f"{what} is not one of the {len(names)} classes: {known}")
     return number
