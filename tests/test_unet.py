@@ -9,7 +9,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from helpers.networks import noisy, published_unet, randomise
 
 from models import UNet, build_model
-from models.blocks import ResidualBlock, timestep_embedding
+from models.blocks import Conv2d, ResidualBlock, Stage, timestep_embedding
 
 PUBLISHED = Path(__file__).parent / "helpers" / "published_unet_state_dict.json"
 
@@ -145,6 +145,11 @@ def test_narrow_networks_depend_on_the_timestep(width):
     assert min(effect_of_t(block) for block in blocks) > 0.05
     # With one channel per group GroupNorm would subtract the embedding again, up to float32 roundings.
     assert effect_of_t(randomise(ResidualBlock(width, width, 4 * width, groups=width, dropout=0))) < 1e-4
+
+
+def test_a_stage_calls_every_kind_of_convolution_without_the_embedding():
+    x, kinds = torch.randn(1, 2, 4, 4), (torch.nn.Conv2d, Conv2d, type("Other", (torch.nn.Conv2d,), {}))
+    assert Stage(*(kind(2, 2, 1) for kind in kinds))(x, torch.zeros(1, 8)).shape == x.shape
 
 
 # --- what does not fit together ---
