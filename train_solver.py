@@ -26,9 +26,16 @@ from training.optimizer import LossScale, backward, learning_rate, make_optimize
 from training.plan import check_outside, describe, memory_advice, total_steps, with_classes
 from training.preview import Preview
 from training.processes import Processes, StopRequest
-from training.resume import TrainingState, alone_in, check_same_run, find_checkpoint, pretrained_recipe, save_recipe
+from training.resume import (
+    TrainingState,
+    alone_in,
+    check_same_run,
+    find_checkpoint,
+    load_pretrained,
+    pretrained_recipe,
+    save_recipe,
+)
 from training.speed import steps_per_minute
-from utils.checkpoint import load_run
 from utils.command_line import ArgumentParser, run
 from utils.config import load_recipe
 from utils.device import (
@@ -44,7 +51,7 @@ from utils.device import (
 )
 from utils.errors import Stopped, out_of_memory_means
 from utils.labels import with_labels
-from utils.network import build, build_diffusion, load_state, plan
+from utils.network import build, build_diffusion, plan
 
 
 def parse_arguments():
@@ -132,10 +139,7 @@ def train(
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
-        start = load_run(recipe["init_from"]).model.state_dict()
-        if recipe["num_classes"]:  # labels of 0, where the file has none: at first the network is the one without
-            start = {"label_embed.weight": torch.zeros_like(model.label_embed.weight)} | start
-        load_state(model, start, recipe["init_from"])
+        load_pretrained(model, recipe)
     precision = resolve_precision(recipe["precision"], device)
     model, diffusion = model.to(device, memory_format=memory_format(device, precision)), diffusion.to(device)
     ema, optimizer, scale = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe), LossScale(device, precision)

@@ -117,17 +117,6 @@ def test_fine_tuning_starts_from_shared_weights_and_resumes(in_process, shared, 
     refused(wider, 1, "do not fit the network")
 
 
-def test_a_network_without_labels_can_learn_them(in_process, shared, tmp_path):
-    """At learning rate 0 it stays what it was, whatever the label."""
-    args = ("--data_name", "Digits", "--save_dir", tmp_path, "--init_from", shared, "--set", "num_classes=auto")
-    run = in_process(
-        "train_solver.py", *args, "max_steps=1", "learning_rate=0", "sample_num=4", "preview_info=DDIM_1_0p0"
-    )
-    assert run.returncode == 0, run.stderr
-    first, tuned = (load_run(file).sample(4, "DDIM_2_0p0") for file in (shared, tmp_path / "digits" / "digits.pt"))
-    assert torch.equal(tuned, first)
-
-
 def test_convert_refuses(in_process, convert, trained, shared, tmp_path):
     refused(convert(trained, shared), 2, "exists")
     refused(convert(trained, tmp_path / "x.pt"), 2, "a .safetensors or a folder")

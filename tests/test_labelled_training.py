@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from helpers.networks import noisy
 from helpers.pictures import pixels
 from helpers.scripts import LABELLED, TORCHRUN, refused, script, state_hash, tiny, train
 
+from training.resume import load_pretrained
 from utils.checkpoint import load_run
+from utils.network import build
 
 
 def test_a_training_stores_the_number_and_the_names_of_its_classes(labelled):
@@ -50,3 +53,34 @@ def test_trainings_that_cannot_have_labels_are_refused(tmp_path):
     refused(train(tmp_path, settings={"label_dropout": 1.5}), 2, "label_dropout must be")
     plan = train(tmp_path, "--dry_run", "--data_path", tmp_path / "none", data_name="Cifar10", settings=LABELLED)
     assert plan.returncode == 0 and "not found yet" in plan.stdout and "num_classes: auto" in plan.stdout
+
+
+def test_weights_go_on_with_other_classes(labelled, trained, tmp_path, capsys):
+    """At first a known class draws what it drew, a new one and a network without labels what no label draws."""
+    first, x, t = load_run(labelled), noisy(2, 1, 8, 8), torch.tensor([3, 500])
+
+    def tuned(file, **classes):
+        recipe = first.recipe | {"init_from": str(file)} | classes
+        model, _ = build(recipe)
+        load_pretrained(model, recipe)
+        return model.eval()
+
+    model, label = tuned(labelled, num_classes=3, class_names=["7", "rose", "2"]), torch.tensor
+    assert "1 of 3 are new" in capsys.readouterr().out
+    pairs = [(model(x, t, label([0, 2])), first.model(x, t, label([7, 2])))]
+    pairs += [(model(x, t, label([1, 3])), first.model(x, t))]
+    pairs += [(tuned(labelled, num_classes=None, class_names=None)(x, t), first.model(x, t))]
+    pairs += [(tuned(trained)(x, t, label([4, 10])), load_run(trained).model(x, t))]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_block_with_num_classes_auto_has_the_classes_of_its_data(trained, tmp_path):
+    block = "{num_classes: auto, max_steps: 1, sample_num: 10, preview_info: DDIM_1_0p0}"
+    (tmp_path / "config.yaml").write_text(f"Train_Data: {{Digits: {block}}}\nTrain_Setting: {{}}")
+    args = ("--config", tmp_path / "config.yaml", "--data_name", "Digits", "--save_dir", tmp_path)
+    run = script("train_solver.py", *args, "--init_from", trained)
+    assert run.returncode == 0 and "10 of 10 are new" in run.stdout, run.stderr
+    assert load_run(tmp_path / "digits" / "digits.pt").recipe["num_classes"] == 10
+    again = script("train_solver.py", *args, "--init_from", trained, "--set", "max_steps=2")
+    assert again.returncode == 0 and "resuming from step 1" in again.stdout, again.stderr

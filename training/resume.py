@@ -21,6 +21,7 @@ from training.processes import Processes
 from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
 from utils.config import read_yaml
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
+from utils.labels import class_names
 from utils.network import EXPLODED, check_dense, largest_weight, load_state
 from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 
@@ -34,6 +35,30 @@ def pretrained_recipe(recipe: dict) -> dict:
         return complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
+
+
+def load_pretrained(model: nn.Module, recipe: dict) -> None:
+    """Loads the weights of init_from into the network of a recipe, which may have other classes.
+
+    A class that the file knows by name keeps its embedding. A new one gets that of no label, or 0 if the file has no
+    labels, so that at first it changes nothing. Without classes the embedding of no label, which is added to the
+    output of time_embed, becomes part of its bias.
+    """
+    file, names = recipe["init_from"], class_names(recipe)
+    first = load_run(file)
+    tensors, known = dict(first.model.state_dict()), class_names(first.recipe)
+    unnamed = not first.recipe["class_names"] and len(known) == len(names)  # from diffusers: the order has to do
+    if names != known and not unnamed:
+        bias = tensors["time_embed.2.bias"]
+        rows = tensors.pop("label_embed.weight", torch.zeros_like(bias)[None])
+        if names:
+            rows_of = dict(zip(known, rows, strict=False))
+            new = [name for name in names if name not in rows_of]
+            print(f"classes     {len(new)} of {len(names)} are new to {file}")
+            tensors["label_embed.weight"] = torch.stack([rows_of.get(name, rows[-1]) for name in names] + [rows[-1]])
+        else:
+            tensors["time_embed.2.bias"] = bias + rows[-1]
+    load_state(model, tensors, file)
 
 
 def save_recipe(file: Path, recipe: dict) -> None:

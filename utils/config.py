@@ -30,7 +30,7 @@ def load_recipe(
 
     overrides: "KEY=VALUE" texts of --set. flags: keys that have a flag of their own.
     pretrained: returns the recipe of the weights that a recipe with init_from starts from. Its network and diffusion
-        override those of the block; --set overrides both.
+        override those of the block, except num_classes: auto; --set overrides both.
     Raises ConfigError for an unknown block or key (with the closest known one), a wrong type or value, a duplicate, and
     a cycle of bases.
     """
@@ -56,7 +56,8 @@ def load_recipe(
     recipe = _resolved(config, chain, layers)
     if recipe["init_from"] and pretrained:
         theirs = pretrained(recipe)
-        layers.insert(1, {key: theirs[key] for key in [*MODEL_KEYS, *DIFFUSION_KEYS]})
+        own = {"num_classes"} if recipe["num_classes"] == "auto" else set()  # the data's, whatever the file knows
+        layers.insert(1, {key: theirs[key] for key in [*MODEL_KEYS, *DIFFUSION_KEYS] if key not in own})
         recipe = _resolved(config, chain, layers)
     return check_recipe(recipe, str(config))
 
