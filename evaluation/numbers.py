@@ -150,16 +150,17 @@ class Evaluation:
         """mirrored: the training mirrored pictures, so that a mirror image of one is a copy, too."""
         self.extractor, self.training, self.mirrored = extractor, real.training, mirrored
         self.real = {"n": len(real.pictures), "look": look(real.pictures)}
-        own, rank = (real.training, 2) if real.held_out is None else (real.held_out, 1)
-        own = shuffled(own)[:count]
-        self.real_apart, _ = nearest_of_views(self.views(own), real.training, rank)
+        some = real.training if real.held_out is None else real.held_out
+        own = shuffled(torch.arange(len(some)))[:count]
+        some, own = some[own], own if some is real.training else None
+        self.real_apart, _ = nearest_of_views(self.views(some), real.training, own)
         if extractor:
             reference, others, others_are = real.floor()
             self.features = extractor.features(reference)
             same = reference is real.training
             self.training_features = self.features if same else extractor.features(real.training)
-            views = [extractor.features(view) for view in self.views(own)]
-            self.real_apart_in_features, _ = nearest_of_views(views, self.training_features, rank)
+            views = [extractor.features(view) for view in self.views(some)]
+            self.real_apart_in_features, _ = nearest_of_views(views, self.training_features, own)
             floor = distances(extractor.features(others[:count]), self.features)
             self.floor = floor | {"of": others_are, "to": len(reference)}
             if extractor.classes:
@@ -180,13 +181,14 @@ class Evaluation:
         views = self.views(samples)
         apart, number = nearest_of_views(views, self.training)
         report = {"n": len(samples), "look": look(samples), "reference": self.real, "extractor": None}
-        report["nearest"] = closeness(apart, self.real_apart, len(self.training))
+        report["nearest"] = closeness(apart, self.real_apart, len(self.training), self.mirrored)
         if self.extractor:
             report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
             in_features = [self.extractor.features(view) for view in views]
             features, few = in_features[0], self.floor["n"]
             near, _ = nearest_of_views(in_features, self.training_features)
-            report["nearest_in_features"] = closeness(near, self.real_apart_in_features, len(self.training))
+            real_near = self.real_apart_in_features
+            report["nearest_in_features"] = closeness(near, real_near, len(self.training), self.mirrored)
             report |= distances(features, self.features) | {"floor": self.floor}
             report["as_few"] = distances(features[:few], self.features) if few < len(samples) else None
             if self.extractor.classes:
@@ -212,7 +214,9 @@ def summary(report: dict) -> str:
             values = [f"{part[key]:.3f} of {min(part['n'], floor['to']):,}" for part in parts]
             lines.append(f"{key.removeprefix('sample_')} {', '.join(values[:-1])} (real: {values[-1]})")
     for key, near in [(key, report[key]) for key in ("nearest", "nearest_in_features") if key in report]:
-        lines.append(f"{key.replace('_', ' ')} of {near['n']:,} training pictures: ")
+        lines.append(
+            f"{key.replace('_', ' ')} of {near['n']:,} training pictures{', also mirrored' * near['mirrored']}: "
+        )
         lines[-1] += f"distance {near['samples']:.4f} ({near['real']:.4f}); "
         lines[-1] += (
             f"{near['closer_than_99_percent_of_real']:.1%} of the samples are closer than 99 % of real pictures are"
