@@ -107,6 +107,9 @@ def main() -> None:
                 command += ["--seeds", "0", "--sample_num", "16"]
                 names = {f"{weights}_{table}.{kind}": f"*_{table}.png"}
                 done.append(redraw(command, Path(work, "ablations"), names))  # the tables share networks
+            if weights == "fashion_mnist":
+                names = {"fashion_mnist_inpaint.png": "*_inpaint.png"}
+                done.append(redraw(["benchmarks/inpainting.py"], Path(work, "inpaint"), names))
     sys.exit(not all(done))
 
 
