@@ -225,3 +225,14 @@ def test_python_code_runs(name, trained, monkeypatch):
         code = compile(re.sub(r'"[\w/]+\.(pt|safetensors)"', repr(str(trained)), block), name, "exec")
         if "diffusers" not in block:
             exec(code, names)
+
+
+def test_every_picture_is_shown_and_can_be_redrawn(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    figures, drawn = importlib.import_module("figures"), set()
+    monkeypatch.setattr(figures, "redraw", lambda command, folder, names: not drawn.update(names))
+    monkeypatch.setattr(sys, "argv", ["figures.py"])
+    with pytest.raises(SystemExit):
+        figures.main()
+    assert {file.name for file in (ROOT / "images").iterdir()} == drawn
+    assert drawn == {Path(target).name for name in PAPERS for _, target in links(name) if "images/" in target}
