@@ -57,10 +57,15 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
 }
 PHOTOGRAPHS = {"flower102"}  # are saved as JPEG
-ABLATIONS = {  # weights: {table of ablations.py: its flags}
-    "digits": {"loss_and_betas": "--data_name Digits", "tricks": "--data_name Digits"},
-    "flower102": {"loss_and_betas": "--data_name Flower102_laptop --sample_info DDPM_50_0p0"},
-    "emoji": {"loss_and_betas": "--data_name Emoji"},
+TABLE = "benchmarks/ablations.py --seeds 0 --sample_num 16 --only"
+BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
+    "digits": {
+        "loss_and_betas": f"{TABLE} loss_and_betas --data_name Digits",
+        "tricks": f"{TABLE} tricks --data_name Digits",
+    },
+    "fashion_mnist": {"inpaint": "benchmarks/inpainting.py"},
+    "flower102": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Flower102_laptop --sample_info DDPM_50_0p0"},
+    "emoji": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Emoji"},
 }
 
 
@@ -102,14 +107,11 @@ def main() -> None:
                 made = ("final", "progress") if picture == "final" else (picture,)
                 names = {f"{weights}_{what}.{kind}": f"*_{what}.png" for what in made}
                 done.append(redraw(command, Path(work, picture), names))
-            for table, flags in ABLATIONS.get(weights, {}).items():
-                command = ["benchmarks/ablations.py", *flags.split(), *where, "--only", table]
-                command += ["--seeds", "0", "--sample_num", "16"]
-                names = {f"{weights}_{table}.{kind}": f"*_{table}.png"}
-                done.append(redraw(command, Path(work, "ablations"), names))  # the tables share networks
-            if weights == "fashion_mnist":
-                names = {"fashion_mnist_inpaint.png": "*_inpaint.png"}
-                done.append(redraw(["benchmarks/inpainting.py"], Path(work, "inpaint"), names))
+            for picture, command in BENCHMARKS.get(weights, {}).items():
+                names = {f"{weights}_{picture}.{kind}": f"*_{picture}.png"}
+                done.append(
+                    redraw([*command.split(), *where], Path(work, "benchmarks"), names)
+                )  # tables share networks
     sys.exit(not all(done))
 
 

@@ -30,6 +30,7 @@ JUMP_LENGTH, RESAMPLINGS, STEPS = 10, 5, 50
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/fashion_mnist.safetensors"))
+    parser.add_argument("--data_path", metavar="P", help="where the pictures are (default: as in the recipe)")
     parser.add_argument("--sample_num", type=number(10), default=100, help="pictures, the first of the test split")
     parser.add_argument("--seed", type=number(0), default=0)
     parser.add_argument("--save_dir", type=Path, default=Path("results"), help="where the picture goes")
@@ -37,7 +38,7 @@ def main() -> None:
     trained = load_run(args.model_path)
     recipe = trained.to(pick_device()).recipe
     size, channels = recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(recipe["dataset"], recipe["data_path"], "train", "train", size, channels)
+    real = real_pictures(recipe["dataset"], args.data_path or recipe["data_path"], "train", "train", size, channels)
     originals, hole = real.held_out[: args.sample_num], torch.zeros(size, size, dtype=torch.bool)
     hole[size // 4 : size // 4 * 3, size // 4 : size // 4 * 3] = True
     _, closest = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))

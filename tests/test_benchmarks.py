@@ -233,7 +233,7 @@ FLOWERS = [f"flower102_{name}.jpg" for name in ("compare", "final", "progress")]
 def test_figures(load, call, scripts_here, tmp_path, monkeypatch, weights, redrawn, code):
     figures = load("figures")
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
-    monkeypatch.delitem(figures.ABLATIONS["digits"], "tricks")  # test_ablations makes it
+    monkeypatch.delitem(figures.BENCHMARKS["digits"], "tricks")  # test_ablations makes it
     with pytest.raises(SystemExit) as ended:
         call(figures, "--only", weights, "--data", f"emoji={tmp_path / 'none'}")
     assert ended.value.code == code

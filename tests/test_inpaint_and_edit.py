@@ -1,11 +1,12 @@
 """test_solver.py --test_mode inpaint and edit, evaluate --bits, and the films of all of them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from helpers.pictures import pictures, pixels, sample
-from helpers.scripts import in_process, refused
+from helpers.scripts import in_process, refused, script
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -161,3 +162,14 @@ def test_pictures_of_different_shapes_are_refused(trained, tmp_path):
             "test_solver.py", "--model_path", trained, "--save_dir", tmp_path, "--test_mode", *mode, *files
         )
         refused(run, 2, "--image_files: all pictures must have the same size", "12x8 and 8x12")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_inpainting(tmp_path):
+    """RePaint with a trained network errs less than noise replacement alone."""
+    args = ("--model_path", "checkpoints/digits.safetensors", "--data_path", "none", "--save_dir", tmp_path)
+    run = script("benchmarks/inpainting.py", *args, "--sample_num", 40)
+    assert run.returncode == 0, run.stderr
+    errors = [float(text) for text in re.findall(r"in the hole ([\d.]+) ±", run.stdout)]
+    assert len(errors) == 4 and errors[3] < min(errors[1:3])
+    assert pixels(tmp_path / "digits_inpaint.png").std() > 0

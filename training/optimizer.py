@@ -61,10 +61,10 @@ class Muon(torch.optim.Adam):
             if not (state := self.state[weight]):  # Adam expects a step
                 state |= {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight)}
             alike[weight.shape].append(weight)
-        sizes = {shape: max(1, self.AT_ONCE // shape.numel()) for shape in alike}
-        batches = [
-            same[i : i + sizes[shape]] for shape, same in alike.items() for i in range(0, len(same), sizes[shape])
-        ]
+        batches = []
+        for shape, same in alike.items():
+            size = max(1, self.AT_ONCE // shape.numel())
+            batches += [same[i : i + size] for i in range(0, len(same), size)]
         for weights in batches:
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             average = torch.stack(averages)
