@@ -5,13 +5,15 @@
 
 An arm is one text: a block of config.yaml or `small`, which is the block of --data_name with the settings SMALL, and
 then any KEY=VALUE. Or it is one of PEERS: a network of about the size of `small` from another toolkit, trained with the
-settings of that toolkit's own script. All arms see the same pictures in the same order and are sampled from the same
-noise by the same sampler, each with its own betas.
+settings of that toolkit's own script, and in the precision of ours unless it is "diffusers precision=fp32". All arms
+see the same pictures in the same order and are sampled from the same noise by the same sampler, each with its own
+betas.
 
 Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
 max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
-the column minutes is what they took. The samples of each arm are saved as a picture. Each row is also appended to
-<save_dir>/minutes.jsonl. To use one core per arm, start the command once per core, with taskset and OMP_NUM_THREADS=1.
+the column minutes is what they took. Arms with labels have a row for each --guidance. The samples of each row are saved
+as a picture, and it is appended to <save_dir>/minutes.jsonl. To use one core per arm, start the command once per core,
+with taskset and OMP_NUM_THREADS=1.
 """
 
 import json
@@ -37,14 +39,15 @@ from training.batches import Batches
 from training.log import read_log
 from utils.checkpoint import Run, load_run
 from utils.command_line import ArgumentParser, number, run
-from utils.device import pick_device, sampling_precision
+from utils.device import autocast, pick_device, sampling_precision
 from utils.errors import ConfigError
+from utils.labels import class_names, usual_guidance
 from utils.pictures import grid_columns, save_grid
 from utils.recipe import parse_spec
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "objective": "pred_v", "loss_type": "l2", "loss_weight": "min_snr"}
 SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
-HEAD = "arm, seed, minutes, images, images/s, parameters, Fréchet distance, least class, most, brightness".split(", ")
+HEAD = "arm, seed, minutes, images, images/s, parameters, guidance, Fréchet distance, least class, most, brightness"
 
 Trained = tuple[Run, int, float]  # the network with its diffusion, images seen, seconds of training
 
@@ -67,7 +70,7 @@ def seconds_of_training(recipe: dict) -> float:
     return read_log(Path(recipe["save_dir"], recipe["pth_save_name"], "metrics.jsonl"))[-1]["seconds"]
 
 
-def train_ours(arm: str, recipe: dict, seconds: float) -> Trained:
+def train_ours(_: str, recipe: dict, seconds: float) -> Trained:
     """Trains with the loop of train_solver.py, or resumes."""
     endless = {"max_steps": None, "train_epoch": 10**9}
     trained = load_run(train_quietly(recipe | endless | {"max_minutes": seconds / 60}))
@@ -103,8 +106,9 @@ def diffusers_peer(recipe: dict, device: torch.device) -> Peer:
     def step(x_start: Tensor, done: float) -> None:
         nonlocal steps
         noise, t = torch.randn_like(x_start), torch.randint(1000, (len(x_start),), device=device)
-        loss = (net(schedule.add_noise(x_start, noise, t), t, return_dict=False)[0] - noise).square().mean()
-        loss.backward()
+        with autocast(recipe["precision"], device):
+            out = net(schedule.add_noise(x_start, noise, t), t, return_dict=False)[0]
+        (out - noise).square().mean().backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         steps += 1
         optimizer.param_groups[0]["lr"] = 1e-4 * min(1, steps / 500) * 0.5 * (1 + math.cos(math.pi * done))
@@ -135,7 +139,9 @@ def ddpm_pytorch_peer(recipe: dict, device: torch.device) -> Peer:
 
     def step(x_start: Tensor, done: float) -> None:
         for part in x_start.chunk(2):
-            (theirs((part + 1) / 2) / 2).backward()
+            with autocast(recipe["precision"], device):
+                loss = theirs((part + 1) / 2)
+            (loss / 2).backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -163,7 +169,7 @@ PEERS = {"diffusers": (diffusers_peer, 16), "denoising_diffusion_pytorch": (ddpm
 
 
 def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
-    """Trains in float32 until the seconds are over."""
+    """Trains until the seconds are over."""
     make, batch_size = PEERS[name]
     torch.manual_seed(recipe["seed"])
     device = pick_device()
@@ -186,11 +192,12 @@ def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def numbers(trained: Trained, report: dict) -> list[str]:
+def numbers(trained: Trained, guidance: float | None, report: dict) -> list[str]:
     """The cells of an arm's row, from `minutes` on."""
     network, seen, seconds = trained
     parameters = sum(weight.numel() for weight in network.model.parameters())
     cells = [f"{seconds / 60:.1f}", f"{seen:,}", f"{seen / seconds:.0f}", f"{parameters:,}"]
+    cells += ["–" if guidance is None else f"{guidance:g}"]
     cells += [f"{report['frechet']:.2f} ± {report['frechet_error']:.2f}" if "frechet" in report else "–"]
     shares = report["classes"]["shares"] if "classes" in report else []
     cells += [f"{most(shares):.1%}" if shares else "–" for most in (min, max)]
@@ -205,6 +212,7 @@ def main() -> None:
     parser.add_argument("--data_path", metavar="P", help="where the data are (default: as in config.yaml)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
     parser.add_argument("--sample_info", default="DPMpp_20_0p0", metavar="METHOD_STEPS_ETA", help="the sampler")
+    parser.add_argument("--guidance", nargs="+", type=float, metavar="W", help="default: that of each recipe")
     parser.add_argument("--sample_num", type=number(GROUPS), default=2000, metavar="N", help="samples of each arm")
     parser.add_argument("--save_dir", default="train_results/minutes", metavar="D", help="for runs and pictures")
     args = parser.parse_args()
@@ -219,17 +227,22 @@ def main() -> None:
     if evaluation.extractor:
         of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"
     print(f"{args.data_name}: {args.sample_num:,} samples of {spec}; real pictures: {of_real}\n")
-    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}", flush=True)
+    head = HEAD.split(", ")
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for (arm, seed), recipe in recipes.items():
-        trained = (train_peer if arm in PEERS else train_ours)(arm, recipe, args.minutes * 60)
+        name = arm.split()[0]
+        trained = (train_peer if name in PEERS else train_ours)(name, recipe, args.minutes * 60)
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
-        samples = to_uint8(trained[0].to(device, "fp32" if arm in PEERS else precision).sample(args.sample_num, spec))
-        row = [arm, str(seed), *numbers(trained, evaluation(samples)[0])]
-        print(f"| {' | '.join(row)} |", flush=True)
-        file = Path(args.save_dir, f"{recipe['pth_save_name']}.png")
-        save_grid(samples[:64], file, grid_columns(64))
-        with open(Path(args.save_dir, "minutes.jsonl"), "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(dict(zip(HEAD, row, strict=True))) + "\n")
+        network = trained[0].to(device, "fp32" if name in PEERS else precision)
+        labelled = bool(class_names(network.recipe))
+        for weight in (args.guidance or [usual_guidance(network.recipe)]) if labelled else [None]:
+            samples = to_uint8(network.sample(args.sample_num, spec, guidance=weight))
+            row = [arm, str(seed), *numbers(trained, weight, evaluation(samples)[0])]
+            print(f"| {' | '.join(row)} |", flush=True)
+            picture = recipe["pth_save_name"] + (f"_guidance{weight:g}" if labelled else "") + ".png"
+            save_grid(samples[:64], Path(args.save_dir, picture), grid_columns(64))
+            with open(Path(args.save_dir, "minutes.jsonl"), "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(dict(zip(head, row, strict=True))) + "\n")
 
 
 if __name__ == "__main__":

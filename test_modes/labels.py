@@ -5,13 +5,13 @@ from argparse import ArgumentParser, Namespace
 
 from diffusion import SampleSpec
 from utils.errors import ConfigError
-from utils.labels import class_names, class_numbers
+from utils.labels import class_names, class_numbers, usual_guidance
 
 
 def add_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("random_gen, compare and evaluate: a network with labels").add_argument
     add("--labels", nargs="+", metavar="L", help="classes by number or name; samples have them in turn; default: all")
-    text = "0: no label, 1 (default): the label, above 1: more of it; several: a picture or report each"
+    text = "0: no label, 1: the label, above 1: more of it; default: of the recipe; several: a picture or report each"
     add("--guidance", nargs="+", type=_weight, metavar="W", help=text)
 
 
@@ -30,7 +30,8 @@ def resolve_labels(args: Namespace, recipe: dict, takes_labels: bool) -> None:
 
     takes_labels: whether the mode has these flags. ConfigError for what the network cannot follow.
     """
-    path, names, weights = args.model_path, class_names(recipe), list(dict.fromkeys(args.guidance or [1.0]))
+    path, names = args.model_path, class_names(recipe)
+    weights = list(dict.fromkeys(args.guidance or [usual_guidance(recipe)]))
     if not names and (args.labels or args.guidance):
         raise ConfigError(f"{path} was trained without labels: leave out --labels and --guidance")
     if names and not takes_labels and not recipe["label_dropout"]:

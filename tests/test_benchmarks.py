@@ -78,19 +78,20 @@ def test_minutes(load, call, tmp_path, monkeypatch):
     minutes = load("minutes")
     monkeypatch.setattr("training.speed.TRIAL", 4)
     tiny = " ".join(text for text in TINY if "max_steps" not in text)
-    arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny}", "diffusers"]
-    command = ["--minutes", 0.02, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--sample_num", 20]
-    text = call(minutes, *command, "--save_dir", tmp_path, "--seeds", 0, 1, "--arms", *arms)
-    _, _, head, _, *rows = text.splitlines()
-    assert [cells(row)[:2] for row in rows] == [[arm, seed] for seed in "01" for arm in arms]
+    arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny} num_classes=auto", "diffusers"]
+    command = ["--minutes", 0.02, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--guidance", 1, 2]
+    text = call(minutes, *command, "--sample_num", 20, "--save_dir", tmp_path, "--seeds", 0, 1, "--arms", *arms)
+    head, _, *rows = text.splitlines()[2:]
+    assert [cells(row)[:2] for row in rows] == [[arm, seed] for seed in "01" for arm in (*arms[:3], *arms[2:])]
     lines = [json.loads(line) for line in (tmp_path / "minutes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [list(line.values()) for line in lines] == [cells(row) for row in rows]
+    assert [line["guidance"] for line in lines] == ["–", "–", "1", "2", "–"] * 2
     for line in lines:
         assert list(line) == cells(head) and int(line["images"].replace(",", "")) > 0
         assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", line["Fréchet distance"])
     assert len(list(tmp_path.glob("*.png"))) == len(rows)
-    networks = [load_run(file) for file in tmp_path.glob("*/*.pt")]
-    assert {network.recipe["optimizer"] for network in networks} == {"adam", "muon"} and len(networks) == 6
+    optimizers = [load_run(file).recipe["optimizer"] for file in tmp_path.glob("*/*.pt")]
+    assert set(optimizers) == {"adam", "muon"} and len(optimizers) == 6
 
 
 def test_classifier(load, call, tmp_path, monkeypatch):

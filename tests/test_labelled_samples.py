@@ -12,6 +12,7 @@ from helpers.pictures import numbered, pictures, pixels, sample
 from helpers.scripts import LABELLED, in_process, refused, train
 
 from datasets import to_uint8
+from diffusion import SampleSpec, sample_progressive
 from sharing.diffusers_folder import export_folder, import_folder
 from utils.checkpoint import load_run
 from utils.errors import CheckpointError, ConfigError
@@ -37,6 +38,32 @@ def test_a_sample_depends_only_on_the_seed_its_number_and_its_label(labelled):
     for labels, guidance, says in (([10], 1, "0, 1, 2"), (["x"], 1, "'x'"), ([-1], 1, "-1"), (None, -1, "guidance")):
         with pytest.raises(ValueError, match=says):
             run.sample(**args, labels=labels, guidance=guidance)
+
+
+@pytest.mark.slow
+def test_the_recipe_says_how_strongly_previews_and_samples_follow_their_labels(tmp_path):
+    assert train(tmp_path, settings=LABELLED | {"guidance": 3}).returncode == 0
+    file = tmp_path / "digits" / "digits.pt"
+    run, generator = load_run(file), torch.Generator().manual_seed(0)
+    names, noise = run.recipe["class_names"], torch.randn(9, 1, 8, 8, generator=generator)
+
+    def guided(x, t):
+        with_label, without = run.model(x, t, torch.arange(9)), run.model(x, t)
+        return without + 3 * (with_label - without)
+
+    for frame in sample_progressive(run.diffusion, guided, noise, SampleSpec.parse("DDIM_2_0p0"), generator):
+        x = frame.sample
+    save_by_class(x, names, tmp_path / "by_hand.png")
+    preview, by_hand = pixels(file.with_name("preview_00000006.png")), pixels(tmp_path / "by_hand.png")
+    assert np.abs(preview.astype(int) - by_hand).max() <= 1  # sums in another order, next to a rounding boundary
+
+    args = {"count": 10, "spec": "DDIM_2_0p0"}
+    assert torch.equal(run.sample(**args), run.sample(**args, guidance=3))
+    assert not torch.equal(run.sample(**args), run.sample(**args, guidance=1))
+    sample(file, tmp_path / "r", "--sample_info", "DDIM_2_0p0", "--sample_num", 10)
+    assert "digits_DDIM_2_0p0_guidance3_final.png" in pictures(tmp_path / "r")
+    flags = ["--diffusion_step", 2, "--lambda_num", 2, "--sample_num", 1]
+    sample(file, tmp_path / "r", "--sample_info", "DDIM_2_0p0", *flags, mode="interpolate")  # without labels, as ever
 
 
 @pytest.mark.parametrize(

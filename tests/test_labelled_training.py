@@ -51,6 +51,7 @@ def test_trainings_that_cannot_have_labels_are_refused(tmp_path):
     refused(train(tmp_path, settings={"num_classes": 7}), 2, "num_classes=7", "10 classes")
     refused(train(tmp_path, settings={"num_classes": "many"}), 2, "num_classes must be", "or auto or null")
     refused(train(tmp_path, settings={"label_dropout": 1.5}), 2, "label_dropout must be")
+    refused(train(tmp_path, settings=LABELLED | {"label_dropout": 0, "guidance": 2}), 2, "set guidance=1")
     plan = train(tmp_path, "--dry_run", "--data_path", tmp_path / "none", data_name="Cifar10", settings=LABELLED)
     assert plan.returncode == 0 and "not found yet" in plan.stdout and "num_classes: auto" in plan.stdout
 

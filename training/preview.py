@@ -8,7 +8,7 @@ from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
 from diffusion.gaussian import Model
 from training.processes import Processes, StopRequest
 from utils.errors import out_of_memory_means
-from utils.labels import class_names, with_labels
+from utils.labels import class_names, usual_guidance, with_labels
 from utils.pictures import is_complete_png, save_by_class
 
 
@@ -39,7 +39,7 @@ class Preview:
         return self.due(step) and not is_complete_png(self.file(step))
 
     def draw(self, step: int) -> None:
-        """Samples sample_num pictures by preview_info and saves them as a grid, of a network with labels by class."""
+        """Samples sample_num pictures by preview_info and saves them as a grid; of a network with labels, by class."""
         if self.processes.rank:
             return
         count, channels, size = (self.recipe[key] for key in ("sample_num", "image_channel", "image_size"))
@@ -47,7 +47,7 @@ class Preview:
         noise = torch.randn(count, channels, size, size, generator=generator).to(self.diffusion.betas.device)
         spec, names = SampleSpec.parse(self.recipe["preview_info"]), class_names(self.recipe)
         labels = torch.arange(count, device=noise.device) % len(names) if names else None
-        network = with_labels(self.network, labels)
+        network = with_labels(self.network, labels, usual_guidance(self.recipe), no_label=len(names))
         with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
             for frame in sample_progressive(self.diffusion, network, noise, spec, generator):
                 x = frame.sample

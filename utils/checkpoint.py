@@ -15,7 +15,7 @@ from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
 from utils.device import ready_to_sample, use_tf32
 from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
-from utils.labels import class_names, class_numbers, with_labels
+from utils.labels import class_names, class_numbers, usual_guidance, with_labels
 from utils.network import build, build_diffusion, load_state, plan
 from utils.published import from_published, is_published
 from utils.recipe import complete_recipe
@@ -60,13 +60,14 @@ class Run:
         return noise.draw(shape, torch.float32, self.device), noise
 
     def labelled(
-        self, indices: Iterable[int], labels: Sequence[int | str] | None = None, guidance: float = 1.0
+        self, indices: Iterable[int], labels: Sequence[int | str] | None = None, guidance: float | None = None
     ) -> Model:
         """The network for the samples with these numbers, as a function of (x, t): sample i is of the class
         labels[i % len(labels)].
 
-        labels, guidance: see `class_numbers`, which raises ValueError, and `with_labels`.
+        labels, guidance: see `class_numbers`, which raises ValueError, and `with_labels`. guidance=None: the recipe's.
         """
+        guidance = usual_guidance(self.recipe) if guidance is None else guidance
         classes = class_numbers(self.recipe, labels, guidance)
         if not classes:
             return self.network
@@ -77,7 +78,8 @@ class Run:
         """Samples 0 to count - 1: float32 (count, C, H, W) on the CPU, in [-1, 1] if the diffusion clips.
 
         spec: a SampleSpec or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it, on i and on its
-        label. labels: `labels` and `guidance` of `labelled`; by default the samples are of each class in turn.
+        label. labels: `labels` and `guidance` of `labelled`; by default the samples are of each class in turn, with the
+        guidance of the recipe.
         Raises ValueError for a count below 1, and for a spec or labels that do not fit.
         """
         if count < 1:

@@ -38,6 +38,11 @@ def with_labels(network: Model, labels: Tensor | None, guidance: float = 1.0, no
     return guided
 
 
+def usual_guidance(recipe: dict) -> float:
+    """The guidance of a network's samples where none is asked for."""
+    return recipe.get("guidance", 1.0) if class_names(recipe) else 1.0
+
+
 def class_names(recipe: dict) -> list[str]:
     """The names of a network's classes; [] if it has none."""
     return recipe.get("class_names") or [str(i) for i in range(recipe.get("num_classes") or 0)]

@@ -57,6 +57,7 @@ KEYS = {
     "horizontal_flip": Key(bool, False),
     "class_names": Key(list[str], most=CLASSES),
     "label_dropout": Key(float, 0.1, 0, 0.999),
+    "guidance": Key(float, 1.0, 0, 1000),
     "sample_num": Key(int, 100, 1, 10_000),
     "save_dir": Key(str, "train_results"),
     "pth_save_name": Key(str),
@@ -92,7 +93,7 @@ KEYS = {
 # What may change when a run is resumed: its length, its place, how it is computed, what it shows, and the settings
 # that one changes after a failure.
 RESUMABLE = {
-    "data_path", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
+    "data_path", "guidance", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
     "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
     "keep_checkpoints", "sample_every", "preview_info",
@@ -131,6 +132,8 @@ def check_recipe(recipe: dict, where: str) -> dict:
     if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):
         names = len(checked["class_names"])
         raise ConfigError(f"{where}: {names} class_names do not fit num_classes={checked['num_classes']}")
+    if checked.get("num_classes") and checked.get("guidance", 1) != 1 and not checked["label_dropout"]:
+        raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set guidance=1")
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
