@@ -70,7 +70,7 @@ def seconds_of_training(recipe: dict) -> float:
     return read_log(Path(recipe["save_dir"], recipe["pth_save_name"], "metrics.jsonl"))[-1]["seconds"]
 
 
-def train_ours(_: str, recipe: dict, seconds: float) -> Trained:
+def train_ours(recipe: dict, seconds: float) -> Trained:
     """Trains with the loop of train_solver.py, or resumes."""
     endless = {"max_steps": None, "train_epoch": 10**9}
     trained = load_run(train_quietly(recipe | endless | {"max_minutes": seconds / 60}))
@@ -230,8 +230,8 @@ def main() -> None:
     head = HEAD.split(", ")
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for (arm, seed), recipe in recipes.items():
-        name = arm.split()[0]
-        trained = (train_peer if name in PEERS else train_ours)(name, recipe, args.minutes * 60)
+        name, seconds = arm.split()[0], args.minutes * 60
+        trained = train_peer(name, recipe, seconds) if name in PEERS else train_ours(recipe, seconds)
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
         network = trained[0].to(device, "fp32" if name in PEERS else precision)
         labelled = bool(class_names(network.recipe))
