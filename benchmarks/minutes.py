@@ -35,6 +35,7 @@ from diffusion import GaussianDiffusion
 from evaluation.features import extractor_for
 from evaluation.numbers import GROUPS, Evaluation
 from evaluation.real_pictures import real_pictures
+from test_modes.labels import weight
 from training.batches import Batches
 from training.log import read_log
 from utils.checkpoint import Run, load_run
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--data_path", metavar="P", help="where the data are (default: as in config.yaml)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
     parser.add_argument("--sample_info", default="DPMpp_20_0p0", metavar="METHOD_STEPS_ETA", help="the sampler")
-    parser.add_argument("--guidance", nargs="+", type=float, metavar="W", help="default: that of each recipe")
+    parser.add_argument("--guidance", nargs="+", type=weight, metavar="W", help="default: that of each recipe")
     parser.add_argument("--sample_num", type=number(GROUPS), default=2000, metavar="N", help="samples of each arm")
     parser.add_argument("--save_dir", default="train_results/minutes", metavar="D", help="for runs and pictures")
     args = parser.parse_args()
@@ -235,11 +236,11 @@ def main() -> None:
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
         network = trained[0].to(device, "fp32" if name in PEERS else precision)
         labelled = bool(class_names(network.recipe))
-        for weight in (args.guidance or [usual_guidance(network.recipe)]) if labelled else [None]:
-            samples = to_uint8(network.sample(args.sample_num, spec, guidance=weight))
-            row = [arm, str(seed), *numbers(trained, weight, evaluation(samples)[0])]
+        for guidance in (args.guidance or [usual_guidance(network.recipe)]) if labelled else [None]:
+            samples = to_uint8(network.sample(args.sample_num, spec, guidance=guidance))
+            row = [arm, str(seed), *numbers(trained, guidance, evaluation(samples)[0])]
             print(f"| {' | '.join(row)} |", flush=True)
-            picture = recipe["pth_save_name"] + (f"_guidance{weight:g}" if labelled else "") + ".png"
+            picture = recipe["pth_save_name"] + (f"_guidance{guidance:g}" if labelled else "") + ".png"
             save_grid(samples[:64], Path(args.save_dir, picture), grid_columns(64))
             with open(Path(args.save_dir, "minutes.jsonl"), "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(dict(zip(head, row, strict=True))) + "\n")

@@ -58,7 +58,9 @@ def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.nd
     folders = [parts[0] if len(parts) > 1 else None for parts in inside]
     classes = sorted({folder for folder in folders if folder is not None})
     if not classes:
-        raise DataError(f"{data_path} has no subfolders, which would be the classes of its pictures")
+        raise DataError(
+            f"{data_path} has no subfolders, which would be the classes of its pictures: set num_classes=null"
+        )
     number = {folder: i for i, folder in enumerate(classes)} | {None: -1}
     names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]  # a name on disk may hold any bytes
     return np.array([number[folder] for folder in folders]), names

@@ -202,7 +202,8 @@ class Evaluation:
 def summary(report: dict) -> str:
     """A report of test_solver.py in a few lines, with the values of real pictures in brackets."""
     real, used, floor = (report.get(key) for key in ("reference", "extractor", "floor"))
-    lines = ["{sample_info}, seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
+    sampler = report["sample_info"] + (f", guidance {report['guidance']:g}" if "guidance" in report else "")
+    lines = [sampler + ", seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
     lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
     if used:
         lines.append(f"features: {used['name']}, SHA-256 {used['sha256'][:8]}…; distances to {floor['to']:,} pictures")
@@ -230,8 +231,6 @@ def summary(report: dict) -> str:
     if "as_asked" in report:
         asked = report["as_asked"]
         least = min(asked["by_class"], key=asked["by_class"].get)
-        lines.append(
-            f"guidance {report['guidance']:g}: {asked['share']:.1%} are taken for the class that was asked for "
-        )
+        lines.append(f"{asked['share']:.1%} are taken for the class that was asked for ")
         lines[-1] += f"({asked['real']:.1%}); of {least}, the least, {asked['by_class'][least]:.1%}"
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
     recipe = run.recipe
     channels, size = recipe["image_channel"], recipe["image_size"]
     spec = SampleSpec(SPEC.method, min(SPEC.steps, recipe["timestep_num"]), SPEC.eta)
-    samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8)
+    samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8, guidance=1)  # as the code in the card
     save_grid(samples, folder / "samples.png", COLUMNS)
     classes = len(class_names(recipe))
     facts = {

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from datasets.files import write_file
 from diffusion import SampleSpec
-from test_modes.labels import names_of
+from test_modes.labels import described, names_of
 from test_modes.names import picture_path
 from utils.checkpoint import Run
 from utils.pictures import grid, grid_columns, save_comparison, save_table
@@ -36,7 +36,7 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
         seconds = (time.monotonic() - began) / count
         by_class = torch.cat([x[i :: len(names)] for i in range(len(names))]) if names else x
         cells[spec] = grid(by_class, columns), seconds
-    file, device = picture_path(args, "compare"), trained.device
+    file, device = picture_path(args, described("compare", args.guidance[0])), trained.device
     return save_comparison(cells, file, images=count, device=device, precision=args.precision)
 
 

@@ -12,17 +12,18 @@ def add_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("random_gen, compare and evaluate: a network with labels").add_argument
     add("--labels", nargs="+", metavar="L", help="classes by number or name; samples have them in turn; default: all")
     text = "0: no label, 1: the label, above 1: more of it; default: of the recipe; several: a picture or report each"
-    add("--guidance", nargs="+", type=_weight, metavar="W", help=text)
+    add("--guidance", nargs="+", type=weight, metavar="W", help=text)
 
 
-def _weight(text: str) -> float:
+def weight(text: str) -> float:
+    """A guidance, from the text of a flag. Raises ArgumentTypeError."""
     try:
-        weight = float(text)
+        value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= weight <= 1000:
+    if not 0 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1000")
-    return weight
+    return value
 
 
 def resolve_labels(args: Namespace, recipe: dict, takes_labels: bool) -> None:
@@ -41,7 +42,7 @@ def resolve_labels(args: Namespace, recipe: dict, takes_labels: bool) -> None:
     if args.sample_dir and len(weights) > 1:
         raise ConfigError("--sample_dir takes the samples of one --guidance")
     try:
-        args.labels, args.guidance = [class_numbers(recipe, args.labels, weight) for weight in weights][0], weights
+        args.labels, args.guidance = [class_numbers(recipe, args.labels, w) for w in weights][0], weights
     except ValueError as error:
         raise ConfigError(f"{path}, --labels and --guidance: {error}") from error
 
@@ -51,6 +52,6 @@ def names_of(args: Namespace, recipe: dict) -> list[str]:
     return [class_names(recipe)[number] for number in args.labels or []]
 
 
-def described(spec: SampleSpec, weight: float) -> str:
-    """A sampler and its guidance in the name of a file."""
-    return str(spec) + f"_guidance{weight:g}".replace(".", "p") * (weight != 1)
+def described(what: SampleSpec | str, guidance: float) -> str:
+    """A sampler, or what is drawn, and its guidance in the name of a file."""
+    return str(what) + f"_guidance{guidance:g}".replace(".", "p") * (guidance != 1)

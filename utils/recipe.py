@@ -155,11 +155,13 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
 def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
     """What differs between two recipes, as "key: was …, is …" for each key."""
     keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
+    if "num_classes" in keys and "class_names" in keys:
+        keys.remove("class_names")  # follows from num_classes, and may be long
     return [f"{key}: was {_text(old.get(key))}, is {_text(new[key])}" for key in keys]
 
 
 def _text(value) -> str:
-    return f"a block of {len(value)} lines" if isinstance(value, dict) else str(value)
+    return f"a block of {len(value)} lines" if isinstance(value, dict) else "null" if value is None else str(value)
 
 
 def coerce(where: str, name: str, value):
