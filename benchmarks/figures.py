@@ -109,9 +109,8 @@ def main() -> None:
                 done.append(redraw(command, Path(work, picture), names))
             for picture, command in BENCHMARKS.get(weights, {}).items():
                 names = {f"{weights}_{picture}.{kind}": f"*_{picture}.png"}
-                done.append(
-                    redraw([*command.split(), *where], Path(work, "benchmarks"), names)
-                )  # tables share networks
+                # one folder, because the tables share networks
+                done.append(redraw([*command.split(), *where], Path(work, "benchmarks"), names))
     sys.exit(not all(done))
 
 
