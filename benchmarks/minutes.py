@@ -63,19 +63,18 @@ def recipe_of(arm: str, seed: int, args: Namespace) -> dict:
     if block == "small" or block in PEERS:
         block, settings = args.data_name, SMALL | settings
     given = Namespace(data_name=block, set=overrides, data_path=args.data_path, save_dir=args.save_dir)
-    return recipe_with(f"{arm.split()[0]}_{args.minutes:g}min_{seed}", settings, given)
-
-
-def seconds_of_training(recipe: dict) -> float:
-    """From the log of a run."""
-    return read_log(Path(recipe["save_dir"], recipe["pth_save_name"], "metrics.jsonl"))[-1]["seconds"]
+    recipe = recipe_with(f"{arm.split()[0]}_{args.minutes:g}min_{seed}", settings, given)
+    if recipe["num_classes"] and not recipe["label_dropout"] and set(args.guidance or [1]) != {1}:
+        raise ConfigError(f"{arm}: with label_dropout=0 the network only knows --guidance 1")
+    return recipe
 
 
 def train_ours(recipe: dict, seconds: float) -> Trained:
     """Trains with the loop of train_solver.py, or resumes."""
     endless = {"max_steps": None, "train_epoch": 10**9}
     trained = load_run(train_quietly(recipe | endless | {"max_minutes": seconds / 60}))
-    return trained, trained.step * recipe["batch_size"], seconds_of_training(recipe)
+    log = read_log(Path(recipe["save_dir"], recipe["pth_save_name"], "metrics.jsonl"))
+    return trained, trained.step * recipe["batch_size"], log[-1]["seconds"]
 
 
 # --- other toolkits ---------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ def main() -> None:
     args = parser.parse_args()
 
     recipes = {(arm, seed): recipe_of(arm, seed, args) for seed in args.seeds for arm in args.arms}
-    device, recipe = pick_device(), recipe_of("small", 0, args)
+    device, recipe, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
     data, size, channels = (recipe["dataset"], recipe["data_path"]), recipe["image_size"], recipe["image_channel"]
     real = real_pictures(*data, recipe["split"], recipe["split"], size, channels)
@@ -231,7 +230,7 @@ def main() -> None:
     head = HEAD.split(", ")
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for (arm, seed), recipe in recipes.items():
-        name, seconds = arm.split()[0], args.minutes * 60
+        name = arm.split()[0]
         trained = train_peer(name, recipe, seconds) if name in PEERS else train_ours(recipe, seconds)
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
         network = trained[0].to(device, "fp32" if name in PEERS else precision)
