@@ -61,12 +61,10 @@ def recipe_of(arm: str, seed: int, args: Namespace) -> dict:
     block, *overrides = arm.split()
     settings = {"seed": seed, "save_every": 10**6, "sample_every": 10**6, "sample_num": 16}
     if block == "small" or block in PEERS:
-        block, settings = args.data_name, SMALL | settings
+        settings = SMALL | settings | ({"num_classes": "null"} if block in PEERS else {})  # peers see no labels
+        block = args.data_name
     given = Namespace(data_name=block, set=overrides, data_path=args.data_path, save_dir=args.save_dir)
-    recipe = recipe_with(f"{arm.split()[0]}_{args.minutes:g}min_{seed}", settings, given)
-    if recipe["num_classes"] and not recipe["label_dropout"] and set(args.guidance or [1]) != {1}:
-        raise ConfigError(f"{arm}: with label_dropout=0 the network only knows --guidance 1")
-    return recipe
+    return recipe_with(f"{arm.split()[0]}_{args.minutes:g}min_{seed}", settings, given)
 
 
 def train_ours(recipe: dict, seconds: float) -> Trained:
@@ -218,6 +216,9 @@ def main() -> None:
     args = parser.parse_args()
 
     recipes = {(arm, seed): recipe_of(arm, seed, args) for seed in args.seeds for arm in args.arms}
+    for (arm, _), recipe in recipes.items():
+        if recipe["num_classes"] and not recipe["label_dropout"] and set(args.guidance or [1]) != {1}:
+            raise ConfigError(f"{arm}: with label_dropout=0 the network only knows --guidance 1")
     device, recipe, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
     data, size, channels = (recipe["dataset"], recipe["data_path"]), recipe["image_size"], recipe["image_channel"]
