@@ -32,7 +32,9 @@ from utils.recipe import parse_spec
 AT_16 = {"image_size": 16, "channel_mult": "1,2,2", "model_channels": 32, "num_res_blocks": 1}
 AT_16 |= {"learning_rate": 5e-4, "ema_decay": 0.999, "max_steps": 1500}
 SETTINGS = {"Digits": {"max_steps": 1000}, "Fashion_Mnist": AT_16, "Emoji": AT_16}  # over config.yaml
-SETTINGS |= dict.fromkeys(("Cifar10_laptop", "Flower102_laptop"), {"max_steps": 1000, "num_classes": "null"})
+SETTINGS |= dict.fromkeys(
+    ("Cifar10_laptop", "Flower102_laptop"), {"max_steps": 1000, "batch_size": 32, "num_classes": "null"}
+)
 PLAIN = {"objective": "pred_noise", "loss_type": "l1", "beta_schedule": "cosine", "loss_weight": "none"}
 NETWORKS = {
     "L1_cosine": PLAIN,
