@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from datasets.files import part_folder
+from files.atomic import part_folder
+from files.errors import ConfigError
+from runs.run import check_given, load_run
+from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import export_folder, import_folder, need_diffusers
 from sharing.model_card import write_card
 from training.log import read_log
-from utils.checkpoint import check_given, load_run
 from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, run
-from utils.errors import ConfigError
-from utils.shared_weights import facts_of, save_shared_weights
 
 
 def parse_arguments():

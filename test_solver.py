@@ -13,15 +13,15 @@ from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 
-from datasets.files import clear_parts, own_stem
 from diffusion import SAMPLERS, SampleSpec
 from evaluation.numbers import GROUPS
-from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, labels, random_gen
-from utils.checkpoint import load_run
-from utils.command_line import ArgumentParser, add_real_data_flags, add_recipe_flags, number, recipe_flags, run
+from files.atomic import clear_parts, own_stem
+from files.errors import ConfigError
+from runs.recipe import parse_spec
+from runs.run import load_run
+from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, labels, random_gen, real_data
+from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
-from utils.errors import ConfigError
-from utils.recipe import parse_spec
 
 MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate, "inpaint": inpaint, "edit": edit}
 MODES["evaluate"] = evaluate
@@ -41,9 +41,8 @@ def parse_arguments():
     add("--device", metavar="cuda:0|mps|cpu", help="default: a GPU if there is one")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: half where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
-    for flags in (random_gen, interpolate, inpaint, edit, given_pictures, evaluate, labels):
+    for flags in (random_gen, interpolate, inpaint, edit, given_pictures, evaluate, labels, real_data):
         flags.add_flags(parser)
-    add_real_data_flags(parser)
     add_recipe_flags(parser)
     return parser.parse_args()
 

@@ -16,7 +16,11 @@ from torch import nn
 
 from datasets import DataError, find_images, find_labels, fit_images
 from diffusion import GaussianDiffusion
+from diffusion.guidance import with_labels
+from files.errors import Stopped, out_of_memory_means
 from models import UNet
+from runs.config import load_recipe
+from runs.network import build, build_diffusion, plan
 from training.background import Background
 from training.batches import Batches
 from training.ema import EMA
@@ -37,7 +41,6 @@ from training.resume import (
 )
 from training.speed import steps_per_minute
 from utils.command_line import ArgumentParser, run
-from utils.config import load_recipe
 from utils.device import (
     autocast,
     compile_outcome,
@@ -49,9 +52,6 @@ from utils.device import (
     resolve_precision,
     sampling_precision,
 )
-from utils.errors import Stopped, out_of_memory_means
-from utils.labels import with_labels
-from utils.network import build, build_diffusion, plan
 
 
 def parse_arguments():

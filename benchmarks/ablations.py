@@ -23,11 +23,11 @@ from datasets import to_uint8
 from evaluation.features import extractor_for
 from evaluation.numbers import GROUPS, Evaluation
 from evaluation.real_pictures import real_pictures
-from utils.checkpoint import load_run
+from runs.recipe import parse_spec
+from runs.run import load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device
 from utils.pictures import grid, grid_columns, save_table
-from utils.recipe import parse_spec
 
 AT_16 = {"image_size": 16, "channel_mult": "1,2,2", "model_channels": 32, "num_res_blocks": 1}
 AT_16 |= {"learning_rate": 5e-4, "ema_decay": 0.999, "max_steps": 1500}

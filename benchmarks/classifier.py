@@ -18,9 +18,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import find_images, find_labels, load_images, normalize
 from evaluation.features import batched, classifier, classifier_file
+from runs.config import load_recipe
 from training.optimizer import Muon
 from utils.command_line import ArgumentParser, run
-from utils.config import load_recipe
 from utils.device import pick_device
 
 EPOCHS = {"Digits": 100, "Mnist": 5, "Fashion_Mnist": 5, "Cifar10": 12}

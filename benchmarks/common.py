@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 import train_solver
+from runs.config import load_recipe
+from runs.network import build
 from training.plan import with_classes
 from training.processes import Processes
-from utils.config import load_recipe
 from utils.device import pick_device
-from utils.network import build
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from files.errors import ConfigError
 from utils.command_line import ArgumentParser, run
-from utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "images"

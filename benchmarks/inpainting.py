@@ -18,7 +18,7 @@ from evaluation.features import extractor_for
 from evaluation.neighbours import nearest
 from evaluation.numbers import frechet_with_error
 from evaluation.real_pictures import real_pictures
-from utils.checkpoint import Run, in_batches, load_run
+from runs.run import Run, in_batches, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device
 from utils.pictures import grid, save_table

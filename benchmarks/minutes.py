@@ -35,16 +35,16 @@ from diffusion import GaussianDiffusion
 from evaluation.features import extractor_for
 from evaluation.numbers import GROUPS, Evaluation
 from evaluation.real_pictures import real_pictures
+from files.errors import ConfigError
+from runs.labels import class_names, usual_guidance
+from runs.recipe import parse_spec
+from runs.run import Run, load_run
 from test_modes.labels import weight
 from training.batches import Batches
 from training.log import read_log
-from utils.checkpoint import Run, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import autocast, pick_device, sampling_precision
-from utils.errors import ConfigError
-from utils.labels import class_names, usual_guidance
 from utils.pictures import grid_columns, save_grid
-from utils.recipe import parse_spec
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "objective": "pred_v", "loss_type": "l2", "loss_weight": "min_snr"}
 SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji

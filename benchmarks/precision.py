@@ -24,8 +24,8 @@ from datasets import load_images, normalize, to_uint8
 from diffusion.gaussian import OBJECTIVES
 from evaluation.features import batched
 from evaluation.numbers import frechet
+from runs.run import Run, load_run
 from training.held_out import quarter_means, quarter_sums
-from utils.checkpoint import Run, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device
 

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from datasets import to_uint8
 from diffusion import SampleSpec
 from diffusion.gaussian import Model
+from files.errors import ConfigError
+from runs.network import build
+from runs.recipe import plain_recipe
+from runs.run import Run, load_run
 from sharing.diffusers_folder import to_unet2d
 from sharing.diffusers_scheduler import scheduler_configuration
-from utils.checkpoint import Run, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device, sampling_precision
-from utils.errors import ConfigError
-from utils.network import build
-from utils.recipe import plain_recipe
 
 
 def untrained() -> Run:

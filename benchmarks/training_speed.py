@@ -35,13 +35,13 @@ from torchvision import transforms
 
 from datasets import load_images
 from diffusion import GaussianDiffusion
+from runs.network import build
+from runs.recipe import plain_recipe
+from runs.run import Run
 from sharing.diffusers_folder import to_unet2d
 from training.log import read_log
-from utils.checkpoint import Run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import autocast, compiled, memory_format, pick_device, prepare, resolve_precision
-from utils.network import build
-from utils.recipe import plain_recipe
 
 try:
     import denoising_diffusion_pytorch as lucidrains

@@ -21,9 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.errors import DataError, warn
-from datasets.files import Part, clear_parts, not_written, write_file
 from datasets.folder import open_picture
 from datasets.pixels import fit_picture
+from files.atomic import Part, clear_parts, not_written, write_file
 
 CACHE = re.compile(r"(.+)_([0-9a-f]{16})_([0-9]+)\.(?:u8|rows)")  # (split, size and channels), fingerprint, pictures
 

@@ -5,7 +5,9 @@ from diffusion.inpainting import repaint
 from diffusion.interpolation import EDIT_MODES, INTERP_MODES, edit, interpolate, invert
 from diffusion.likelihood import bound_terms
 from diffusion.noise import SampleNoise
-from diffusion.sampling import SAMPLERS, Frame, SampleSpec, sample, sample_progressive
+from diffusion.samplers import SAMPLERS, Frame
+from diffusion.sampling import sample, sample_progressive
+from diffusion.spec import SampleSpec
 
 __all__ = [
     "EDIT_MODES", "INTERP_MODES", "SAMPLERS", "Frame", "GaussianDiffusion", "SampleNoise", "SampleSpec", "bound_terms",

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise, randn_like
-from diffusion.sampling import Frame, SampleSpec, ddim_step
+from diffusion.samplers import Frame, ddim_step
+from diffusion.spec import SampleSpec
 
 
 def repaint(

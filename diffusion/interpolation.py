@@ -8,7 +8,9 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise
-from diffusion.sampling import Frame, SampleSpec, sample, sample_progressive
+from diffusion.samplers import Frame
+from diffusion.sampling import sample, sample_progressive
+from diffusion.spec import SampleSpec
 
 INTERP_MODES = ("lerp", "slerp", "ddim", "redrawn")
 EDIT_MODES = ("sdedit", "ddim")

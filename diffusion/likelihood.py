@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise, randn_like
-from diffusion.sampling import SampleSpec
+from diffusion.spec import SampleSpec
 
 
 @torch.inference_mode()

@@ -8,26 +8,17 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from datasets.files import write_file
 from diffusion import GaussianDiffusion
+from files.atomic import write_file
+from files.errors import CheckpointError, ConfigError, short
 from models import UNet
-from models.diffusers_unet import (
-    arguments,
-    configuration,
-    diffusers,
-    is_ours,
-    keywords_of,
-    paired_tensors,
-    qkv_biases,
-    settings,
-    unallocated,
-)
+from models.diffusers_unet import arguments, diffusers, keywords_of, settings, unallocated
+from runs.network import build, check_size, load_state
+from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
+from runs.run import Run
+from runs.shared_weights import check_facts, facts_of
 from sharing.diffusers_scheduler import diffusion_keys, scheduler_configuration
-from utils.checkpoint import Run
-from utils.errors import CheckpointError, ConfigError, short
-from utils.network import build, check_size, load_state
-from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
-from utils.shared_weights import check_facts, facts_of
+from sharing.unet_mapping import configuration, is_ours, paired_tensors, qkv_biases
 
 CLOSE = 1e-5  # largest difference of the outputs in float32; rounding alone leaves about 1e-6
 RECIPE = "recipe.json"

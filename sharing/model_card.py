@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from datasets.files import write_file
 from diffusion import SampleSpec
-from utils.checkpoint import Run
+from files.atomic import write_file
+from runs.labels import class_names
+from runs.run import Run
 from utils.device import pick_device
-from utils.labels import class_names
 from utils.pictures import save_grid
 
 SPEC, COUNT, COLUMNS = SampleSpec.parse("DPMpp_20_0p0"), 16, 8

@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 
 from datasets import load_images, normalize
-from datasets.files import write_file
 from diffusion import SampleNoise, SampleSpec, bound_terms
+from files.atomic import write_file
+from files.errors import ConfigError
+from runs.run import Run, in_batches
 from test_modes.names import picture_path
-from utils.checkpoint import Run, in_batches
-from utils.command_line import real_data
-from utils.errors import ConfigError
+from test_modes.real_data import real_data
 from utils.pictures import save_figure
 
 PICTURES = 100  # unless --sample_num says otherwise

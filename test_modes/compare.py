@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets.files import write_file
 from diffusion import SampleSpec
+from files.atomic import write_file
+from runs.run import Run
 from test_modes.labels import described, names_of
 from test_modes.names import picture_path
-from utils.checkpoint import Run
 from utils.pictures import grid, grid_columns, save_comparison, save_table
 
 FLAGS = ("labels", "guidance")

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from datasets import normalize
 from diffusion import EDIT_MODES, SampleSpec, edit
+from files.errors import ConfigError
+from runs.run import Run, in_batches
 from test_modes import given_pictures
 from test_modes.interpolate import depths
 from test_modes.names import picture_path
-from utils.checkpoint import Run, in_batches
-from utils.errors import ConfigError
 from utils.pictures import film_states, grid, save_film, save_table
 
 FLAGS = ("edit_mode", "diffusion_step", "animate", *given_pictures.FLAGS)

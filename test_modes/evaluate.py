@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from datasets import DataError, load_labelled, to_uint8
-from datasets.files import write_file
 from diffusion import SampleSpec
 from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
 from evaluation.real_pictures import real_pictures
+from files.atomic import write_file
+from runs.run import Run
 from test_modes import bits
 from test_modes.labels import described, names_of
 from test_modes.names import picture_path
-from utils.checkpoint import Run
-from utils.command_line import real_data
+from test_modes.real_data import real_data
 from utils.pictures import save_grid
 
 FLAGS = ("bits", "data_name", "data_path", "split", "labels", "guidance")

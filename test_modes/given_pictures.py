@@ -9,8 +9,8 @@ from PIL import Image
 from datasets import load_images
 from datasets.folder import open_picture
 from datasets.pixels import fit_picture
-from utils.command_line import real_data
-from utils.errors import ConfigError
+from files.errors import ConfigError
+from test_modes.real_data import real_data
 
 FLAGS = ("image_indices", "image_files", "data_name", "data_path", "split")
 

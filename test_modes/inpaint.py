@@ -13,11 +13,11 @@ from datasets import normalize
 from datasets.pixels import fit_picture
 from diffusion import SampleSpec, repaint
 from diffusion.inpainting import levels
+from files.errors import ConfigError
+from runs.run import Run, in_batches
 from test_modes import given_pictures
 from test_modes.names import picture_path
-from utils.checkpoint import Run, in_batches
 from utils.command_line import number
-from utils.errors import ConfigError
 from utils.pictures import film_states, save_film, save_grid
 
 FLAGS = ("mask", "mask_box", "jump_length", "resamplings", "animate", *given_pictures.FLAGS)

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from datasets import normalize
 from diffusion import INTERP_MODES, SampleSpec, interpolate
+from files.errors import ConfigError
+from runs.run import Run
 from test_modes import given_pictures
 from test_modes.names import picture_path
-from utils.checkpoint import Run
 from utils.command_line import number
-from utils.errors import ConfigError
 from utils.pictures import grid_columns, jump, plot_steps, save_film, save_grid, step_sizes
 
 FLAGS = ("interp_mode", "lambda_num", "diffusion_step", "animate", *given_pictures.FLAGS)

@@ -4,8 +4,8 @@ import argparse
 from argparse import ArgumentParser, Namespace
 
 from diffusion import SampleSpec
-from utils.errors import ConfigError
-from utils.labels import class_names, class_numbers, usual_guidance
+from files.errors import ConfigError
+from runs.labels import class_names, class_numbers, usual_guidance
 
 
 def add_flags(parser: ArgumentParser) -> None:

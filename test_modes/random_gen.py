@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from datasets import to_uint8
 from diffusion import SampleSpec, sample_progressive
+from runs.run import Run, in_batches
 from test_modes.labels import described, names_of
 from test_modes.names import picture_path
 from test_modes.sample_dir import SampleDir, identity_of
-from utils.checkpoint import Run, in_batches
 from utils.device import rank_and_world
 from utils.pictures import ProgressPicture, grid_columns, save_by_class
 

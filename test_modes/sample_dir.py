@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from datasets.files import PART, clear_parts, write_file
 from diffusion import SampleSpec
-from utils.checkpoint import Run
-from utils.errors import ConfigError, short
+from files.atomic import PART, clear_parts, write_file
+from files.errors import ConfigError, short
+from runs.recipe import DIFFUSION_KEYS
+from runs.run import Run
 from utils.pictures import is_complete_png, png
-from utils.recipe import DIFFUSION_KEYS
 
 IDENTITY = "samples.json"
 

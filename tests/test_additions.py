@@ -15,8 +15,8 @@ from helpers.scripts import train
 from diffusion import SAMPLERS, Frame, GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSSES
 from diffusion.schedule import BETA_SCHEDULES
+from runs.recipe import DIFFUSION_KEYS, KEYS, parse_spec
 from sharing.diffusers_folder import export_folder, import_folder
-from utils.recipe import DIFFUSION_KEYS, KEYS, parse_spec
 
 
 def sigmoid_betas(timestep_num):

@@ -11,12 +11,12 @@ from helpers.scripts import forked, on_a_full_disk, refused, state_hash, train
 
 import train_solver
 import training.resume
+from files.errors import CheckpointError
+from runs.checkpoint import load_checkpoint, save_checkpoint
 from training.background import Background, copied
 from training.log import read_log
 from training.preview import Preview
 from training.resume import alone_in
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import CheckpointError
 
 EVERY_STEP = {"log_every": 1, "save_every": 3, "max_steps": 40, "sample_every": 1000}
 

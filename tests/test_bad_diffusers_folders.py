@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from helpers.networks import small_run
 
+from files.errors import CheckpointError
 from sharing.diffusers_folder import export_folder, import_folder
-from utils.errors import CheckpointError
 
 UNET, SCHEDULER, INDEX, RECIPE = (
     "unet/config.json",

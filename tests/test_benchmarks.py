@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits
 import test_solver
 from datasets import load_images
 from evaluation.features import extractor_for, shipped_classifier
-from utils.checkpoint import load_run
+from files.errors import ConfigError
+from runs.recipe import plain_recipe
+from runs.run import load_run
 from utils.command_line import run
-from utils.errors import ConfigError
-from utils.recipe import plain_recipe
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model_channels=8", "channel_mult=1", "num_res_blocks=1", "num_heads=2", "batch_size=32", "max_steps=2"]

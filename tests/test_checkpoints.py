@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers.checkpoints import content
 
-import datasets.files
-import utils.checkpoint
+import files.atomic
+import runs.checkpoint
+from files.errors import CheckpointError, DamagedCheckpointError
+from runs.checkpoint import load_checkpoint, save_checkpoint
 from training.resume import alone_in, find_checkpoint
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import CheckpointError, DamagedCheckpointError
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ def killed_at(phase):
 
         torch.save = half
     elif phase == "before the seal":
-        utils.checkpoint.Sealing.seal = die
+        runs.checkpoint.Sealing.seal = die
     elif phase == "after the file":
         os.replace = die
     elif phase == "between the renames":
         os.replace = before(os.replace, ".part")
     elif phase == "before the folder is synced":
-        datasets.files._sync_folder = die
+        files.atomic._sync_folder = die
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.config import load_recipe
-from utils.errors import ConfigError
-from utils.network import build
-from utils.recipe import KEYS, RESUMABLE, changed_keys, check_recipe, complete_recipe
+from files.errors import ConfigError
+from runs.config import load_recipe
+from runs.network import build
+from runs.recipe import KEYS, RESUMABLE, changed_keys, check_recipe, complete_recipe
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 

@@ -15,9 +15,9 @@ from helpers import scripts
 from helpers.scripts import forked, on_a_full_disk, refused, script
 from PIL import Image
 
-from datasets.files import part_folder
-from utils.checkpoint import load_run
-from utils.errors import CheckpointError
+from files.atomic import part_folder
+from files.errors import CheckpointError
+from runs.run import load_run
 
 
 @pytest.fixture

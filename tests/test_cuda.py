@@ -17,15 +17,15 @@ from helpers.pictures import numbered, sample
 from helpers.scripts import ENVIRONMENT, ROOT, TINY, TORCHRUN, refused, script, state_hash, tiny, train
 from PIL import Image
 
+from runs.checkpoint import save_checkpoint
+from runs.config import load_recipe
+from runs.network import build
 from training.batches import Batches
 from training.ema import EMA
 from training.log import TrainingLog, read_log
 from training.optimizer import LossScale, backward, make_optimizer, update
 from training.processes import Processes
-from utils.checkpoint import save_checkpoint
-from utils.config import load_recipe
 from utils.device import autocast, compile_outcome, compiled, memory_format, prepare, resolve_precision
-from utils.network import build
 
 pytestmark = pytest.mark.cuda
 SHIPPED = ROOT / "checkpoints" / "digits.safetensors"

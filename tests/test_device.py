@@ -10,8 +10,9 @@ from torch import nn
 
 import utils.device
 from diffusion import GaussianDiffusion
+from files.errors import is_out_of_memory
+from runs.run import load_run
 from training.plan import describe, memory_advice
-from utils.checkpoint import load_run
 from utils.device import (
     autocast,
     compile_outcome,
@@ -22,7 +23,6 @@ from utils.device import (
     resolve_precision,
     use_tf32,
 )
-from utils.errors import is_out_of_memory
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:1"), torch.device("mps")
 CARDS = {"H100": (9, 0), "A100": (8, 0), "T4": (7, 5), "V100": (7, 0), "P100": (6, 0)}

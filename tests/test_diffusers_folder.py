@@ -8,11 +8,11 @@ from helpers.pipelines import equals_ten_ddim_steps
 from helpers.samplers import OBJECTIVES, SCHEDULES, all_pairs
 
 from diffusion import GaussianDiffusion
+from files.errors import CheckpointError, ConfigError
 from models import UNet
+from runs.network import build
+from runs.recipe import plain_recipe
 from sharing.diffusers_folder import export_folder, import_folder
-from utils.errors import CheckpointError, ConfigError
-from utils.network import build
-from utils.recipe import plain_recipe
 
 
 def equal_weights(ours, theirs):

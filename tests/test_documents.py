@@ -17,8 +17,8 @@ import yaml
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 import test_solver
-from utils.config import load_recipe
-from utils.errors import ConfigError
+from files.errors import ConfigError
+from runs.config import load_recipe
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train_solver.py", "test_solver.py", "convert.py")

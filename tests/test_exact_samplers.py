@@ -29,7 +29,7 @@ from scipy.integrate import quad
 
 from diffusion import GaussianDiffusion, SampleSpec, sample
 from diffusion.interpolation import invert
-from diffusion.sampling import corrected
+from diffusion.samplers import corrected
 
 RANDOM = ("DDPM_{}_0p0", "NaiveDDPM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_1p0")
 

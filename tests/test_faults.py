@@ -27,8 +27,8 @@ from helpers.scripts import (
 )
 
 from diffusion import GaussianDiffusion
+from runs.checkpoint import load_checkpoint
 from training.log import read_log
-from utils.checkpoint import load_checkpoint
 
 faults = pytest.mark.faults
 

@@ -6,10 +6,10 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from helpers.networks import noisy, randomise
 from helpers.pipelines import equals_ten_ddim_steps, save_pipeline
 
+from files.errors import CheckpointError
 from models import UNet, build_model
 from models.diffusers_unet import DiffusersUNet, keywords_of
 from sharing.diffusers_folder import export_folder, import_folder
-from utils.errors import CheckpointError
 
 # google/ddpm-cifar10-32: one head at 16x16, sines first, frequencies shifted by one, padding on one side only
 CIFAR10 = {

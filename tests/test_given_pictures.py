@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from datasets import load_images
+from files.errors import ConfigError
 from test_modes.given_pictures import by_number, drawn, from_files
 from test_modes.interpolate import pairs
-from utils.errors import ConfigError
 
 # each picture has its number in all pixels
 IMAGES = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, 1).repeat(4, 2).repeat(4, 3)

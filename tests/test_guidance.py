@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 
 from diffusion import GaussianDiffusion, SampleSpec
 from diffusion import sample as diffuse
-from utils.labels import with_labels
+from diffusion.guidance import with_labels
 
 # --- a mixture of Gaussians in the plane whose components are the classes, with the exact network --------------------
 

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets import DataError, load_images
-from utils.checkpoint import load_run
-from utils.config import load_recipe
-from utils.errors import CheckpointError, ConfigError
-from utils.network import plan
-from utils.recipe import KEYS
-from utils.shared_weights import facts_of, save_shared_weights
+from files.errors import CheckpointError, ConfigError
+from runs.config import load_recipe
+from runs.network import plan
+from runs.recipe import KEYS
+from runs.run import load_run
+from runs.shared_weights import facts_of, save_shared_weights
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 LONGEST = 2000  # characters of a message

@@ -13,13 +13,13 @@ from helpers.scripts import LABELLED, in_process, refused, train
 
 from datasets import to_uint8
 from diffusion import SampleSpec, sample_progressive
+from files.errors import CheckpointError, ConfigError
+from runs.labels import class_numbers
+from runs.network import build
+from runs.recipe import plain_recipe
+from runs.run import load_run
 from sharing.diffusers_folder import export_folder, import_folder
-from utils.checkpoint import load_run
-from utils.errors import CheckpointError, ConfigError
-from utils.labels import class_numbers
-from utils.network import build
 from utils.pictures import save_by_class
-from utils.recipe import plain_recipe
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ from helpers.networks import noisy
 from helpers.pictures import pixels
 from helpers.scripts import LABELLED, TORCHRUN, refused, script, state_hash, tiny, train
 
+from runs.network import build
+from runs.run import load_run
 from training.resume import load_pretrained
-from utils.checkpoint import load_run
-from utils.network import build
 
 
 def test_a_training_stores_the_number_and_the_names_of_its_classes(labelled):

@@ -11,11 +11,11 @@ from PIL import Image
 
 from datasets import load_images
 from diffusion import GaussianDiffusion
+from files.errors import TrainingError
+from runs.config import load_recipe
 from training.held_out import HeldOut
 from training.log import TrainingLog, quarter_means, quarter_sums, read_log, save_loss_curve
 from training.processes import Processes
-from utils.config import load_recipe
-from utils.errors import TrainingError
 
 CPU = torch.device("cpu")
 

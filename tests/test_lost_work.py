@@ -15,7 +15,7 @@ from PIL import Image
 
 import datasets.cache
 import training.preview
-from datasets.files import PART
+from files.atomic import PART
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from evaluation.features import extractor_for
 from evaluation.neighbours import closeness, nearest
 from evaluation.numbers import Evaluation
 from evaluation.real_pictures import RealPictures, real_pictures
-from utils.checkpoint import Run
+from runs.run import Run
 
 
 def test_nearest_neighbours_are_found_across_chunks():

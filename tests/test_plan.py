@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diffusion import GaussianDiffusion
+from files.errors import ConfigError
 from models import build_model
+from runs.config import load_recipe
+from runs.network import build
 from training.plan import activation_bytes, describe, total_steps
-from utils.config import load_recipe
-from utils.errors import ConfigError
-from utils.network import build
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from helpers.scripts import LONG, resumes_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
 
+from runs.checkpoint import load_checkpoint
 from training.log import read_log
 from training.processes import StopRequest
-from utils.checkpoint import load_checkpoint
 
 faults = pytest.mark.faults
 

@@ -8,9 +8,9 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from helpers.networks import noisy, published_unet
 
+from files.errors import CheckpointError, ConfigError
 from models import UNet
-from utils.checkpoint import load_run
-from utils.errors import CheckpointError, ConfigError
+from runs.run import load_run
 
 NAMES = json.loads((Path(__file__).parent / "helpers" / "published_unet_state_dict.json").read_text())
 BGR = [2, 1, 0]

@@ -8,14 +8,14 @@ import torch
 from helpers.checkpoints import content
 from torch import nn
 
-from datasets.files import part_of
+from files.atomic import part_of
+from files.errors import CheckpointError, ConfigError
+from runs.checkpoint import save_checkpoint
+from runs.config import load_recipe
 from training.background import Background
 from training.optimizer import LossScale, backward, make_optimizer, update
 from training.processes import Processes
 from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
-from utils.checkpoint import save_checkpoint
-from utils.config import load_recipe
-from utils.errors import CheckpointError, ConfigError
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 CPU = torch.device("cpu")

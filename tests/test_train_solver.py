@@ -13,11 +13,11 @@ from helpers.scripts import ROOT, TINY, script, state_hash, tiny, train
 from PIL import Image
 
 import train_solver
+from files.errors import CheckpointError
+from runs.config import load_recipe
+from runs.network import build
+from runs.run import load_run
 from training.processes import Processes
-from utils.checkpoint import load_run
-from utils.config import load_recipe
-from utils.errors import CheckpointError
-from utils.network import build
 
 
 def test_training_leaves_checkpoints_recipe_and_preview(trained):

@@ -6,9 +6,9 @@ import torch
 from datasets import OTHER_SPLIT, DataError, load_images, load_labelled, normalize
 from diffusion import GaussianDiffusion
 from diffusion.gaussian import Model
+from diffusion.guidance import with_labels
 from training.batches import seed_of
 from training.processes import StopRequest
-from utils.labels import with_labels
 
 PICTURES = 256
 

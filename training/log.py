@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.files import append, write_file
+from files.atomic import append, write_file
+from files.errors import TrainingError
 from training.held_out import HeldOut, quarter_means, quarter_sums
 from training.processes import Processes
-from utils.errors import TrainingError
 from utils.pictures import save_figure
 
 IN_A_ROW = 3  # bad steps in a row that end the run

@@ -10,8 +10,8 @@ from torch import nn
 
 from datasets import DataError, find_images, find_labels
 from diffusion import GaussianDiffusion
+from files.errors import ConfigError
 from utils.device import capability, resolve_precision
-from utils.errors import ConfigError
 
 
 def total_steps(recipe: dict, steps_per_epoch: int) -> int:

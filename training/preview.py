@@ -6,9 +6,10 @@ import torch
 
 from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
 from diffusion.gaussian import Model
+from diffusion.guidance import with_labels
+from files.errors import out_of_memory_means
+from runs.labels import class_names, usual_guidance
 from training.processes import Processes, StopRequest
-from utils.errors import out_of_memory_means
-from utils.labels import class_names, usual_guidance, with_labels
 from utils.pictures import is_complete_png, save_by_class
 
 

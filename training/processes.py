@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from files.errors import ConfigError, Stopped, TrainingError
 from utils.device import rank_and_world, variable
-from utils.errors import ConfigError, Stopped, TrainingError
 
 LOST = ("onnection closed", "onnection reset", "roken pipe", "remote process exited")  # in messages of gloo and NCCL
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -14,16 +14,17 @@ import yaml
 from torch import nn
 from torch.optim import Optimizer
 
-from datasets.files import clear_parts, lock, write_file
+from files.atomic import clear_parts, lock, write_file
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
+from runs.checkpoint import load_checkpoint, save_checkpoint
+from runs.config import read_yaml
+from runs.labels import class_names
+from runs.network import EXPLODED, check_dense, largest_weight, load_state
+from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
+from runs.run import load_run
 from training.background import Background, copied
 from training.optimizer import LossScale, moments
 from training.processes import Processes
-from utils.checkpoint import load_checkpoint, load_run, save_checkpoint
-from utils.config import read_yaml
-from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
-from utils.labels import class_names
-from utils.network import EXPLODED, check_dense, largest_weight, load_state
-from utils.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 
 
 def pretrained_recipe(recipe: dict) -> dict:

@@ -5,12 +5,12 @@ import time
 from torch import Tensor, nn
 
 from diffusion import GaussianDiffusion
+from diffusion.guidance import with_labels
 from training.batches import Batches
 from training.ema import EMA
 from training.optimizer import backward, update
 from training.processes import Processes
 from utils.device import autocast
-from utils.labels import with_labels
 
 TRIAL = 20  # steps that are timed
 

@@ -7,14 +7,12 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from typing import NoReturn, TextIO
 
-from datasets import SPLITS, DataError
+from datasets import DataError
 from diffusion.schedule import BETA_SCHEDULES
-from utils.config import load_recipe
+from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
 from utils.device import rank_and_world
-from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
 from utils.interruptible import quit_quietly, replace_handler
 
 # control characters except line breaks and tabs, and those that change the direction of writing
@@ -63,21 +61,6 @@ def recipe_flags(args: argparse.Namespace) -> dict:
     """The recipe keys that `add_recipe_flags` was given on the command line, None where a flag is missing."""
     given = {key: getattr(args, key) for key in ("image_size", "image_channel", "beta_schedule")}
     return given | {"timestep_num": args.training_timestep_num}
-
-
-def add_real_data_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose real pictures to interpolate between or to compare with."""
-    add = parser.add_argument_group("interpolate and evaluate: real pictures").add_argument
-    add("--data_name", metavar="NAME", help="a block of the configuration; default: the training's data set")
-    add("--data_path", metavar="P", help="where the data are")
-    add("--split", choices=SPLITS, help="default: the split of the training")
-    add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
-
-
-def real_data(args: argparse.Namespace, recipe: dict) -> tuple[dict, str, str]:
-    """(recipe, data_path, split) of the real pictures that those flags choose, by default those of the training."""
-    source = load_recipe(args.config, args.data_name) if args.data_name else recipe
-    return source, args.data_path or source["data_path"], args.split or source["split"]
 
 
 def run(main: Callable[[], None]) -> None:

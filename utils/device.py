@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.errors import ConfigError, short
+from files.errors import ConfigError, short
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from datasets import to_uint8
-from datasets.files import write_file
 from diffusion import Frame, SampleSpec
-from diffusion.sampling import USES_ETA
+from diffusion.samplers import USES_ETA
+from files.atomic import write_file
 
 MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
 COARSE_TO_FINE = 0.3  # see progress_frames

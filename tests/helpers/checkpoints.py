@@ -3,7 +3,7 @@
 import torch
 
 from helpers.scripts import ROOT
-from utils.config import load_recipe
+from runs.config import load_recipe
 
 
 def content(step, numbers=5000):

@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from utils.checkpoint import Run
-from utils.network import build
-from utils.recipe import plain_recipe
+from runs.network import build
+from runs.recipe import plain_recipe
+from runs.run import Run
 
 
 def randomise(model, seed=0):

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from datasets.files import clear_parts, write_file
-from utils.errors import CheckpointError, ConfigError, short
-from utils.network import plan
-from utils.recipe import complete_recipe
+from files.atomic import clear_parts, write_file
+from files.errors import CheckpointError, ConfigError, short
+from runs.network import plan
+from runs.recipe import complete_recipe
 
 VERSION = 1
 KEY = "diffusion_pytorch"  # in the metadata

@@ -12,9 +12,9 @@ from typing import TextIO
 import yaml
 
 from datasets import LOADERS
-from utils.errors import ConfigError, short
-from utils.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce
-from utils.values import unknown
+from files.errors import ConfigError, short
+from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce
+from runs.values import unknown
 
 MOST_KEYS = 1000  # of a mapping, with those that it merges
 

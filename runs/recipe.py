@@ -9,10 +9,10 @@ from datasets import LOADERS, SPLITS
 from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
+from files.errors import ConfigError, short
 from models import UNet
+from runs.values import Key, coerced, unknown
 from utils.device import PRECISIONS
-from utils.errors import ConfigError, short
-from utils.values import Key, coerced, unknown
 
 MANY, CLASSES = 10**12, 10_000  # steps or epochs, classes
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from utils.errors import CheckpointError, ConfigError
-from utils.network import check_dense
-from utils.recipe import plain_recipe
+from files.errors import CheckpointError, ConfigError
+from runs.network import check_dense
+from runs.recipe import plain_recipe
 
 NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
 KEYS = {"epoch", "unet_model"}

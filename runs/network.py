@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion import GaussianDiffusion
+from files.errors import CheckpointError, ConfigError
 from models import build_model
+from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS
 from utils.device import memory_bytes
-from utils.errors import CheckpointError, ConfigError
-from utils.recipe import DIFFUSION_KEYS, MODEL_KEYS
 
 EXPLODED = 100  # the weights of good networks stay below 10
 

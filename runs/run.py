@@ -1,7 +1,5 @@
-"""Training checkpoints, {format, recipe, model, ema, optimizer, step, …}, and loading a trained network."""
+"""A trained network that can be sampled from, and loading it from any file that holds one."""
 
-import pickle
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +8,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.files import writing
 from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
+from diffusion.guidance import with_labels
+from files.errors import CheckpointError, ConfigError
+from runs.checkpoint import checked, torch_load
+from runs.labels import class_names, class_numbers, usual_guidance
+from runs.network import build, build_diffusion, load_state, plan
+from runs.published import from_published, is_published
+from runs.shared_weights import load_shared_weights
 from utils.device import ready_to_sample, use_tf32
-from utils.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
-from utils.labels import class_names, class_numbers, usual_guidance, with_labels
-from utils.network import build, build_diffusion, load_state, plan
-from utils.published import from_published, is_published
-from utils.recipe import complete_recipe
-from utils.seal import Sealing, check_seal
-from utils.shared_weights import load_shared_weights
-
-FORMAT = 1
 
 
 @dataclass
@@ -118,10 +113,10 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     if file.suffix.lower() == ".safetensors":
         tensors, facts = load_shared_weights(file)
         recipe, step, has = facts["recipe"], facts["step"], facts["weights"]
-    elif is_published(content := _torch_load(file)):
+    elif is_published(content := torch_load(file)):
         (tensors, recipe), has = from_published(content, file, given), "raw"
     else:
-        content = _checked(content, file)
+        content = checked(content, file)
         tensors, recipe = content[{"ema": "ema", "raw": "model"}[weights]], content["recipe"]
         step, has = content["step"], weights
     check_given(recipe, has, file, weights, given)
@@ -143,86 +138,3 @@ def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -
     for key, value in given.items():
         if value is not None and value != recipe[key]:
             raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}: leave it out")
-
-
-def load_checkpoint(file: Path) -> dict:
-    """The content of a training checkpoint, on the CPU, with its recipe checked. No code in the file is run.
-
-    Raises CheckpointError for a file that is missing, foreign or holds more than tensors and plain values, and
-    DamagedCheckpointError for one that is truncated or corrupted.
-    """
-    return _checked(_torch_load(file), file)
-
-
-def save_checkpoint(file: Path, content: dict, keep: int) -> None:
-    """Writes a new file, syncs it and renames it, so that a good checkpoint exists at any moment.
-
-    The `keep` newest checkpoints, at least two, are kept: x.pt, x.1.pt, …
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with writing(file, _bytes(content)) as stream:
-            sealing = Sealing(stream)
-            torch.save({"format": FORMAT, **content}, sealing)
-            sealing.seal()
-            newest_first = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]
-            for older, newer in reversed(list(zip(newest_first[1:], newest_first, strict=False))):
-                if newer.exists():
-                    newer.replace(older)
-    except OSError as error:
-        raise CheckpointError(f"{file} {error.strerror}. Older checkpoints are unchanged") from error
-
-
-def _bytes(content) -> int:
-    if isinstance(content, Tensor):
-        return content.nbytes
-    return sum(map(_bytes, content.values())) if isinstance(content, dict) else 0
-
-
-def _torch_load(file: Path):
-    try:
-        check_seal(file)
-        _check_uncompressed(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist") from error
-    except (OSError, MemoryError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
-        raise DamagedCheckpointError(f"{file} is damaged or not a checkpoint; nothing in it was run") from error
-    except Exception as error:  # PyTorch raises many types for truncated and foreign files
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise DamagedCheckpointError(
-            f"{file} is damaged or not a checkpoint ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _check_uncompressed(file: Path) -> None:
-    """CheckpointError for a ZIP archive with compressed parts: PyTorch writes none, and they may be of any size."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise CheckpointError(f"{file} is compressed, which checkpoints are not; nothing in it was run")
-
-
-def _checked(content, file: Path) -> dict:
-    if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
-        raise CheckpointError(f"{file} is not a checkpoint of this project: {_what_it_holds(content)}")
-    if not isinstance(content["format"], int) or content["format"] != FORMAT:
-        raise CheckpointError(f"{file} has format {short(content['format'])}; this version reads format {FORMAT}")
-    if not isinstance(content["step"], int) or content["step"] < 0:
-        raise CheckpointError(f"{file}: its step is {short(content['step'])}, not a number of steps")
-    try:
-        return content | {"recipe": complete_recipe(content["recipe"], f"{file}: its recipe")}
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _what_it_holds(content) -> str:
-    if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}"
-    return f"it holds {', '.join(map(str, list(content)[:5])) or 'nothing'}"

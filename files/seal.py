@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.errors import DamagedCheckpointError
+from files.errors import DamagedCheckpointError
 
 NO_COMMENT, COMMENT = b"\0\0", b"\x40\0"  # the comment's length, the last two bytes of an archive without a comment
 TAIL = 2 + 64  # bytes: the length, and the checksum in hexadecimal

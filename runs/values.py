@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from utils.errors import ConfigError, short
+from files.errors import ConfigError, short
 
 LONGEST, NODES = 32, 1000  # entries of a list of numbers, values in a block of lines
 NAME = 200  # characters of a name in a list

@@ -1,0 +1,98 @@
+"""Training checkpoints: {format, recipe, model, ema, optimizer, step, …}."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from files.atomic import writing
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
+from files.seal import Sealing, check_seal
+from runs.recipe import complete_recipe
+
+FORMAT = 1
+
+
+def load_checkpoint(file: Path) -> dict:
+    """The content of a training checkpoint, on the CPU, with its recipe checked. No code in the file is run.
+
+    Raises CheckpointError for a file that is missing, foreign or holds more than tensors and plain values, and
+    DamagedCheckpointError for one that is truncated or corrupted.
+    """
+    return checked(torch_load(file), file)
+
+
+def save_checkpoint(file: Path, content: dict, keep: int) -> None:
+    """Writes a new file, syncs it and renames it, so that a good checkpoint exists at any moment.
+
+    The `keep` newest checkpoints, at least two, are kept: x.pt, x.1.pt, …
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing(file, _bytes(content)) as stream:
+            sealing = Sealing(stream)
+            torch.save({"format": FORMAT, **content}, sealing)
+            sealing.seal()
+            newest_first = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]
+            for older, newer in reversed(list(zip(newest_first[1:], newest_first, strict=False))):
+                if newer.exists():
+                    newer.replace(older)
+    except OSError as error:
+        raise CheckpointError(f"{file} {error.strerror}. Older checkpoints are unchanged") from error
+
+
+def _bytes(content) -> int:
+    if isinstance(content, Tensor):
+        return content.nbytes
+    return sum(map(_bytes, content.values())) if isinstance(content, dict) else 0
+
+
+def torch_load(file: Path):
+    try:
+        check_seal(file)
+        _check_uncompressed(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist") from error
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
+        raise DamagedCheckpointError(f"{file} is damaged or not a checkpoint; nothing in it was run") from error
+    except Exception as error:  # PyTorch raises many types for truncated and foreign files
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise DamagedCheckpointError(
+            f"{file} is damaged or not a checkpoint ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _check_uncompressed(file: Path) -> None:
+    """CheckpointError for a ZIP archive with compressed parts: PyTorch writes none, and they may be of any size."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise CheckpointError(f"{file} is compressed, which checkpoints are not; nothing in it was run")
+
+
+def checked(content, file: Path) -> dict:
+    if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
+        raise CheckpointError(f"{file} is not a checkpoint of this project: {_what_it_holds(content)}")
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
+        raise CheckpointError(f"{file} has format {short(content['format'])}; this version reads format {FORMAT}")
+    if not isinstance(content["step"], int) or content["step"] < 0:
+        raise CheckpointError(f"{file}: its step is {short(content['step'])}, not a number of steps")
+    try:
+        return content | {"recipe": complete_recipe(content["recipe"], f"{file}: its recipe")}
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _what_it_holds(content) -> str:
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    return f"it holds {', '.join(map(str, list(content)[:5])) or 'nothing'}"
