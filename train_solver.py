@@ -6,52 +6,39 @@ Run the same command again to resume. On several devices: torchrun --nproc_per_n
 import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly while the others load
 
 # isort: split
-import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
 
-from datasets import DataError, find_images, find_labels, fit_images
 from diffusion import GaussianDiffusion
-from diffusion.guidance import with_labels
-from files.errors import Stopped, out_of_memory_means
-from models import UNet
 from runs.config import load_recipe
 from runs.network import build, build_diffusion, plan
 from training.background import Background
 from training.batches import Batches
-from training.ema import EMA
 from training.held_out import HeldOut
 from training.log import TrainingLog
-from training.optimizer import LossScale, backward, learning_rate, make_optimizer, update
-from training.plan import check_outside, describe, memory_advice, total_steps, with_classes
+from training.optimizer import learning_rate
+from training.pictures import find_pictures, training_pictures, with_classes
+from training.plan import describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import (
     TrainingState,
     alone_in,
-    check_same_run,
+    as_begun,
     find_checkpoint,
     load_pretrained,
     pretrained_recipe,
     save_recipe,
 )
 from training.speed import steps_per_minute
+from training.step import TrainingStep
 from utils.command_line import ArgumentParser, run
-from utils.device import (
-    autocast,
-    compile_outcome,
-    compiled,
-    memory_format,
-    pick_device,
-    prepare,
-    ready_to_sample,
-    resolve_precision,
-    sampling_precision,
-)
+from utils.device import pick_device
 
 
 def parse_arguments():
@@ -87,21 +74,24 @@ def main() -> None:
         model, diffusion = (plan(recipe), build_diffusion(recipe)) if args.dry_run else build(recipe)
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
         if args.dry_run:
-            dry_run(recipe, model, diffusion, processes)
+            dry_run(recipe, model, diffusion, processes.world, processes.device)
         else:
             train(recipe, model, diffusion, processes, args.resume, until_exit)
 
 
-def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes) -> None:
-    """Prints the plan of a training; nothing is written or downloaded."""
-    try:
-        found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download=False)
-        check_outside(Path(recipe["save_dir"], recipe["pth_save_name"]), recipe, found)
-        images = len(found)
-    except DataError as error:
-        print(f"data        {error}")
-        images = None
-    print(describe(recipe, model, diffusion, images, processes.world, processes.device))
+@dataclass
+class Training:
+    """A training that is ready to go from step `start` to step `steps`."""
+
+    recipe: dict
+    batches: Batches
+    step: TrainingStep
+    state: TrainingState
+    log: TrainingLog
+    preview: Preview
+    stop: StopRequest
+    start: int
+    steps: int
 
 
 def train(
@@ -112,58 +102,45 @@ def train(
 
     resume: "auto" or "never". until_exit: holds the lock on the folder, the signal handlers and the progress bar.
     """
-    folder = Path(recipe["save_dir"]) / recipe["pth_save_name"]
-    checkpoint = folder / f"{recipe['pth_save_name']}.pt"
-    device, lead = processes.device, processes.rank == 0  # of several processes only the lead writes files
-    prepare(device, recipe["deterministic"], ours=isinstance(model, UNet))
+    training = begin(recipe, model, diffusion, processes, resume, until_exit)
+    loop(training)
+    end(training)
+
+
+def begin(
+    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, resume: str,
+    until_exit: ExitStack,
+) -> Training:  # fmt: skip
+    """Loads the pictures and the last checkpoint, if there is one, and sets up all that the loop uses."""
+    folder = Path(recipe["save_dir"], recipe["pth_save_name"])
+    lead = processes.rank == 0  # of several processes only the lead writes files
 
     # --- the pictures and the checkpoint ---
     with processes.first():
-        found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"])
-        check_outside(folder, recipe, found)
+        found = find_pictures(recipe, folder)
         if lead:
             until_exit.enter_context(alone_in(folder))
-        writing = until_exit.enter_context(Background(threaded=device.type == "cuda"))
-        last = find_checkpoint(checkpoint, resume)
-        if last:
-            recipe = recipe | {"steps_per_minute": recipe["steps_per_minute"] or last["recipe"].get("steps_per_minute")}
-            check_same_run(last, recipe)
-        data = (found, recipe["data_path"], recipe["split"])
-        images, rows = fit_images(*data, recipe["image_size"], recipe["image_channel"])
-        class_labels = None
-        if recipe["num_classes"]:
-            class_labels = find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows]
+        writing = until_exit.enter_context(Background(threaded=processes.device.type == "cuda"))
+        last = find_checkpoint(folder / f"{folder.name}.pt", resume)
+        recipe = as_begun(recipe, last) if last else recipe.copy()
+        images, labels = training_pictures(recipe, found)
         del found
-        print(describe(recipe, model, diffusion, len(images), processes.world, device))
-    batches = Batches(images, recipe, device, processes.rank, processes.world, class_labels)
+        print(describe(recipe, model, diffusion, len(images), processes.world, processes.device))
+    batches = Batches(images, recipe, processes.device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
         load_pretrained(model, recipe)
-    precision = resolve_precision(recipe["precision"], device)
-    model, diffusion = model.to(device, memory_format=memory_format(device, precision)), diffusion.to(device)
-    ema, optimizer, scale = EMA(model, recipe["ema_decay"]), make_optimizer(model, recipe), LossScale(device, precision)
-    parallel = processes.parallel(model.train())
-    network = compiled(parallel, recipe["compile"], device)
+    step = TrainingStep(recipe, model, diffusion, processes)
+    state = TrainingState(folder, step, len(images), writing, resume)
     if recipe["max_minutes"] and not recipe["steps_per_minute"]:
-        with out_of_memory_means(memory_advice(recipe, device)):
-            speed = steps_per_minute(recipe, network, diffusion, ema, optimizer, batches, processes, precision)
-        recipe = recipe | {"steps_per_minute": speed}
-    steps = total_steps(recipe, batches.steps_per_epoch)
-    state = TrainingState(checkpoint, recipe, model, ema.model, optimizer, scale, processes, len(images), writing)
-    start = state.restore(last) if last else 0
+        recipe["steps_per_minute"] = steps_per_minute(step, batches)
+    steps, start = total_steps(recipe, batches.steps_per_epoch), state.restore(last) if last else 0
     del last
 
-    def stop_if(signum: int, done: int) -> None:
-        if signum:
-            writing.wait()
-            how = "run the same command again" + " without --resume" * (resume == "never")
-            raise Stopped(signum, f"after step {done:,}, saved in {checkpoint}: {how} to resume")
-
     # --- stopping, log and previews ---
-    stop = StopRequest(processes)
-    sampler = ready_to_sample(ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"]))
-    held_out = HeldOut(recipe, images, sampler, diffusion, stop, class_labels) if lead else None
+    stop, sampler = StopRequest(processes), step.sampler()
+    held_out = HeldOut(recipe, images, sampler, diffusion, stop, labels) if lead else None
     until_exit.enter_context(stop)
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
@@ -172,61 +149,52 @@ def train(
         save_recipe(folder / "recipe.yaml", recipe)
     if start and preview.missing(start):
         preview.draw(start)
-        stop_if(stop.agreed() if start < steps else 0, start)
+        state.stop_at(start, stop.agreed() if start < steps else 0)
+    return Training(recipe, batches, step, state, log, preview, stop, start, steps)
 
-    # --- the loop ---
-    parts, saving, drawing = recipe["gradient_accumulation"], False, False
-    began = warm = time.monotonic()
-    for batch in batches.steps(start, steps):
-        with out_of_memory_means(memory_advice(recipe, device)):
-            optimizer.zero_grad(set_to_none=True)
-            losses = []
-            for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
-                with processes.sync_gradients(parallel, now=i == parts):
-                    with autocast(precision, device):
-                        losses.append(diffusion.training_losses(with_labels(network, labels), x_start, t, noise))
-                    backward(losses[-1].mean() / parts, scale)
-            rate, overflow_is_normal = learning_rate(recipe, batch.step, steps), scale.is_large()
-            norm, taken = update(optimizer, rate, recipe["grad_clip"], scale)
-            ema.update(batch.step, taken)
-        log.add(torch.cat(losses).detach(), batch.t, norm, taken, overflow_is_normal)
-        if batch.step == start:  # the first step may compile for minutes, and does not count as speed
-            warm, log.compiled = time.monotonic(), compile_outcome() if network is not parallel else None
+
+def loop(training: Training) -> None:
+    """The training itself: every step, and what follows it."""
+    recipe, step, state, steps = training.recipe, training.step, training.state, training.steps
+    log, preview, stop = training.log, training.preview, training.stop
+    for batch in training.batches.steps(training.start, steps):
+        rate = learning_rate(recipe, batch.step, steps)
+        losses, norm, taken = step(batch, rate)
+        log.add(losses, batch.t, norm, taken)
+        if batch.step == training.start:  # which may have compiled for minutes
+            log.compiled = step.compiled()
 
         done, signum = batch.step + 1, stop.agreed()
-        drawing = drawing or preview.due(done)  # a preview has its checkpoint, which can draw it again
-        saving = saving or drawing or done % recipe["save_every"] == 0 or signum != 0
+        drawing = preview.due(done, since=state.saved)  # a preview has its checkpoint, which can draw it again
+        saving = drawing or state.due(done) or signum != 0
         if saving or done % recipe["log_every"] == 0:
-            writing.check()
+            state.writing.check()
             line = log.write(done, rate, with_held_out=saving)
         if saving and log.last_was_bad():
             if done == steps:
                 log.end_at_bad_steps(done)
-            continue  # what led to a bad step is not saved over what is good: after the next good one
-        if saving:
+        elif saving:  # what led to a bad step is not saved over what is good: it stays due until the next good one
             with log.paused():
                 state.save(done, line["loss"])
                 if drawing and not signum:
-                    writing.wait()  # so that there is no preview without its checkpoint
+                    state.writing.wait()  # so that there is no preview without its checkpoint
                     preview.draw(done)
                     signum = stop.agreed()
-            saving = drawing = False
-        stop_if(signum if done < steps else 0, done)
+            state.stop_at(done, signum if done < steps else 0)
 
-    # --- the end ---
-    writing.wait()
-    log.save_curve(folder / "loss.png")
+
+def end(training: Training) -> None:
+    """Draws the curve of the losses, and says what was done."""
+    state, log, start, steps = training.state, training.log, training.start, training.steps
+    state.writing.wait()
+    log.save_curve()
     if start >= steps:
-        longer = "raise train_epoch, max_steps or max_minutes"
-        print(f"{checkpoint} has done all of its {steps:,} steps: {longer} to continue")
+        longer = "raise train_epoch, max_steps or max_minutes to continue"
+        print(f"{state.file.parent} has done {start:,} steps, and {steps:,} are asked for: {longer}")
         return
-    seen, seconds = (steps - start) * recipe["batch_size"], time.monotonic() - began
-    timed, since = (seen - recipe["batch_size"], warm) if steps - start > 1 else (seen, began)
     how = {None: "", True: ", compiled", False: "; torch.compile failed, so parts ran uncompiled"}[log.compiled]
-    rate = timed / (time.monotonic() - since)
-    print(
-        f"{seen:,} images in {seconds:.0f} s, {rate:.1f} images/s on {device} in {precision}{how}; saved {checkpoint}"
-    )
+    where = f"on {training.step.processes.device} in {training.step.precision}{how}"
+    print(f"{log.images:,} images in {log.took:.0f} s, {log.speed:.1f} images/s {where}; saved {state.file}")
 
 
 if __name__ == "__main__":

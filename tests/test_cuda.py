@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import get_ident
 
 import numpy as np
@@ -21,11 +22,10 @@ from runs.checkpoint import save_checkpoint
 from runs.config import load_recipe
 from runs.network import build
 from training.batches import Batches
-from training.ema import EMA
 from training.log import TrainingLog, read_log
-from training.optimizer import LossScale, backward, make_optimizer, update
 from training.processes import Processes
-from utils.device import autocast, compile_outcome, compiled, memory_format, prepare, resolve_precision
+from training.step import TrainingStep
+from utils.device import compile_outcome
 
 pytestmark = pytest.mark.cuda
 SHIPPED = ROOT / "checkpoints" / "digits.safetensors"
@@ -71,41 +71,31 @@ def no_synchronisation(device):
 
 
 class Loop:
-    """The step of train_solver.py, of its own parts, on pictures of noise."""
+    """The step of a training on pictures of noise."""
 
     def __init__(self, device, folder, compile=False, **settings):
         network = {"model_channels": 32, "channel_mult": "1,2", "num_res_blocks": 1} if device.type == "cuda" else TINY
-        overrides = [f"{key}={value}" for key, value in (network | {"dropout": 0.1} | settings).items()]
-        self.recipe = load_recipe(ROOT / "config.yaml", "Cifar10", ["grad_clip=1.0", *overrides])
-        prepare(device, deterministic=True)
+        settings = network | {"dropout": 0.1, "grad_clip": 1.0, "compile": str(compile).lower()} | settings
+        self.recipe = load_recipe(ROOT / "config.yaml", "Cifar10", [f"{k}={v}" for k, v in settings.items()])
         torch.manual_seed(0)
-        model, self.diffusion = build(self.recipe)
-        precision = resolve_precision(self.recipe["precision"], device)
-        self.model = model.to(device, memory_format=memory_format(device, precision)).train()
-        self.diffusion.to(device)
-        self.ema, self.optimizer = EMA(self.model, 0.9999), make_optimizer(self.model, self.recipe)
-        self.network, self.scale = compiled(self.model, compile, device), LossScale(device, precision)
+        self.step = TrainingStep(self.recipe, *build(self.recipe), Processes(device))
+        self.network, self.model, self.diffusion = self.step.network, self.step.model, self.step.diffusion
         images = np.random.default_rng(0).integers(0, 256, (256, 3, 32, 32), np.uint8)
         self.batches, self.device, self.done = Batches(images, self.recipe, device), device, 0
         self.log = TrainingLog(folder, self.recipe, Processes(device), 4, 0, 100)
 
     def steps(self, count, factor=1.0):
         for batch in self.batches.steps(self.done, self.done + count):
-            self.optimizer.zero_grad(set_to_none=True)
-            with autocast(self.recipe["precision"], self.device):
-                losses = self.diffusion.training_losses(self.network, batch.x_start, batch.t, batch.noise) * factor
-            backward(losses.mean(), self.scale)
-            norm, taken = update(self.optimizer, 1e-3, 1.0, self.scale)
-            self.ema.update(batch.step, taken)
-            self.log.add(losses.detach(), batch.t, norm, taken)
+            losses, norm, taken = self.step(replace(batch, x_start=batch.x_start * factor), 1e-3)
+            self.log.add(losses, batch.t, norm, taken)
         self.done += count
         return taken
 
     def state(self):
-        moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        return [
-            tensor.detach().clone() for tensor in (*self.model.parameters(), *self.ema.model.parameters(), *moments)
-        ]
+        step = self.step
+        moments = [value for state in step.optimizer.state.values() for value in state.values()]
+        tensors = (*step.model.parameters(), *step.ema.model.parameters(), *moments)
+        return [tensor.detach().clone() for tensor in tensors]
 
 
 @pytest.mark.parametrize("compile", [False, True, "graphs"])

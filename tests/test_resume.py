@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from files.errors import CheckpointError, ConfigError
 from runs.checkpoint import save_checkpoint
 from runs.config import load_recipe
 from training.background import Background
-from training.optimizer import LossScale, backward, make_optimizer, update
+from training.optimizer import UNSCALED, backward, make_optimizer, update
 from training.processes import Processes
 from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
 
@@ -103,8 +104,9 @@ def saved(model, optimizer):
 
 
 def state_of(model, optimizer, images=1):
-    rest = (LossScale(CPU, "fp32"), Processes(CPU), images, Background(threaded=False))
-    return TrainingState(Path("x.pt"), {}, model, nn.Conv2d(3, 8, 3), optimizer, *rest)
+    ema, processes = SimpleNamespace(model=nn.Conv2d(3, 8, 3)), Processes(CPU)
+    step = SimpleNamespace(recipe={}, model=model, ema=ema, optimizer=optimizer, scaler=UNSCALED, processes=processes)
+    return TrainingState(Path("x"), step, images, Background(threaded=False))
 
 
 @pytest.mark.parametrize("kind", ["adam", "muon"])

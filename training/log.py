@@ -23,10 +23,11 @@ from files.atomic import append, write_file
 from files.errors import TrainingError
 from training.held_out import HeldOut, quarter_means, quarter_sums
 from training.processes import Processes
+from utils.device import resolve_precision
 from utils.pictures import save_figure
 
 IN_A_ROW = 3  # bad steps in a row that end the run
-MOST = 1e30  # in a line of the log
+FP16_SEARCH = 16  # steps that float16 may leave out one after the other, until its scale has fallen from 2^16 to 1
 
 
 class TrainingLog:
@@ -47,9 +48,12 @@ class TrainingLog:
         if processes.rank == 0:
             write_file(self.file, "".join(json.dumps(line) + "\n" for line in lines))
             self.tensorboard = _tensorboard(folder, start)
-        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=processes.rank != 0)
-        self.warm, self.compiled = False, None  # the first step, which compiles, is not timed
-        self.bad_in_a_row, self.worst = (torch.zeros((), device=processes.device) for _ in range(2))
+        quiet = {} if processes.rank == 0 and sys.stderr.isatty() else {"disable": True}  # else TQDM_DISABLE decides
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, **quiet)
+        self.compiled, self.images, self.took, self.timed = None, 0, 0.0, (0, 0.0)  # images seen, seconds, see `speed`
+        fp16 = resolve_precision(recipe["precision"], processes.device) == "fp16"
+        self.normal = FP16_SEARCH if fp16 else 0  # so many skipped steps in a row say nothing about the training
+        self.skipped_in_a_row, self.worst = (torch.zeros((), device=processes.device) for _ in range(2))
         self._restart()
 
     def __enter__(self) -> "TrainingLog":
@@ -60,23 +64,19 @@ class TrainingLog:
 
     def _restart(self) -> None:
         self.sums = torch.zeros(10, device=self.processes.device)  # quarter_sums, gradient norms, steps taken
-        self.worst.copy_(self.bad_in_a_row)
+        self.worst.copy_(self.skipped_in_a_row)
         self.began, self.untimed = time.monotonic(), (0, 0.0)  # steps and seconds that do not count as speed
 
-    def add(
-        self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor, overflow_is_normal: Tensor | bool = False
-    ) -> None:
-        """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ().
-
-        overflow_is_normal: the step, if it was not taken, is not a bad one, see `LossScale`.
-        """
+    def add(self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor) -> None:
+        """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ()."""
         values = torch.cat([quarter_sums(losses, t, self.recipe["timestep_num"]), torch.stack([norm, taken])])
         self.sums += torch.where(taken, values, 0)
-        self.bad_in_a_row = torch.where(taken | overflow_is_normal, 0, self.bad_in_a_row + 1)
-        self.worst = torch.maximum(self.worst, self.bad_in_a_row)
+        self.skipped_in_a_row = torch.where(taken, 0, self.skipped_in_a_row + 1)
+        self.worst = torch.maximum(self.worst, self.skipped_in_a_row)
         self.bar.update()
-        if not self.warm:
-            self.warm, self.untimed = True, (1, time.monotonic() - self.began)
+        if not self.images:  # the first step may compile for minutes
+            self.untimed = (1, time.monotonic() - self.began)
+        self.images += self.recipe["batch_size"]
 
     def write(self, step: int, learning_rate: float, with_held_out: bool = False) -> dict:
         """Writes and returns the line for the steps up to `step`, the number of steps done.
@@ -86,9 +86,9 @@ class TrainingLog:
         self.processes.add(self.sums[:8])
         steps, taken = step - self.step, int(self.sums[9])
         seconds = time.monotonic() - self.began
-        self.seconds += seconds
+        self.seconds, self.took = self.seconds + seconds, self.took + seconds
         loss, by_quarter = quarter_means(self.sums[:8])
-        if self.worst >= IN_A_ROW:
+        if self.worst >= self.normal + IN_A_ROW:
             self.end_at_bad_steps(step)
         line = {
             "step": step,
@@ -97,7 +97,7 @@ class TrainingLog:
             "loss_by_quarter": by_quarter,
             "grad_norm": float(self.sums[8]) / taken if taken else None,
             "learning_rate": learning_rate,
-            "images_per_second": round(self._speed(steps, seconds), 1),
+            "images_per_second": round(self._speed_of(steps, seconds), 1),
             "seconds": round(self.seconds, 3),
             "skipped": steps - taken,
             "compiled": self.compiled,
@@ -106,18 +106,25 @@ class TrainingLog:
         if self.processes.rank == 0:
             line |= self.held_out.loss() if with_held_out and self.held_out else {}
             append(self.file, json.dumps(line) + "\n")
-            self._show(line, with_held_out or line["skipped"] > 0)
+            self._show(line, with_held_out or line["skipped"] > 0 or self.bar.disable)
         self._restart()
         return line
 
-    def _speed(self, steps: int, seconds: float) -> float:
+    def _speed_of(self, steps: int, seconds: float) -> float:
         """Images per second, without the first step of the process if there are others."""
         untimed, lost = self.untimed if steps > self.untimed[0] else (0, 0.0)
-        return (steps - untimed) * self.recipe["batch_size"] / (seconds - lost)
+        images, seconds = (steps - untimed) * self.recipe["batch_size"], seconds - lost
+        self.timed = (self.timed[0] + images, self.timed[1] + seconds)
+        return images / seconds
+
+    @property
+    def speed(self) -> float:
+        """Images per second of training since the process began."""
+        return self.timed[0] / self.timed[1]
 
     def last_was_bad(self) -> bool:
         """Whether the last step was a bad one. All processes get the same answer."""
-        return bool(self.bad_in_a_row)
+        return bool(self.skipped_in_a_row > self.normal)
 
     def end_at_bad_steps(self, step: int) -> None:
         """Raises TrainingError, which says what to do, in rank 0; the other processes exit silently."""
@@ -151,10 +158,10 @@ class TrainingLog:
         yield
         self.began += time.monotonic() - began
 
-    def save_curve(self, file: Path) -> None:
-        """Rank 0 draws the losses of the whole run."""
+    def save_curve(self) -> None:
+        """Rank 0 draws the losses of the whole run, as loss.png."""
         if self.processes.rank == 0:
-            save_loss_curve(read_log(self.file), file)
+            save_loss_curve(read_log(self.file), self.file.with_name("loss.png"))
 
 
 def summary(line: dict) -> str:
@@ -162,6 +169,7 @@ def summary(line: dict) -> str:
     losses = [(name.replace("_", " "), line.get(name)) for name in ("loss", "held_out_loss", "fixed_noise_loss")]
     words = [f"step {line['step']:,}", f"epoch {line['epoch']}"]
     words += [f"{name} {value:.4f}" for name, value in losses if value is not None]
+    words += [f"{line['images_per_second']:.0f} images/s"]
     if line["skipped"]:
         words.append(f"{line['skipped']} step(s) skipped: the loss or the gradient was not finite")
     return "  ".join(words)
@@ -172,24 +180,10 @@ def read_log(file: Path) -> list[dict]:
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            lines.append(json.loads(text))
+        except ValueError:  # the training was killed while it wrote this line
             continue
-        if _is_line(line):
-            lines.append(line)
     return lines
-
-
-def _is_line(line) -> bool:
-    """Whether this is a line of the log, with numbers or null where the log has them."""
-    if not isinstance(line, dict) or not isinstance(line.get("loss_by_quarter"), list):
-        return False
-    needed = [line.get("step"), line.get("seconds")]
-    others = [line.get(key) for key in ("loss", "held_out_loss", "fixed_noise_loss")] + line["loss_by_quarter"]
-    numbers = needed + [value for value in others if value is not None]
-    return len(line["loss_by_quarter"]) == 4 and all(
-        isinstance(number, int | float) and abs(number) < MOST for number in numbers
-    )
 
 
 def save_loss_curve(lines: list[dict], file: Path) -> None:

@@ -7,37 +7,6 @@ import torch
 from torch import Tensor, nn
 
 
-class LossScale:
-    """For float16: the loss is multiplied by a number, so that small gradients do not become 0.
-
-    The number halves after a step whose gradient overflowed, which is left out, and doubles after 2,000 good steps, as
-    in torch.amp.GradScaler. It stays on the device. In other precisions it is None, and nothing is multiplied.
-    """
-
-    def __init__(self, device: torch.device, precision: str):
-        half = precision == "fp16"
-        self.number = torch.full((), 2.0**16, device=device) if half else None
-        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
-
-    def is_large(self) -> Tensor | bool:
-        """Whether an overflow may be the number's fault, so that it says nothing about the training. bool, ()."""
-        return False if self.number is None else self.number > 1
-
-    def update(self, found_inf: Tensor) -> None:
-        if self.number is not None:
-            torch._amp_update_scale_(self.number, self.good_steps, found_inf, 2.0, 0.5, 2000)
-
-    def state(self) -> dict:
-        """For a checkpoint; {} where there is no number."""
-        return {} if self.number is None else {"loss_scale": self.number, "loss_scale_good_steps": self.good_steps}
-
-    def restore(self, content: dict) -> None:
-        """From a checkpoint; one of another precision has none, and the number starts anew."""
-        if self.number is not None and "loss_scale" in content:
-            self.number.fill_(float(content["loss_scale"]))
-            self.good_steps.fill_(int(content["loss_scale_good_steps"]))
-
-
 class Muon(torch.optim.Adam):
     """Muon (Jordan et al. 2024) for matrices and convolution kernels, Adam for vectors such as biases.
 
@@ -53,7 +22,6 @@ class Muon(torch.optim.Adam):
     def step(self) -> None:
         (group,) = self.param_groups
         taken = torch.tensor(True) if (found := getattr(self, "found_inf", None)) is None else found == 0
-        scale = getattr(self, "grad_scale", None)  # of float16, see `LossScale`
         alike = defaultdict(list)  # matrices of one shape, to be batched: on a GPU each small product costs a launch
         for weight in group["params"]:
             if weight.ndim < 2 or weight.grad is None:
@@ -69,7 +37,6 @@ class Muon(torch.optim.Adam):
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             average = torch.stack(averages)
             gradient = torch.stack([weight.grad for weight in weights])
-            gradient = gradient if scale is None else gradient / scale
             gradient = torch.where(taken, gradient, average)  # which leaves the average of a skipped step as it is
             average.lerp_(gradient, 1 - self.MOMENTUM)
             step = orthogonal(gradient.lerp(average, self.MOMENTUM).flatten(2))
@@ -124,22 +91,26 @@ def learning_rate(recipe: dict, step: int, steps: int) -> float:
     return recipe["learning_rate"] * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def backward(loss: Tensor, scale: LossScale | None = None) -> None:
-    """loss.backward(), multiplied by the loss scale, and with NaN gradients if the loss is not finite.
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # leaves losses and gradients as they are
+
+
+def backward(loss: Tensor, scaler: torch.amp.GradScaler = UNSCALED) -> None:
+    """loss.backward(), multiplied by the scaler's number, and with NaN gradients if the loss is not finite.
 
     (The gradient of an infinite L1 loss would be ±1.) The norm of the gradient, which all processes share, then shows a
     bad loss of any process.
     """
-    factor = 1.0 if scale is None or scale.number is None else scale.number
-    loss.backward(torch.where(loss.detach().isfinite(), factor, torch.nan).to(loss.dtype))
+    scaled = scaler.scale(loss)
+    scaled.backward(torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(scaled.dtype))
 
 
 def update(
-    optimizer: torch.optim.Adam, rate: float, grad_clip: float | None, scale: LossScale | None = None
+    optimizer: torch.optim.Adam, rate: float, grad_clip: float | None, scaler: torch.amp.GradScaler = UNSCALED
 ) -> tuple[Tensor, Tensor]:
     """One step with the current gradients, clipped to a norm of grad_clip. Returns (norm, taken), both ().
 
-    norm: of the gradients divided by the loss scale, before clipping.
+    scaler: for float16, where it multiplies the loss so that small gradients do not become 0; disabled otherwise.
+    norm: of the gradients of the loss itself, before clipping.
 
     A gradient that is not finite changes neither the weights nor Adam's state, and `taken` is False. This is decided on
     the device, by the found_inf switch that the fused kernel has for gradient scalers, so nothing waits for it. Without
@@ -147,17 +118,15 @@ def update(
     """
     (group,) = optimizer.param_groups
     weights, group["lr"] = group["params"], rate
-    norm, number = torch.nn.utils.get_total_norm([weight.grad for weight in weights]), scale and scale.number
-    norm = norm if number is None else norm / number
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
     if grad_clip is not None:
         torch.nn.utils.clip_grads_with_norm_(weights, grad_clip, norm)
     taken = norm.isfinite()
-    found_inf = 1 - taken.float()
     if group["fused"]:
-        optimizer.grad_scale, optimizer.found_inf = number, found_inf
-        optimizer.step()
+        optimizer.found_inf = 1 - taken.float()
+        scaler.step(optimizer)
     elif taken:
-        optimizer.step()
-    if scale:
-        scale.update(found_inf)
+        scaler.step(optimizer)
+    scaler.update()
     return norm, taken

@@ -1,16 +1,15 @@
 """The plan of a training: batch, memory and steps, before anything is computed."""
 
 import copy
-import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from datasets import DataError, find_images, find_labels
+from datasets import DataError
 from diffusion import GaussianDiffusion
 from files.errors import ConfigError
+from training.pictures import find_pictures
 from utils.device import capability, resolve_precision
 
 
@@ -25,46 +24,14 @@ def total_steps(recipe: dict, steps_per_epoch: int) -> int:
 CPU = torch.device("cpu")
 
 
-def with_classes(recipe: dict, download: bool = True) -> dict:
-    """The recipe with the number and the names of the classes that its pictures are of, if it has num_classes.
-
-    Unchanged if the data are missing and are not to be downloaded. Raises DataError for data without labels, and
-    ConfigError for another number of classes than num_classes.
-    """
-    if not recipe["num_classes"]:
-        return recipe
-    data = (recipe["data_path"], recipe["split"])
+def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world: int, device: torch.device) -> None:
+    """Prints the plan of a training; nothing is written or downloaded."""
     try:
-        found = find_images(recipe["dataset"], *data, download)
-    except DataError:
-        if download:
-            raise
-        return recipe
-    labels, names = find_labels(recipe["dataset"], found, *data)
-    names = [names[label] for label in np.unique(labels) if label < len(names)]
-    if recipe["num_classes"] not in ("auto", len(names)):
-        raise ConfigError(
-            f"num_classes={recipe['num_classes']}: {recipe['data_path']} has {len(names)} classes in its "
-            f"{recipe['split']} split: set num_classes=auto, or null for a network without labels"
-        )
-    return recipe | {"num_classes": len(names), "class_names": names}
-
-
-def check_outside(folder: Path, recipe: dict, found: np.ndarray | list[Path]) -> None:
-    """ConfigError if previews in this folder would become training pictures of the next run.
-
-    found: what `find_images` gives for the recipe.
-    """
-    if isinstance(found, np.ndarray):
-        return
-    inside, data_path = Path(os.path.realpath(folder)), Path(os.path.realpath(recipe["data_path"]))
-    searched = {Path(os.path.realpath(parent)) for parent in {file.parent for file in found}}
-    hidden = inside.is_relative_to(data_path) and "/." in f"/{inside.relative_to(data_path).as_posix()}"
-    if (inside.is_relative_to(data_path) and not hidden) or any(parent.is_relative_to(inside) for parent in searched):
-        raise ConfigError(
-            f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}, so that previews would become "
-            "training pictures: set another save_dir, or move the pictures to a folder of their own"
-        )
+        images = len(find_pictures(recipe, Path(recipe["save_dir"], recipe["pth_save_name"]), download=False))
+    except DataError as error:
+        print(f"data        {error}")
+        images = None
+    print(describe(recipe, model, diffusion, images, world, device))
 
 
 def describe(

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 import yaml
 from torch import nn
-from torch.optim import Optimizer
 
 from files.atomic import clear_parts, lock, write_file
-from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, Stopped, TrainingError
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
 from runs.labels import class_names
@@ -23,8 +22,8 @@ from runs.network import EXPLODED, check_dense, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background, copied
-from training.optimizer import LossScale, moments
-from training.processes import Processes
+from training.optimizer import moments
+from training.step import TrainingStep
 
 
 def pretrained_recipe(recipe: dict) -> dict:
@@ -124,19 +123,23 @@ def _age(file: Path) -> int:
     return int(number) if re.fullmatch("[0-9]{1,9}", number) else sys.maxsize
 
 
-def check_same_run(content: dict, recipe: dict) -> None:
-    """Prints the keys that differ from the checkpoint's; CheckpointError for those that must not.
+def as_begun(recipe: dict, content: dict) -> dict:
+    """The recipe, with the speed that was measured when the run began. content: of its last checkpoint.
+
+    Prints the keys that differ from the checkpoint's; CheckpointError for those that must not.
 
     The weights that a run started from may have been moved: only the name of the file counts.
     """
-    was, recipe = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
-    if changed := changed_keys(was, recipe, set(KEYS) - RESUMABLE):
+    recipe = recipe | {"steps_per_minute": recipe["steps_per_minute"] or content["recipe"].get("steps_per_minute")}
+    was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
+    if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         raise CheckpointError(
             f"the checkpoint is from a run with other settings ({'; '.join(changed)}): use the old values, or set "
             "another pth_save_name"
         )
-    for change in changed_keys(was, recipe, RESUMABLE):
+    for change in changed_keys(was, now, RESUMABLE):
         print(change)
+    return recipe
 
 
 class TrainingState:
@@ -147,45 +150,48 @@ class TrainingState:
     the training continues; on a CPU it would only take cores from the training.
     """
 
-    def __init__(
-        self, file: Path, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, scale: LossScale,
-        processes: Processes, images: int, writing: Background,
-    ):  # fmt: skip
-        self.file, self.recipe, self.processes, self.writing = file, recipe, processes, writing
-        self.model, self.ema, self.optimizer, self.scale = model, ema, optimizer, scale
-        self.circumstances = {"images": images, "processes": processes.world}
+    def __init__(self, folder: Path, step: TrainingStep, images: int, writing: Background, resume: str = "auto"):
+        self.file, self.step, self.recipe = folder / f"{folder.name}.pt", step, step.recipe
+        self.writing, self.resume, self.saved = writing, resume, 0  # the step of the last checkpoint
+        self.circumstances = {"images": images, "processes": step.processes.world}
 
-    def save(self, step: int, loss: float | None = None) -> None:
-        """Rank 0 writes the checkpoint after `step` steps, or starts to (see `Background`).
+    def due(self, done: int) -> bool:
+        """Whether one of the steps since the last checkpoint, up to the number `done`, is to be saved."""
+        return done // self.recipe["save_every"] > self.saved // self.recipe["save_every"]
+
+    def save(self, done: int, loss: float | None = None) -> None:
+        """Rank 0 writes the checkpoint after `done` steps, or starts to (see `Background`).
 
         loss: of the last steps. TrainingError, and no file, if it or the weights have exploded.
         """
-        if self.processes.rank == 0:
-            largest = max(largest_weight(self.model), loss or 0)
+        self.saved, step = done, self.step
+        if step.processes.rank == 0:
+            largest = max(largest_weight(step.model), loss or 0)
             if largest > EXPLODED:
                 raise TrainingError(
-                    f"the training has diverged: after step {step:,} its loss or weights reach {largest:.1e}. This is "
+                    f"the training has diverged: after step {done:,} its loss or weights reach {largest:.1e}. This is "
                     "not saved: lower learning_rate or set grad_clip, and run the command again; it resumes from the "
                     "last checkpoint, if there is one"
                 )
-            content = {"recipe": self.recipe, "step": step, **self.circumstances, **self.scale.state()}
-            content |= {"optimizer": self.optimizer.state_dict(), "model": self.model.state_dict()}
-            content |= {"ema": self.ema.state_dict()}
+            content = {"recipe": self.recipe, "step": done, **self.circumstances, "scaler": step.scaler.state_dict()}
+            content |= {"optimizer": step.optimizer.state_dict(), "model": step.model.state_dict()}
+            content |= {"ema": step.ema.model.state_dict()}
             self.writing.wait()  # so that there is one copy at a time
             content, keep = copied(content) if self.writing.threaded else content, self.recipe["keep_checkpoints"]
             self.writing.start(lambda: save_checkpoint(self.file, content, keep))
 
     def restore(self, content: dict) -> int:
         """Restores a checkpoint's content; returns the number of steps done. CheckpointError if it does not fit."""
-        load_state(self.model, content["model"], "the checkpoint")
-        load_state(self.ema, content["ema"], "the checkpoint")
+        model, optimizer = self.step.model, self.step.optimizer
+        load_state(model, content["model"], "the checkpoint")
+        load_state(self.step.ema.model, content["ema"], "the checkpoint")
         try:  # only the state comes from the file; the settings of the optimizer come from the recipe
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": content["optimizer"]["state"]})
-            for name, weight in self.model.named_parameters():
-                state = self.optimizer.state[weight]
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
+            for name, weight in model.named_parameters():
+                state = optimizer.state[weight]
                 if not state["step"] >= 0:
                     raise ValueError(f"{state['step']} steps of {name}")
-                for moment in moments(self.optimizer, weight):
+                for moment in moments(optimizer, weight):
                     least = 0 if moment == "exp_avg_sq" else -math.inf
                     check_dense(state[moment], f"{moment} of {name}")
                     if state[moment].shape != weight.shape:
@@ -197,9 +203,21 @@ class TrainingState:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise CheckpointError(f"the checkpoint's optimizer state does not fit: {what}") from error
-        self.scale.restore(content)
+        scaler = content.get("scaler") or {}
+        if "loss_scale" in content:  # of an earlier version
+            scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}
+        if scaler:
+            self.step.scaler.load_state_dict(self.step.scaler.state_dict() | scaler)
         for name, value in self.circumstances.items():
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")
         print(f"resuming from step {content['step']:,}")
-        return content["step"]
+        self.saved = content["step"]
+        return self.saved
+
+    def stop_at(self, done: int, signum: int) -> None:
+        """Raises Stopped after the signal; 0: none came."""
+        if signum:
+            self.writing.wait()
+            how = "run the same command again" + " without --resume" * (self.resume == "never")
+            raise Stopped(signum, f"after step {done:,}, saved in {self.file}: {how} to resume")

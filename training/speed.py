@@ -2,43 +2,29 @@
 
 import time
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion import GaussianDiffusion
-from diffusion.guidance import with_labels
 from training.batches import Batches
-from training.ema import EMA
-from training.optimizer import backward, update
-from training.processes import Processes
-from utils.device import autocast
+from training.step import TrainingStep
 
 TRIAL = 20  # steps that are timed
 
 
-def steps_per_minute(
-    recipe: dict, network: nn.Module, diffusion: GaussianDiffusion, ema: EMA, optimizer, batches: Batches,
-    processes: Processes, precision: str,
-) -> float:  # fmt: skip
+def steps_per_minute(step: TrainingStep, batches: Batches) -> float:
     """The speed of TRIAL steps, after one that is not timed because it may compile. All processes get the same number.
 
-    The learning rate is 0, so that the weights and their average stay as they are; the optimizer is left without a
-    state. A run therefore trains as if there had been no trial.
+    The learning rate is 0, so that the weights and their average stay as they are. The optimizer is left without a
+    state, and the scaler with the one it had. A run therefore trains as if there had been no trial.
     """
-    parts, began = recipe["gradient_accumulation"], 0.0
+    scale, began = step.scaler.state_dict(), 0.0
     for batch in batches.steps(0, TRIAL + 1):
-        optimizer.zero_grad(set_to_none=True)
-        for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
-            with processes.sync_gradients(network, now=i == parts):
-                with autocast(precision, processes.device):
-                    losses = diffusion.training_losses(with_labels(network, labels), x_start, t, noise)
-                backward(losses.mean() / parts)
-        norm, taken = update(optimizer, 0.0, recipe["grad_clip"])
-        ema.update(batch.step, taken)
+        _, norm, _ = step(batch, rate=0.0)
         if batch.step == 0:
             began = _now(norm)
-    seconds = processes.largest(max(1, round(1e6 * (_now(norm) - began)))) / 1e6
-    optimizer.zero_grad(set_to_none=True)
-    optimizer.state.clear()
+    seconds = step.processes.largest(max(1, round(1e6 * (_now(norm) - began)))) / 1e6
+    step.optimizer.zero_grad(set_to_none=True)
+    step.optimizer.state.clear()
+    step.scaler.load_state_dict(scale)
     return 60 * TRIAL / seconds
 
 
