@@ -12,7 +12,7 @@ import torch
 import train_solver
 from runs.config import load_recipe
 from runs.network import build
-from training.plan import with_classes
+from training.pictures import with_classes
 from training.processes import Processes
 from utils.device import pick_device
 
