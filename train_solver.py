@@ -16,7 +16,7 @@ from torch import nn
 
 from diffusion import GaussianDiffusion
 from runs.config import load_recipe
-from runs.network import build, build_diffusion, plan
+from runs.network import build, plan
 from training.background import Background
 from training.batches import Batches
 from training.held_out import HeldOut
@@ -33,7 +33,7 @@ from training.resume import (
     find_checkpoint,
     load_pretrained,
     pretrained_recipe,
-    save_recipe,
+    say_rate,
 )
 from training.speed import steps_per_minute
 from training.step import TrainingStep
@@ -71,7 +71,7 @@ def main() -> None:
         with processes.first():
             recipe = with_classes(recipe, download=not args.dry_run)
         torch.manual_seed(recipe["seed"])
-        model, diffusion = (plan(recipe), build_diffusion(recipe)) if args.dry_run else build(recipe)
+        model, diffusion = (plan if args.dry_run else build)(recipe)
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
         if args.dry_run:
             dry_run(recipe, model, diffusion, processes.world, processes.device)
@@ -132,10 +132,12 @@ def begin(
     if recipe["init_from"] and not last:
         load_pretrained(model, recipe)
     step = TrainingStep(recipe, model, diffusion, processes)
-    state = TrainingState(folder, step, len(images), writing, resume)
+    state = TrainingState(folder, step, images, writing, resume)
     if recipe["max_minutes"] and not recipe["steps_per_minute"]:
         recipe["steps_per_minute"] = steps_per_minute(step, batches)
     steps, start = total_steps(recipe, batches.steps_per_epoch), state.restore(last) if last else 0
+    if last:
+        say_rate(last, recipe, steps, batches.steps_per_epoch)
     del last
 
     # --- stopping, log and previews ---
@@ -146,7 +148,7 @@ def begin(
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps)
     if lead and start < steps:
-        save_recipe(folder / "recipe.yaml", recipe)
+        state.save_recipe()
     if start and preview.missing(start):
         preview.draw(start)
         state.stop_at(start, stop.agreed() if start < steps else 0)

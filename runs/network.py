@@ -20,19 +20,19 @@ def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     return _network(recipe), build_diffusion(recipe)
 
 
-def plan(recipe: dict) -> nn.Module:
-    """The network of a recipe on PyTorch's meta device: its weights have shapes, but take no memory.
+def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
+    """`build`, but with the network on PyTorch's meta device: its weights have shapes, and take no memory.
 
     Raises ConfigError for values that do not fit, and for more weights than the machine has memory for.
     """
     try:
         with torch.device("meta"):
             network = _network(recipe)
-        build_diffusion(recipe)
+        diffusion = build_diffusion(recipe)
         check_size(network)
     except ValueError as error:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
-    return network
+    return network, diffusion
 
 
 def _network(recipe: dict) -> nn.Module:

@@ -91,7 +91,7 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
 def _check_count(content, recipe: dict, file: Path) -> None:
     """CheckpointError if an open safetensors file holds more than twice the numbers that the network has."""
     has = sum(math.prod(content.get_slice(name).get_shape()) for name in content.keys())
-    wanted = sum(weight.numel() for weight in plan(recipe).parameters())
+    wanted = sum(weight.numel() for weight in plan(recipe)[0].parameters())
     if has > 2 * wanted:
         raise CheckpointError(
             f"{file}: its weights do not fit the network: they are {short(has)} numbers, and the network has {wanted:,}"

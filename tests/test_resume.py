@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import content
@@ -16,9 +17,18 @@ from runs.config import load_recipe
 from training.background import Background
 from training.optimizer import UNSCALED, backward, make_optimizer, update
 from training.processes import Processes
-from training.resume import TrainingState, alone_in, find_checkpoint, pretrained_recipe, save_recipe
+from training.resume import (
+    TrainingState,
+    alone_in,
+    find_checkpoint,
+    fingerprint,
+    pretrained_recipe,
+    save_recipe,
+    say_rate,
+)
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
+IMAGES = np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), np.uint8)
 CPU = torch.device("cpu")
 RECIPE = {"optimizer": "adam", "learning_rate": 0.01, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
 
@@ -103,7 +113,7 @@ def saved(model, optimizer):
     return copy.deepcopy({"step": 5, "model": weights, "ema": weights, "optimizer": optimizer.state_dict()})
 
 
-def state_of(model, optimizer, images=1):
+def state_of(model, optimizer, images=IMAGES):
     ema, processes = SimpleNamespace(model=nn.Conv2d(3, 8, 3)), Processes(CPU)
     step = SimpleNamespace(recipe={}, model=model, ema=ema, optimizer=optimizer, scaler=UNSCALED, processes=processes)
     return TrainingState(Path("x"), step, images, Background(threaded=False))
@@ -170,6 +180,22 @@ def test_a_state_that_does_not_fit_is_refused(damage):
 def test_other_numbers_of_pictures_and_processes_are_reported(capsys):
     model, optimizer = trained()
     step(model, optimizer)
-    state_of(*trained(), images=9).restore(saved(model, optimizer) | {"images": 7, "processes": 1})
+    content = saved(model, optimizer) | {"images": 7, "processes": 1}
+    state_of(*trained()).restore(content)
     printed = capsys.readouterr().out
     assert "images: was 7, is 9" in printed and "processes" not in printed and "step 5" in printed
+    assert "pictures" not in printed  # a checkpoint of an earlier version does not know them
+    same, other = fingerprint(IMAGES.copy()), fingerprint(IMAGES[::-1])
+    state_of(*trained()).restore(content | {"images": 9, "pictures": same})
+    assert "pictures" not in capsys.readouterr().out
+    state_of(*trained()).restore(content | {"images": 9, "pictures": other})
+    assert f"pictures: was {other}, is {same}" in capsys.readouterr().out
+
+
+def test_a_longer_cosine_says_how_the_rate_jumps(capsys):
+    old = load_recipe(CONFIG, "Digits", ["lr_schedule=cosine", "max_steps=100", "learning_rate=1e-3"])
+    say_rate({"step": 90, "recipe": old}, old, 100, 23)
+    assert not capsys.readouterr().out
+    say_rate({"step": 90, "recipe": old}, old | {"max_steps": 1000}, 1000, 23)
+    # half a cosine at 0.9 and at 0.09 of the way: 0.5 (1 + cos 0.9 π) = 0.0245 and 0.980 of 1e-3
+    assert "was 2.4e-05 at step 90, is 0.00098" in capsys.readouterr().out

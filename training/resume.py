@@ -1,6 +1,7 @@
 """Resuming a run: the lock on its folder, the checkpoint to resume from, whether it is the same run, and its state."""
 
 import glob
+import hashlib
 import math
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -22,7 +24,8 @@ from runs.network import EXPLODED, check_dense, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background, copied
-from training.optimizer import moments
+from training.optimizer import learning_rate, moments
+from training.plan import total_steps
 from training.step import TrainingStep
 
 
@@ -133,27 +136,48 @@ def as_begun(recipe: dict, content: dict) -> dict:
     recipe = recipe | {"steps_per_minute": recipe["steps_per_minute"] or content["recipe"].get("steps_per_minute")}
     was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
+        less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         raise CheckpointError(
-            f"the checkpoint is from a run with other settings ({'; '.join(changed)}): use the old values, or set "
-            "another pth_save_name"
+            f"the checkpoint is from a run with other settings ({'; '.join(changed)}): use the old values{less_memory}"
+            ", or set another pth_save_name"
         )
     for change in changed_keys(was, now, RESUMABLE):
         print(change)
     return recipe
 
 
+def say_rate(content: dict, recipe: dict, steps: int, steps_per_epoch: int) -> None:
+    """Prints the learning rate after a checkpoint with this content if it is another one than before."""
+    done, old = content["step"], content["recipe"]
+    last = total_steps(old, steps_per_epoch) - 1
+    was, now = learning_rate(old, min(done, last), last + 1), learning_rate(recipe, done, steps)
+    if done < steps and not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
+        print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: it follows the new settings and length")
+
+
+def fingerprint(images: np.ndarray) -> str:
+    """16 hex digits that change with the pictures (N, C, H, W), from 256 of them, wherever they are stored."""
+    rows = np.linspace(0, len(images) - 1, 256).astype(int)
+    return hashlib.sha256(images[rows].tobytes()).hexdigest()[:16]
+
+
 class TrainingState:
-    """What a checkpoint holds of a training: network, average and optimizer; and the numbers of pictures and processes,
-    which may differ when the run is resumed. It then continues, but differently from an unchanged run.
+    """What a checkpoint holds of a training: network, average and optimizer; and its circumstances, the pictures and
+    the number of processes, which may differ when the run is resumed. It then continues, but differently from an
+    unchanged run.
 
     writing: runs the writing of a checkpoint. On a GPU this is a thread, which writes a copy in the host's memory while
     the training continues; on a CPU it would only take cores from the training.
     """
 
-    def __init__(self, folder: Path, step: TrainingStep, images: int, writing: Background, resume: str = "auto"):
+    def __init__(self, folder: Path, step: TrainingStep, images: np.ndarray, writing: Background, resume: str = "auto"):
         self.file, self.step, self.recipe = folder / f"{folder.name}.pt", step, step.recipe
         self.writing, self.resume, self.saved = writing, resume, 0  # the step of the last checkpoint
-        self.circumstances = {"images": images, "processes": step.processes.world}
+        self.circumstances = {"images": len(images), "pictures": fingerprint(images), "processes": step.processes.world}
+
+    def save_recipe(self) -> None:
+        """Writes recipe.yaml beside the checkpoint."""
+        save_recipe(self.file.with_name("recipe.yaml"), self.recipe)
 
     def due(self, done: int) -> bool:
         """Whether one of the steps since the last checkpoint, up to the number `done`, is to be saved."""
