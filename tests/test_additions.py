@@ -30,7 +30,7 @@ def sigmoid_betas(timestep_num):
     return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
 
 
-def heun(diffusion, model, x_t, steps, eta, noise):
+def heun(diffusion, model, x_t, steps, eta, draw):
     """Heun's method for dy/ds = ε in y = x / sqrt(ᾱ), s = sqrt(1 - ᾱ) / sqrt(ᾱ) (Karras et al. 2022, algorithm 1).
 
     The last step, to x_0, is Euler's.

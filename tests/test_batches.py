@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion import GaussianDiffusion
 from training.batches import Batches, seed_of
 
 CPU = torch.device("cpu")
 
 
-def numbered(n, rank=0, world=1, labels=None, **recipe):
+def numbered(n, rank=0, world=1, labels=None, diffusion=None, **recipe):
     """Batches of n pictures, each of which has its number in all pixels except a first column of zeros."""
     images = np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
     images[..., 0] = 0
-    recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None, "timestep_num": 1000} | recipe
-    return Batches(images, recipe, CPU, rank, world, labels)
+    recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None} | recipe
+    return Batches(images, recipe, (diffusion or GaussianDiffusion()).draw_timesteps, CPU, rank, world, labels)
 
 
 def batch(batches, step):
@@ -83,7 +84,7 @@ def test_timesteps_and_noise_depend_only_on_seed_and_step():
 
 
 def test_timesteps_are_uniform_and_noise_is_standard_normal():
-    seen = list(numbered(50, batch_size=50, timestep_num=10).steps(0, 40))
+    seen = list(numbered(50, batch_size=50, diffusion=GaussianDiffusion(10)).steps(0, 40))
     counts = torch.bincount(torch.cat([batch.t for batch in seen]), minlength=10)
     # 2,000 timesteps, 200 of each: five standard errors of a share of 1/10 are 67
     assert len(counts) == 10 and (counts - 200).abs().max() < 67
