@@ -135,9 +135,7 @@ def train(
             class_labels = find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows]
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
-    batches = Batches(
-        images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, class_labels
-    )
+    batches = Batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, class_labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:

@@ -150,7 +150,7 @@ class GaussianDiffusion:
 
 
 def loss_weights_of(name: str, alphas_cumprod: Tensor, gain: Tensor) -> Tensor:
-    """Weights (T,) for the squared error of the output. gain (T,): how an error of it grows in x_start, σ / (q a - p σ).
+    """Weights (T,) for the squared error of the output. gain (T,): by how much x_start magnifies it, σ / (q a - p σ).
 
     The papers weight the error of x_start: P2 by SNR / (1 + SNR), min-SNR by min(SNR, 5). Times gain² this is the same
     L2 loss for every objective. (The L1 loss uses the same weights, but there the losses of the objectives differ.)

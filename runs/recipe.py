@@ -91,7 +91,7 @@ KEYS = {
     "sample_every": Key(int, 5000, 1, MANY),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
-FORMAT_1 = (  # what every recipe in a file has; keys that came later have a default under which older runs go on exactly
+FORMAT_1 = (  # keys that every recipe in a file has; later ones have a default under which older runs go on exactly
     "data_name", "dataset", "image_size", "image_channel", "model_channels", "channel_mult", "num_res_blocks",
     "num_heads", "dropout", "timestep_num", "beta_schedule", "loss_type", "objective", "loss_weight", "clip_denoised",
 )  # fmt: skip

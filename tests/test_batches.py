@@ -83,6 +83,17 @@ def test_timesteps_and_noise_depend_only_on_seed_and_step():
         assert not torch.equal(first.t, other.t) and not torch.equal(first.noise, other.noise)
 
 
+def test_flips_timesteps_and_noise_are_drawn_in_this_order():
+    """From one generator per step: otherwise a run of an earlier version would go on with other numbers."""
+    for density in ("uniform", "logit_normal"):
+        diffusion = GaussianDiffusion(100, timestep_density=density)
+        seen = batch(numbered(50, diffusion=diffusion, horizontal_flip=True), 3)
+        generator = torch.Generator().manual_seed(seed_of(0, 3))
+        torch.rand(8, generator=generator)
+        t = diffusion.draw_timesteps(8, generator)
+        assert torch.equal(seen.t, t) and torch.equal(seen.noise, torch.randn(8, 1, 4, 4, generator=generator))
+
+
 def test_timesteps_are_uniform_and_noise_is_standard_normal():
     seen = list(numbered(50, batch_size=50, diffusion=GaussianDiffusion(10)).steps(0, 40))
     counts = torch.bincount(torch.cat([batch.t for batch in seen]), minlength=10)

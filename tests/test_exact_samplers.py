@@ -13,7 +13,6 @@ from helpers.samplers import (
     MEAN,
     METHODS,
     ORACLES,
-    SCHEDULES,
     SHARES,
     SPREAD,
     T,
@@ -31,6 +30,7 @@ from diffusion import GaussianDiffusion, SampleSpec, sample
 from diffusion.interpolation import invert
 from diffusion.samplers import Prediction, corrected
 
+SCHEDULES = ("linear", "cosine")
 RANDOM = ("DDPM_{}_0p0", "NaiveDDPM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_1p0")
 
 # --- deterministic methods: the exact answer and the order of their convergence ---
