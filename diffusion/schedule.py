@@ -28,11 +28,12 @@ def cosine_betas(timestep_num: int, s: float = 0.008) -> Tensor:
 
 
 def flow_betas(timestep_num: int) -> Tensor:
-    """Rectified flow (Liu et al. 2022), x_s = (1 - s) x_0 + s ε, in units of a² + σ² = 1.
+    """Rectified flow (Liu et al. 2022), (1 - τ) x_0 + τ ε, scaled so that the squares of both factors add up to 1.
 
-    Timestep t stands at s = (t + 1) / T: x_0 would be t = -1, and x_T is noise but for the cap (a = 3e-5 for T = 1000).
+    Timestep t has the time τ = (t + 1) / T. So x_0 is at t = -1, as everywhere here, and the last timestep would be
+    noise alone, but for the cap: of the picture 3e-5 is left for T = 1000.
     """
-    return betas_of(lambda s: (1 - s) ** 2 / ((1 - s) ** 2 + s**2), timestep_num)
+    return betas_of(lambda time: (1 - time) ** 2 / ((1 - time) ** 2 + time**2), timestep_num)
 
 
 def betas_of(alpha_bar: Callable[[float], float], timestep_num: int) -> Tensor:

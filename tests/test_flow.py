@@ -14,34 +14,34 @@ from diffusion.noise import SampleNoise
 
 FLOW = GaussianDiffusion(T, "flow", objective="pred_flow", clip_denoised=False)
 A, SIGMA = FLOW.alphas_cumprod.sqrt(), (1 - FLOW.alphas_cumprod).sqrt()
-S = SIGMA / (A + SIGMA)  # the time of the flow: x_t / (a + σ) = (1 - s) x_0 + s ε
+TIME = SIGMA / (A + SIGMA)  # of the flow: x_t / (a + σ) = (1 - τ) x_0 + τ ε
 
 
 def test_the_schedule_is_that_of_rectified_flow():
     scheduler = FlowMatchEulerDiscreteScheduler(T)
     theirs = scheduler.sigmas.flip(0).double()  # in float32, which rounds by 6e-8
-    torch.testing.assert_close(S[:-1], theirs[:-1], rtol=1e-7, atol=0)
-    assert theirs[-1] == 1 and 1 - 4e-5 < S[-1] < 1  # the cap of the last beta leaves a = 3e-5
+    torch.testing.assert_close(TIME[:-1], theirs[:-1], rtol=1e-7, atol=0)
+    assert theirs[-1] == 1 and 1 - 4e-5 < TIME[-1] < 1  # the cap of the last beta leaves a = 3e-5
     x_start, noise, t = randn(5, 1, 4, 4, seed=1), randn(5, 1, 4, 4, seed=2), torch.tensor([0, 1, 300, 700, 998])
-    x_s = FLOW.q_sample(x_start, t, noise) / (A + SIGMA)[t].view(-1, 1, 1, 1)
+    z = FLOW.q_sample(x_start, t, noise) / (A + SIGMA)[t].view(-1, 1, 1, 1)
     theirs = scheduler.scale_noise(x_start, (t + 1).float(), noise)
-    torch.testing.assert_close(x_s, theirs, rtol=0, atol=1e-6)  # sigmas in float32, times values up to 4
+    torch.testing.assert_close(z, theirs, rtol=0, atol=1e-6)  # sigmas in float32, times values up to 4
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 50])
 def test_eulers_method_on_the_flow_is_ddim(steps):
-    """z = x / (a + σ) moves along the network's velocity from s near 1 to 0: by hand, and by diffusers' scheduler."""
+    """z = x / (a + σ) moves along the network's velocity from τ near 1 to 0: by hand, and by diffusers' scheduler."""
     frames = walk(FLOW, "DDIM_{}_0p0", steps)
     timesteps = [frame.t for frame in frames]
     scheduler = FlowMatchEulerDiscreteScheduler(T)
-    scheduler.sigmas = torch.cat([S[timesteps], torch.zeros(1, dtype=torch.float64)])  # its own are float32
+    scheduler.sigmas = torch.cat([TIME[timesteps], torch.zeros(1, dtype=torch.float64)])  # its own are float32
     scheduler._step_index = 0
     scales = [*(A + SIGMA)[timesteps], 1]
     z = theirs = X_T / scales[0]
     for i, frame in enumerate(frames):
-        (s, s_next), (scale, scale_next) = scheduler.sigmas[i : i + 2], scales[i : i + 2]
+        (now, then), (scale, scale_next) = scheduler.sigmas[i : i + 2], scales[i : i + 2]
         t = torch.full((len(X_T),), frame.t)
-        z = z + (s_next - s) * network(scale * z, t)
+        z = z + (then - now) * network(scale * z, t)
         # it rounds the sample that a step starts from to float32: the step starts from 0 and is added here
         step = scheduler.step(network(scale * theirs, t), float(frame.t), torch.zeros_like(z))
         theirs = theirs + step.prev_sample
@@ -109,7 +109,7 @@ def test_uniform_timesteps_are_torchs_own(timestep_num):
 
 @pytest.mark.parametrize("timestep_num", [7, 1000])
 def test_logit_normal_timesteps_have_the_density_of_the_paper(timestep_num):
-    """The share below s is Φ(ln(s / (1 - s))), at the borders between timesteps."""
+    """The share below τ is Φ(ln(τ / (1 - τ))), at the borders between timesteps."""
     d, n = GaussianDiffusion(timestep_num, timestep_density="logit_normal"), 100_000
     t = d.draw_timesteps(n, seeded(6))
     assert t.dtype == torch.int64 and t.shape == (n,) and 0 <= t.min() and t.max() < timestep_num
