@@ -126,7 +126,8 @@ def begin(
         images, labels = training_pictures(recipe, found)
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, processes.device))
-    batches = Batches(images, recipe, processes.device, processes.rank, processes.world, labels)
+    draw, device = diffusion.draw_timesteps, processes.device
+    batches = Batches(images, recipe, draw, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:

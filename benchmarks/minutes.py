@@ -145,10 +145,7 @@ def ddpm_pytorch_peer(recipe: dict, device: torch.device) -> Peer:
         optimizer.zero_grad()
         average.update()
 
-    diffusion = GaussianDiffusion(1000, "linear", "l2", "pred_v")
-    diffusion.betas = theirs.betas.double().cpu()
-    diffusion.alphas_cumprod = torch.cumprod(1 - diffusion.betas, 0)
-    diffusion._alpha_bars = diffusion.alphas_cumprod.tolist()
+    diffusion = GaussianDiffusion(loss_type="l2", objective="pred_v", betas=theirs.betas.cpu())
     return step, lambda: average.ema_model.model, diffusion
 
 
@@ -176,7 +173,7 @@ def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
     except ImportError as error:
         raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
     data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
-    batches = Batches(load_images(*data), recipe | {"batch_size": batch_size}, device)
+    batches = Batches(load_images(*data), recipe | {"batch_size": batch_size}, diffusion.draw_timesteps, device)
     began, steps = time.monotonic(), 0
     for batch in batches.steps(0, sys.maxsize):
         step(batch.x_start, min(1, (time.monotonic() - began) / seconds))

@@ -48,7 +48,7 @@ def held_out_loss(trained: Run, pictures: torch.Tensor) -> list[float]:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=["pred_noise", "pred_x0", "pred_v"])
     parser.add_argument("--seeds", nargs="+", type=number(0, 2**63 - 1), default=[0, 1], metavar="S")
     parser.add_argument("--sample_num", type=number(2), default=1000, metavar="N", help="samples of each network")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override any key, for every network")

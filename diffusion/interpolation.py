@@ -56,14 +56,14 @@ def edit(
     depth: int,
     generator: SampleNoise,
     mode: str = "sdedit",
-    source: Model | None = None,
+    from_model: Model | None = None,
 ) -> Iterator[Frame]:
     """Goes `depth` timesteps from x_start (B, C, H, W) into the noise, and back with the sampler: yields its frames.
 
     mode:
         "sdedit"  adds the noise, and so keeps of the picture what is coarser than this noise (Meng et al. 2022)
         "ddim"    adds none: `invert` finds the x_t that the picture comes from. The way back returns the picture, or
-                  changes it where `model` differs from `source`, the model that is inverted (default: the same)
+                  changes it where `model` differs from `from_model`, which is inverted (default: the same)
     noise: as x_start. generator: see `sample_progressive`. The sampler takes depth / T of its steps.
     Raises ValueError for an unknown mode, and for a depth and a spec that `interpolate` would refuse.
     """
@@ -71,7 +71,7 @@ def edit(
         raise ValueError(f"edit_mode must be one of {', '.join(EDIT_MODES)}, not {mode!r}")
     spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     if mode == "ddim":
-        x_t = invert(diffusion, source or model, x_start, spec, depth)
+        x_t = invert(diffusion, from_model or model, x_start, spec, depth)
     else:
         x_t = diffusion.q_sample(x_start, torch.full((len(x_start),), depth - 1, device=x_start.device), noise)
     return sample_progressive(diffusion, model, x_t, spec, generator, depth)
@@ -96,12 +96,11 @@ def _mixtures(diffusion, model, first, second, spec, depth, lambdas, seed, mode)
         ends = [invert(diffusion, model, x, spec, depth) for x in (first, second)]
     for k, lam in enumerate(lambdas):
         pairs = range(len(first)) if mode != "redrawn" else range(k * len(first), (k + 1) * len(first))
-        noise = SampleNoise(seed, pairs)
+        source = SampleNoise(seed, pairs)
         if mode != "ddim":
-            draws = [noise.draw(x.shape, x.dtype, x.device) for x in (first, second)]
-            ends = [diffusion.q_sample(x, t, draw) for x, draw in zip((first, second), draws, strict=True)]
+            ends = [diffusion.q_sample(x, t, source.draw(x.shape, x.dtype, x.device)) for x in (first, second)]
         mixed = (torch.lerp if mode in ("lerp", "redrawn") else slerp)(*ends, lam)
-        yield sample(diffusion, model, mixed, spec, noise, depth)
+        yield sample(diffusion, model, mixed, spec, source, depth)
 
 
 def slerp(first: Tensor, second: Tensor, lam: float) -> Tensor:

@@ -40,5 +40,5 @@ def randn_like(x: Tensor, generator: torch.Generator | SampleNoise | None) -> Te
     """
     if isinstance(generator, SampleNoise):
         return generator.draw(x.shape, x.dtype, x.device)
-    source = generator.device if generator else x.device
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=source).to(x.device)
+    device = generator.device if generator else x.device
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=device).to(x.device)

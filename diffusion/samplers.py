@@ -7,6 +7,7 @@ and enter it in SAMPLERS: that makes its name valid in every --sample_info.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,11 +26,18 @@ class Frame:
     pred_x_start: Tensor
 
 
-Noise = Callable[[Tensor], Tensor]  # x -> standard normal noise of the same shape
+Draw = Callable[[Tensor], Tensor]  # x -> standard normal noise of the same shape
 Steps = list[tuple[int, int]]  # (t, t_prev) of each step, t descending; the last t_prev is -1, which is x_0
 
 
-def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+class Prediction(NamedTuple):
+    """What the network predicted at timestep t."""
+
+    t: int
+    x_start: Tensor  # (B, C, H, W)
+
+
+def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
     """Ancestral sampling: x_{t_prev} ~ q(x_{t_prev} | x_t, pred_x_start) (Ho et al. 2020, eq. 6 and 7).
 
     The posterior is the one of the step that is taken (Nichol & Dhariwal 2021, section 4); eta is ignored.
@@ -37,64 +45,64 @@ def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, 
     for t, t_prev in steps:
         pred_x_start = diffusion.predict(model, x_t, t)
         mean, variance = diffusion.q_posterior(pred_x_start, x_t, t, t_prev)
-        x_t = _with_noise(mean, variance, noise)
+        x_t = _with_noise(mean, variance, draw)
         yield Frame(t, x_t, pred_x_start)
 
 
-def naive_ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+def naive_ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
     """A common mistake, kept to show its effect: each step uses the posterior from t to t - 1, however far it goes.
 
     The result is then taken for x_{t_prev}. So the noise of the skipped timesteps stays in the picture, and the last
     step stops short of x_0. eta is ignored.
     """
-    return ddpm(diffusion, model, x_t, [(t, t - 1) for t, _ in steps], eta, noise)
+    return ddpm(diffusion, model, x_t, [(t, t - 1) for t, _ in steps], eta, draw)
 
 
-def ddim(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+def ddim(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
     """Song et al. 2021, eq. 12 and 16: x_{t_prev} = sqrt(ᾱ_prev) x_0 + sqrt(1 - ᾱ_prev - σ²) ε + σ z.
 
     ε is the noise that leads from pred_x_start to x_t; see `ddim_step`.
     """
     for t, t_prev in steps:
         pred_x_start = diffusion.predict(model, x_t, t)
-        x_t = ddim_step(diffusion, pred_x_start, x_t, t, t_prev, eta, noise)
+        x_t = ddim_step(diffusion, pred_x_start, x_t, t, t_prev, eta, draw)
         yield Frame(t, x_t, pred_x_start)
 
 
-def dpmpp(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+def dpmpp(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
     """DPM-Solver++(2M) for eta 0 and SDE-DPM-Solver++(2M) for eta 1 (Lu et al. 2022b, algorithm 2).
 
     It is DDIM with a better x_start: the one in the middle of the step in log-SNR, extrapolated from the last two
     predictions. The first step has only one prediction. The last step ends at x_0, where log-SNR is infinite, so it
     is first order too.
     """
-    t_last = last = None
+    last = None
     for t, t_prev in steps:
         pred_x_start = x_start = diffusion.predict(model, x_t, t)
-        if last is not None and t_prev >= 0:
-            x_start = x_start + second_order(diffusion, t_last, t, t_prev) * (x_start - last)
-        x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, eta, noise)
-        t_last, last = t, pred_x_start
+        if last and t_prev >= 0:
+            x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.x_start)
+        x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, eta, draw)
+        last = Prediction(t, pred_x_start)
         yield Frame(t, x_t, pred_x_start)
 
 
-def unipc(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, noise: Noise):
+def unipc(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
     """UniPC of order 2 for predictions of x_start, with B(h) = e^h - 1 (Zhao et al. 2023): DPM-Solver++(2M), corrected.
 
     The network call at the end of a step also corrects that step: it is taken again, with the x_start of `corrected`.
     This costs no call of its own. The last step, to x_0, is not corrected; eta is ignored.
     """
-    known, x_last = [], x_t  # (t, pred_x_start) of the last three calls, newest first; x before the last step
+    known, x_last = [], x_t  # the last three predictions, newest first; x before the last step
     for t, t_prev in steps:
         pred_x_start = x_start = diffusion.predict(model, x_t, t)
-        known = [(t, pred_x_start), *known[:2]]
+        known = [Prediction(t, pred_x_start), *known[:2]]
         if len(known) > 1:
-            t_last, last = known[1]
-            x_t = ddim_step(diffusion, corrected(diffusion, *known), x_last, t_last, t, 0.0, noise)
+            last = known[1]
+            x_t = ddim_step(diffusion, corrected(diffusion, *known), x_last, last.t, t, 0.0, draw)
             if t_prev >= 0:
-                x_start = x_start + second_order(diffusion, t_last, t, t_prev) * (x_start - last)
+                x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.x_start)
         x_last = x_t
-        x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, 0.0, noise)
+        x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, 0.0, draw)
         yield Frame(t, x_t, pred_x_start)
 
 
@@ -103,7 +111,7 @@ USES_ETA = {"DDIM", "DPMpp"}  # the others ignore it
 
 
 def ddim_step(
-    diffusion: GaussianDiffusion, x_start: Tensor, x_t: Tensor, t: int, t_prev: int, eta: float, noise: Noise
+    diffusion: GaussianDiffusion, x_start: Tensor, x_t: Tensor, t: int, t_prev: int, eta: float, draw: Draw
 ) -> Tensor:
     """x_{t_prev} of one DDIM step.
 
@@ -113,7 +121,7 @@ def ddim_step(
     variance = eta**2 * (1 - ac_prev) / (1 - ac) * (1 - ac / ac_prev)
     of_x_t = (max(0.0, 1 - ac_prev - variance) / (1 - ac)) ** 0.5
     of_x_start = ac_prev**0.5 - of_x_t * ac**0.5
-    return _with_noise(of_x_t * x_t + of_x_start * x_start, variance, noise)
+    return _with_noise(of_x_t * x_t + of_x_start * x_start, variance, draw)
 
 
 def second_order(diffusion: GaussianDiffusion, t_last: int, t: int, t_prev: int) -> float:
@@ -127,24 +135,24 @@ def second_order(diffusion: GaussianDiffusion, t_last: int, t: int, t_prev: int)
 
 
 def corrected(
-    diffusion: GaussianDiffusion, end: tuple[int, Tensor], start: tuple[int, Tensor], before: tuple | None = None
+    diffusion: GaussianDiffusion, end: Prediction, start: Prediction, before: Prediction | None = None
 ) -> Tensor:
-    """The x_start (B, C, H, W) of a step, from (t, prediction) at its end, at its start and one step before.
+    """The x_start (B, C, H, W) of a step, from the predictions at its end, at its start and one step before.
 
     It is the mean of the parabola through the three predictions, weighted as the exact solution of the step weights
     x_start: by e^{hu}, with u from 0 to 1 along the step in λ and h its length. Without a step before, the mean of the
     line; the authors' code takes it halfway there, but with cosine betas the end has 7/8 of the weight (h is about 8).
     """
-    lam_start, lam_end = diffusion.log_snr(start[0]) / 2, diffusion.log_snr(end[0]) / 2
-    h, to_end = lam_end - lam_start, end[1] - start[1]
+    lam_start, lam_end = diffusion.log_snr(start.t) / 2, diffusion.log_snr(end.t) / 2
+    h, to_end = lam_end - lam_start, end.x_start - start.x_start
     mean = 1 / -math.expm1(-h) - 1 / h  # of u
     if before is None:
-        return start[1] + mean * to_end
+        return start.x_start + mean * to_end
     of_square = 1 / -math.expm1(-h) - 2 * mean / h  # the mean of u²
-    u = (diffusion.log_snr(before[0]) / 2 - lam_start) / h  # where the prediction before lies, below 0
+    u = (diffusion.log_snr(before.t) / 2 - lam_start) / h  # where the prediction before lies, below 0
     of_before = (of_square - mean) / (u * (u - 1))
-    return start[1] + of_before * (before[1] - start[1]) + (mean - u * of_before) * to_end
+    return start.x_start + of_before * (before.x_start - start.x_start) + (mean - u * of_before) * to_end
 
 
-def _with_noise(mean: Tensor, variance: float, noise: Noise) -> Tensor:
-    return mean + variance**0.5 * noise(mean) if variance > 0 else mean
+def _with_noise(mean: Tensor, variance: float, draw: Draw) -> Tensor:
+    return mean + variance**0.5 * draw(mean) if variance > 0 else mean

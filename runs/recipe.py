@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import LOADERS, SPLITS
 from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
-from diffusion.schedule import BETA_SCHEDULES
+from diffusion.schedule import BETA_SCHEDULES, TIMESTEP_DENSITIES
 from files.errors import ConfigError, short
 from models import UNet
 from runs.values import Key, coerced, unknown
@@ -46,9 +46,10 @@ DIFFUSION_KEYS = _arguments(
     timestep_num=Key(int, least=1, most=100_000),
     beta_schedule=Key(tuple(BETA_SCHEDULES)),
     loss_type=Key(tuple(LOSSES)),
-    objective=Key(OBJECTIVES),
+    objective=Key(tuple(OBJECTIVES)),
     loss_weight=Key(LOSS_WEIGHTS),
     clip_denoised=Key(bool),
+    timestep_density=Key(tuple(TIMESTEP_DENSITIES)),
 )
 KEYS = {
     # data
@@ -90,6 +91,10 @@ KEYS = {
     "sample_every": Key(int, 5000, 1, MANY),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
+FORMAT_1 = (  # keys that every recipe in a file has; later ones have a default under which older runs go on exactly
+    "data_name", "dataset", "image_size", "image_channel", "model_channels", "channel_mult", "num_res_blocks",
+    "num_heads", "dropout", "timestep_num", "beta_schedule", "loss_type", "objective", "loss_weight", "clip_denoised",
+)  # fmt: skip
 # What may change when a run is resumed: its length, its place, how it is computed, what it shows, and the settings
 # that one changes after a failure.
 RESUMABLE = {
@@ -110,10 +115,9 @@ def plain_recipe(name: str, **keys) -> dict:
 
 def complete_recipe(recipe, where: str) -> dict:
     """Checks a recipe from a file and adds the defaults of keys that are newer than the file. Raises ConfigError."""
-    needed = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if KEYS[key].default is not None]
     if not isinstance(recipe, dict):
         raise ConfigError(f"{where} lacks everything")
-    if missing := [key for key in ("data_name", "dataset", *needed) if key not in recipe]:
+    if missing := [key for key in FORMAT_1 if key not in recipe]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
     return check_recipe({key: KEYS[key].default for key in KEYS} | recipe, where)
 

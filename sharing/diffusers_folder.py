@@ -74,8 +74,9 @@ def import_folder(folder: Path) -> Run:
     if (folder / RECIPE).exists():
         facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
         weights, step = facts["weights"], facts["step"]
-        if _canonical(facts["recipe"]) != _canonical(recipe):
-            raise CheckpointError(f"{folder}: {RECIPE} disagrees with the configurations of unet and scheduler")
+        with _refused(folder):
+            if _canonical(facts["recipe"]) != _canonical(recipe):
+                raise CheckpointError(f"{folder}: {RECIPE} disagrees with the configurations of unet and scheduler")
         recipe = facts["recipe"]
     with _refused(folder):
         model, diffusion = build(recipe)

@@ -16,10 +16,13 @@ OBJECTIVES = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
 
 
 def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
-    """The arguments of a diffusers scheduler with this diffusion.
+    """The arguments of a diffusers scheduler with this diffusion. ValueError for an objective that it cannot have.
 
     A schedule without a name in diffusers, and a linear one that was capped, is written out as trained_betas.
     """
+    if recipe["objective"] not in PREDICTION_TYPES:
+        known = ", ".join(PREDICTION_TYPES)
+        raise ValueError(f"diffusers' DDPM and DDIM know {known}, not {recipe['objective']}: use a .safetensors")
     betas = diffusion.betas
     named = {"trained_betas": betas.tolist()}
     if recipe["beta_schedule"] == "cosine":

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion import SampleSpec
 from files.atomic import PART, clear_parts, write_file
 from files.errors import ConfigError, short
-from runs.recipe import DIFFUSION_KEYS
+from runs.recipe import DIFFUSION_KEYS, KEYS
 from runs.run import Run
 from utils.pictures import is_complete_png, png
 
@@ -62,11 +62,12 @@ class SampleDir:
     @staticmethod
     def _check(file: Path, identity: dict) -> None:
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            newer = {key: KEYS[key].default for key in DIFFUSION_KEYS}  # keys may be newer than the folder
+            found = newer | json.loads(file.read_text(encoding="utf-8"))
             differ = [
                 f"{k}: was {short(found.get(k))}, is {short(v)}" for k, v in identity.items() if found.get(k) != v
             ]
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
         if differ:
             raise ConfigError(f"{file.parent} holds other samples ({'; '.join(differ)}): choose another --sample_dir")

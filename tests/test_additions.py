@@ -1,4 +1,4 @@
-"""A schedule, a sampler and a loss that a reader adds to their tables, as CONTRIBUTING.md describes it."""
+"""A schedule, a sampler, a loss and an objective that a reader adds to their tables, as CONTRIBUTING.md has it."""
 
 import math
 from dataclasses import replace
@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline
 from helpers.networks import small_run
-from helpers.samplers import OBJECTIVES, ORACLES, SCHEDULES, T, flow, randn, rms_error, sampled, walk
+from helpers.samplers import OBJECTIVES, ORACLES, SCHEDULES, T, flow, randn, rms_error, sampled, target_of, walk
 from helpers.scripts import train
 
 from diffusion import SAMPLERS, Frame, GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSSES
+from diffusion.gaussian import OBJECTIVES as ALL_OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
+from files.errors import ConfigError
 from runs.recipe import DIFFUSION_KEYS, KEYS, parse_spec
 from sharing.diffusers_folder import export_folder, import_folder
 
@@ -30,7 +32,7 @@ def sigmoid_betas(timestep_num):
     return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
 
 
-def heun(diffusion, model, x_t, steps, eta, noise):
+def heun(diffusion, model, x_t, steps, eta, draw):
     """Heun's method for dy/ds = ε in y = x / sqrt(ᾱ), s = sqrt(1 - ᾱ) / sqrt(ᾱ) (Karras et al. 2022, algorithm 1).
 
     The last step, to x_0, is Euler's.
@@ -59,11 +61,12 @@ def huber(error):
 
 @pytest.fixture(autouse=True)
 def additions(monkeypatch):
-    """Enters all three. The allowed values of a recipe's keys are read from the tables at import: once more here."""
+    """Enters all four. The allowed values of a recipe's keys are read from the tables at import: once more here."""
     monkeypatch.setitem(BETA_SCHEDULES, "sigmoid", sigmoid_betas)
     monkeypatch.setitem(SAMPLERS, "Heun", heun)
     monkeypatch.setitem(LOSSES, "huber", huber)
-    for key, table in {"beta_schedule": BETA_SCHEDULES, "loss_type": LOSSES}.items():
+    monkeypatch.setitem(ALL_OBJECTIVES, "pred_edm", lambda a, sigma: (sigma, -a))
+    for key, table in {"beta_schedule": BETA_SCHEDULES, "loss_type": LOSSES, "objective": ALL_OBJECTIVES}.items():
         for keys in (KEYS, DIFFUSION_KEYS):
             monkeypatch.setitem(keys, key, replace(keys[key], kind=tuple(table)))
 
@@ -127,17 +130,39 @@ def test_an_added_sampler_has_a_sample_info():
 def test_an_added_loss_is_torchs(objective):
     d, t = GaussianDiffusion(T, objective=objective, loss_type="huber"), torch.tensor([10, 700])
     x_start, noise, output = (randn(2, 1, 4, 4, seed=seed) for seed in (1, 2, 3))
-    ac = d.alphas_cumprod[t].view(-1, 1, 1, 1)
-    v = ac.sqrt() * noise - (1 - ac).sqrt() * x_start
-    target = {"pred_noise": noise, "pred_x0": x_start, "pred_v": v}[objective]
+    target = target_of(objective, x_start, noise, d.alphas_cumprod[t].view(-1, 1, 1, 1))
     expected = F.huber_loss(output, target, reduction="none").mean(dim=(1, 2, 3))
     # The same float64 formula.
     torch.testing.assert_close(d.training_losses(lambda x, t: output, x_start, t, noise), expected, rtol=1e-12, atol=0)
 
 
+def test_an_added_objective_is_edms():
+    """F of Karras et al. 2022, eq. 7 and 8, with σ_data = 1: their σ is our σ / a, their D the predicted x_start."""
+    d, t = GaussianDiffusion(T, objective="pred_edm", clip_denoised=False), torch.tensor([10, 700])
+    x_start, noise, F_out = (randn(2, 1, 4, 4, seed=seed) for seed in (1, 2, 3))
+    sigma = ((1 - d.alphas_cumprod[t]) / d.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+    c_skip, c_out, c_in = 1 / (sigma**2 + 1), sigma / (sigma**2 + 1).sqrt(), 1 / (sigma**2 + 1).sqrt()
+    noisy, seen = x_start + sigma * noise, []
+    losses = d.training_losses(lambda x, t: seen.append(x) or F_out, x_start, t, noise)
+    theirs = c_skip * noisy + c_out * F_out, c_in * noisy, (x_start - c_skip * noisy) / c_out
+    # the same in other units; σ / a is 1e-2 to 2, so that nothing is lost
+    torch.testing.assert_close((d.predict_x_start(F_out, seen[0], t), seen[0]), theirs[:2], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(losses, (F_out - theirs[2]).abs().mean((1, 2, 3)), rtol=1e-10, atol=0)
+    v = GaussianDiffusion(T, objective="pred_v", clip_denoised=False)  # v prediction is this, with the other sign
+    torch.testing.assert_close(v.predict_x_start(-F_out, seen[0], t), theirs[0], rtol=1e-10, atol=1e-10)
+
+
+def test_an_added_objective_is_sampled_and_not_exported(tmp_path):
+    run = small_run(objective="pred_edm", timestep_num=50)
+    assert run.sample(3, "Heun_5_0p0").shape == (3, 3, 16, 16)
+    with pytest.raises(ConfigError, match="pred_noise, pred_x0, pred_v, not pred_edm"):
+        export_folder(run, tmp_path / "sprites")
+
+
 @pytest.mark.slow
 def test_a_training_uses_all_additions(tmp_path):
-    settings = {"beta_schedule": "sigmoid", "loss_type": "huber", "preview_info": "Heun_3_0p0"}
+    settings = {"beta_schedule": "sigmoid", "loss_type": "huber", "objective": "pred_edm", "preview_info": "Heun_3_0p0"}
+    settings |= {"timestep_density": "logit_normal"}
     run = train(tmp_path, settings=settings)
     assert run.returncode == 0, run.stderr
     content = torch.load(tmp_path / "digits" / "digits.pt", weights_only=True)

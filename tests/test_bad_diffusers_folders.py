@@ -74,11 +74,15 @@ def test_a_changed_configuration_is_refused(folder, fault):
     refused(folder, says)
 
 
-def test_a_recipe_that_disagrees_with_the_configurations_is_refused(folder):
+@pytest.mark.parametrize(
+    "key, value, says",
+    [("beta_schedule", "linear", "recipe.json disagrees"), ("objective", "pred_flow", "pred_v, not pred_flow")],
+)
+def test_a_recipe_that_disagrees_with_the_configurations_is_refused(folder, key, value, says):
     content = json.loads((folder / RECIPE).read_text())
-    content["recipe"]["beta_schedule"] = "linear"
+    content["recipe"][key] = value
     (folder / RECIPE).write_text(json.dumps(content))
-    refused(folder, "recipe.json disagrees")
+    refused(folder, says)
 
 
 @pytest.mark.parametrize("text, says", [("{", "is not JSON"), ("[1]", "holds a list"), (None, "does not exist")])

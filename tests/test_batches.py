@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion import GaussianDiffusion
 from training.batches import Batches, seed_of
 
 CPU = torch.device("cpu")
 
 
-def numbered(n, rank=0, world=1, labels=None, **recipe):
+def numbered(n, rank=0, world=1, labels=None, diffusion=None, **recipe):
     """Batches of n pictures, each of which has its number in all pixels except a first column of zeros."""
     images = np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
     images[..., 0] = 0
-    recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None, "timestep_num": 1000} | recipe
-    return Batches(images, recipe, CPU, rank, world, labels)
+    recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None} | recipe
+    return Batches(images, recipe, (diffusion or GaussianDiffusion()).draw_timesteps, CPU, rank, world, labels)
 
 
 def batch(batches, step):
@@ -82,8 +83,19 @@ def test_timesteps_and_noise_depend_only_on_seed_and_step():
         assert not torch.equal(first.t, other.t) and not torch.equal(first.noise, other.noise)
 
 
+def test_flips_timesteps_and_noise_are_drawn_in_this_order():
+    """From one generator per step: otherwise a run of an earlier version would go on with other numbers."""
+    for density in ("uniform", "logit_normal"):
+        diffusion = GaussianDiffusion(100, timestep_density=density)
+        seen = batch(numbered(50, diffusion=diffusion, horizontal_flip=True), 3)
+        generator = torch.Generator().manual_seed(seed_of(0, 3))
+        torch.rand(8, generator=generator)
+        t = diffusion.draw_timesteps(8, generator)
+        assert torch.equal(seen.t, t) and torch.equal(seen.noise, torch.randn(8, 1, 4, 4, generator=generator))
+
+
 def test_timesteps_are_uniform_and_noise_is_standard_normal():
-    seen = list(numbered(50, batch_size=50, timestep_num=10).steps(0, 40))
+    seen = list(numbered(50, batch_size=50, diffusion=GaussianDiffusion(10)).steps(0, 40))
     counts = torch.bincount(torch.cat([batch.t for batch in seen]), minlength=10)
     # 2,000 timesteps, 200 of each: five standard errors of a share of 1/10 are 67
     assert len(counts) == 10 and (counts - 200).abs().max() < 67

@@ -188,7 +188,7 @@ def test_any_value_is_converted_to_the_type_of_its_key_or_refused(key, value):
 
 
 def test_a_recipe_from_a_file_gets_the_defaults_of_newer_keys_but_must_describe_its_network():
-    older = {key: value for key, value in DIGITS.items() if key not in ("warmup_steps", "norm_groups")}
+    older = {key: value for key, value in DIGITS.items() if key not in ("warmup_steps", "timestep_density")}
     assert complete_recipe(older, "here") == DIGITS
     with pytest.raises(ConfigError, match="here lacks objective"):
         complete_recipe({key: value for key, value in DIGITS.items() if key != "objective"}, "here")

@@ -13,7 +13,6 @@ from helpers.samplers import (
     MEAN,
     METHODS,
     ORACLES,
-    SCHEDULES,
     SHARES,
     SPREAD,
     T,
@@ -29,8 +28,9 @@ from scipy.integrate import quad
 
 from diffusion import GaussianDiffusion, SampleSpec, sample
 from diffusion.interpolation import invert
-from diffusion.samplers import corrected
+from diffusion.samplers import Prediction, corrected
 
+SCHEDULES = ("linear", "cosine")
 RANDOM = ("DDPM_{}_0p0", "NaiveDDPM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_1p0")
 
 # --- deterministic methods: the exact answer and the order of their convergence ---
@@ -84,7 +84,7 @@ def test_unipc_corrects_by_the_weighted_mean_of_the_parabola(schedule, times):
     for m in (np.poly1d([0.2, -0.5, 0.3]), np.poly1d([-0.5, 0.3])):
         area, _ = quad(lambda x: np.exp(x - end) * m(x), start, end)  # noqa: B023
         weight, _ = quad(lambda x: np.exp(x - end), start, end)
-        known = [(t, torch.tensor(m(x), **F64)) for t, x in zip(times, (before, start, end), strict=True)]
+        known = [Prediction(t, torch.tensor(m(x), **F64)) for t, x in zip(times, (before, start, end), strict=True)]
         assert corrected(d, *known[: -m.order - 2 : -1]).item() == pytest.approx(area / weight, rel=1e-7)
 
 

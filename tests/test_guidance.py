@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.samplers import CENTRES, OBJECTIVES, SCHEDULES, SHARES, SPREAD, T, randn, rms_error, seeded
+from helpers.samplers import CENTRES, OBJECTIVES, SCHEDULES, SHARES, SPREAD, T, randn, rms_error, seeded, target_of
 from scipy.integrate import solve_ivp
 
 from diffusion import GaussianDiffusion, SampleSpec
@@ -23,8 +23,7 @@ def perfect(diffusion):
         share = torch.where(labels[:, None] == 3, share, torch.eye(4, 3, dtype=x.dtype)[labels])
         noise = (1 - ac) ** 0.5 * (x - share @ centres) / variance
         x_start = (x - (1 - ac) ** 0.5 * noise) / ac**0.5
-        v = ac**0.5 * noise - (1 - ac) ** 0.5 * x_start
-        return {"pred_noise": noise, "pred_x0": x_start, "pred_v": v}[diffusion.objective].view(-1, 2, 1, 1)
+        return target_of(diffusion.objective, x_start, noise, ac).view(-1, 2, 1, 1)
 
     return model
 

@@ -170,7 +170,7 @@ def test_inversion_and_back_returns_the_picture_or_that_of_another_network():
     d = GaussianDiffusion(T)
     first, second = knows(FIRST, d), knows(SECOND, d)
     assert edited(500, "ddim", model=first)[-1].sample.allclose(FIRST, atol=1e-9)
-    assert edited(500, "ddim", model=second, source=first)[-1].sample.allclose(SECOND, atol=1e-9)
+    assert edited(500, "ddim", model=second, from_model=first)[-1].sample.allclose(SECOND, atol=1e-9)
 
 
 def test_what_cannot_be_edited_is_refused():

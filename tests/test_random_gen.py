@@ -11,6 +11,7 @@ from PIL import Image
 import test_solver
 from datasets import to_uint8
 from diffusion import GaussianDiffusion, SampleSpec
+from diffusion.gaussian import OBJECTIVES
 from runs.run import Run, in_batches, load_run
 from utils.device import resolve_precision, sampling_precision
 from utils.pictures import FILM_FRAMES, PROGRESS_ROWS, ProgressPicture, progress_frames
@@ -89,11 +90,12 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     assert {cell.size for row in progress.cells for cell in row} == {(342, 36)}  # pictures of a row, no tensors
 
 
-def test_noise_is_predicted_in_full_precision_by_default():
+def test_what_would_be_magnified_is_predicted_in_full_precision_by_default(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "pred_score", lambda a, sigma: (0, -1 / sigma))
     cpu = torch.device("cpu")
-    assert sampling_precision("auto", cpu, "pred_noise") == "fp32"
+    assert sampling_precision("auto", cpu, "pred_noise") == sampling_precision("auto", cpu, "pred_score") == "fp32"
     assert sampling_precision("bf16", cpu, "pred_noise") == "bf16"
-    for objective in ("pred_x0", "pred_v"):
+    for objective in ("pred_x0", "pred_v", "pred_flow"):
         assert sampling_precision("auto", cpu, objective) == resolve_precision("auto", cpu)
 
 

@@ -22,10 +22,14 @@ def arguments(trained, tmp_path, *args):
 
 
 def test_samples_json_holds_all_that_the_samples_depend_on(trained, tmp_path):
-    sample(trained, tmp_path, "--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d")
+    args = ["--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d"]
+    sample(trained, tmp_path, *args)
     content = json.loads((tmp_path / "d" / "samples.json").read_text())
     assert (content["sample_info"], content["seed"], content["timestep_num"]) == ("DDIM_1_0p0", 0, 1000)
     assert re.fullmatch(r"[0-9a-f]{64}", content["weights"])
+    del content["timestep_density"]  # as in a folder of an earlier version, which goes on
+    (tmp_path / "d" / "samples.json").write_text(json.dumps(content))
+    assert "0 samples to draw" in sample(trained, tmp_path, *args).stdout
 
 
 @pytest.mark.slow

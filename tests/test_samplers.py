@@ -18,6 +18,7 @@ from helpers.samplers import (
     network,
     randn,
     seeded,
+    target_of,
     walk,
     with_slow,
 )
@@ -33,7 +34,7 @@ def diffusers_walk(diffusion, method, steps, seed=3):
     """(t, x_{t_prev}, pred_x_start) of each step of diffusers' sampler, with our float64 table in it."""
     spec = SampleSpec.parse(method.format(steps))
     timesteps = np.floor(np.linspace(-1, T - 1, steps + 1))[:0:-1].astype(int).tolist()
-    shared = {"num_train_timesteps": T, "prediction_type": PREDICTION_TYPES[diffusion.objective]}
+    shared = {"num_train_timesteps": T, "prediction_type": PREDICTION_TYPES.get(diffusion.objective, "epsilon")}
     if spec.method in ("DDPM", "NaiveDDPM"):
         # Two of its conventions differ, without consequence: its variance is never below 1e-20, and it adds
         # noise of that size in a last step that goes from t > 0 to x_start. That moves x by 1e-10.
@@ -52,6 +53,10 @@ def diffusers_walk(diffusion, method, steps, seed=3):
         if spec.method == "DDIM":
             scheduler.num_inference_steps = Fraction(T, t - t_prev)
         output = network(x, torch.full((len(x),), t))
+        if diffusion.objective not in PREDICTION_TYPES:  # the noise, from this output and x = a x_0 + σ ε
+            ac = diffusion.alphas_cumprod[t]
+            p, q = (target_of(diffusion.objective, *ends, ac) for ends in ((1, 0), (0, 1)))
+            output = (ac.sqrt() * output - p * x) / (q * ac.sqrt() - p * (1 - ac).sqrt())
         step = scheduler.step(output, t, x, generator=generator, **extra)
         x = step.prev_sample
         yield t, x, step.pred_original_sample
@@ -129,7 +134,7 @@ def test_each_step_equals_diffusers(method, steps, schedule, objective):
 
 
 @pytest.mark.parametrize("steps", [T, 100, 50, 7, 1])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES[:2])
 def test_respaced_ddpm_equals_ddim_with_eta_1(schedule, steps):
     """Song et al. 2021, section 4.1: the same posterior in two forms, for any choice of timesteps."""
     d = GaussianDiffusion(T, schedule)
@@ -138,7 +143,7 @@ def test_respaced_ddpm_equals_ddim_with_eta_1(schedule, steps):
         torch.testing.assert_close(ddpm.sample, ddim.sample, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES[:2])
 def test_naive_ddpm_equals_ddpm_with_all_steps(schedule):
     d = GaussianDiffusion(T, schedule)
     for naive, ddpm in zip(walk(d, NAIVE, T), walk(d, "DDPM_{}_0p0", T), strict=True):
@@ -148,7 +153,9 @@ def test_naive_ddpm_equals_ddpm_with_all_steps(schedule):
 # --- every walk ---
 
 
-@pytest.mark.parametrize("method, steps, schedule, objective", all_pairs(METHODS, [1, 2, 3, 20], SCHEDULES, OBJECTIVES))
+@pytest.mark.parametrize(
+    "method, steps, schedule, objective", all_pairs(METHODS, [*range(1, 9), 20], SCHEDULES, OBJECTIVES)
+)
 def test_every_walk_ends_in_range(method, steps, schedule, objective):
     d = GaussianDiffusion(20, schedule, objective=objective)
     noise = X_T.float()

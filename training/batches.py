@@ -5,7 +5,7 @@ is a permutation of the pictures, cut into whole batches; the remainder waits fo
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -53,17 +53,18 @@ class Batch:
 class Batches:
     """Batches from a uint8 array of pictures (N, C, H, W) with N >= batch_size, by the recipe.
 
-    Used keys: batch_size, horizontal_flip, seed, timestep_num and num_workers. batch_size counts the pictures of all
-    processes; process `rank` of `world` gets its `share`.
+    Used keys: batch_size, horizontal_flip, seed and num_workers. batch_size counts the pictures of all processes;
+    process `rank` of `world` gets its `share`.
 
+    draw_timesteps: see `GaussianDiffusion`.
     num_workers: threads that fetch pictures ahead, from memory or from a memory-mapped file. 0: none, which is fastest
     if all pictures are on the device. None: 0 if they fit there, else 2.
     labels: int64 (N,), for a network with labels; then num_classes, which means no label, and label_dropout are used.
     """
 
     def __init__(
-        self, images: np.ndarray, recipe: dict, device: torch.device, rank: int = 0, world: int = 1,
-        labels: np.ndarray | None = None,
+        self, images: np.ndarray, recipe: dict, draw_timesteps: Callable[[int, torch.Generator], Tensor],
+        device: torch.device, rank: int = 0, world: int = 1, labels: np.ndarray | None = None,
     ):  # fmt: skip
         room, self.num_workers = fits(images, device), recipe["num_workers"]
         if self.num_workers is None:
@@ -73,7 +74,7 @@ class Batches:
         self.images, self.device, self.rank, self.all_labels = images, device, rank, labels
         self.num_classes, self.label_dropout = recipe.get("num_classes"), recipe.get("label_dropout")
         self.batch_size, self.horizontal_flip = recipe["batch_size"], recipe["horizontal_flip"]
-        self.seed, self.timestep_num = recipe["seed"], recipe["timestep_num"]
+        self.seed, self.draw_timesteps = recipe["seed"], draw_timesteps
         self.share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         self.steps_per_epoch = len(images) // self.batch_size
         self._epoch, self._order = None, None
@@ -90,7 +91,7 @@ class Batches:
             torch.manual_seed(seed_of(self.seed, step, self.rank))
             x_start = normalize(self._flipped(pixels, generator))
             shape = (self.batch_size, *x_start.shape[1:])
-            t = torch.randint(self.timestep_num, shape[:1], generator=generator, device=self.device)
+            t = self.draw_timesteps(self.batch_size, generator)
             noise = torch.randn(shape, generator=generator, device=self.device)
             yield Batch(step, x_start, t[self.share], noise[self.share], self.labels(step))
 

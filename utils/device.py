@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from diffusion.gaussian import OBJECTIVES
 from files.errors import ConfigError, short
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -134,12 +135,15 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def sampling_precision(precision: str, device: torch.device, objective: str) -> str:
-    """`resolve_precision` for sampling, where "auto" is fp32 for networks that predict noise.
+    """`resolve_precision` for sampling, where "auto" is fp32 if x_start magnifies the network's rounding errors.
 
-    x_start = (x_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ) multiplies the rounding error of ε by up to 2e4 at the noisy end, which
-    changes the pictures. Predictions of x_start or v are not magnified, and the pictures stay the same to the eye.
+    Where the network predicts noise, x_start = (x_t - σ ε) / a multiplies them by up to 2e4 at the noisy end, which
+    changes the pictures. With the other objectives the factor is 1, and the pictures stay the same to the eye.
     """
-    return "fp32" if precision == "auto" and objective == "pred_noise" else resolve_precision(precision, device)
+    a, sigma = torch.tensor([5e-5, 1.0])  # at the noisy end of cosine betas
+    p, q = OBJECTIVES[objective](a, sigma)
+    magnified = abs(q * a - p * sigma) < 0.1 * sigma
+    return "fp32" if precision == "auto" and magnified else resolve_precision(precision, device)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

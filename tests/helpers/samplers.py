@@ -10,8 +10,8 @@ from diffusion import GaussianDiffusion, SampleSpec, sample, sample_progressive
 
 T = 1000
 F64 = {"dtype": torch.float64}
-SCHEDULES = ("linear", "cosine")
-OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
+SCHEDULES = ("linear", "cosine", "flow")
+OBJECTIVES = ("pred_noise", "pred_x0", "pred_v", "pred_flow")
 METHODS = ("DDPM_{}_0p0", "DDIM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_0p0", "DPMpp_{}_1p0", "UniPC_{}_0p0")
 NAIVE = "NaiveDDPM_{}_0p0"
 
@@ -40,6 +40,16 @@ def seeded(seed=0):
 
 def randn(*shape, seed):
     return torch.randn(shape, generator=seeded(seed), **F64)
+
+
+def target_of(objective, x_start, noise, ac):
+    """What a network should predict, in the formulas of the papers. ac: ᾱ of the pictures."""
+    return {
+        "pred_noise": noise,
+        "pred_x0": x_start,
+        "pred_v": ac**0.5 * noise - (1 - ac) ** 0.5 * x_start,  # Salimans & Ho 2022
+        "pred_flow": noise - x_start,  # Liu et al. 2022, with time from the picture to the noise
+    }[objective]
 
 
 # --- fixed networks ---
