@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from datasets import DataError, find_images, find_labels, fit_images
+from datasets import DataError, find_images, find_labels, fit_images, fit_some
 from diffusion import GaussianDiffusion
 from diffusion.guidance import with_labels
 from files.errors import Stopped, out_of_memory_means
@@ -97,6 +97,7 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, proces
     try:
         found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download=False)
         check_outside(Path(recipe["save_dir"], recipe["pth_save_name"]), recipe, found)
+        fit_some(found, recipe["image_size"], recipe["image_channel"])
         images = len(found)
     except DataError as error:
         print(f"data        {error}")

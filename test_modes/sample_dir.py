@@ -30,6 +30,8 @@ def identity_of(
         digest.update(weight.cpu().contiguous().numpy().tobytes())
     identity = {"weights": digest.hexdigest(), "sample_info": str(spec), "seed": seed, "precision": precision}
     identity |= {"labels": labels, "guidance": guidance} if labels else {}
+    size = run.recipe["image_size"]
+    identity |= {} if isinstance(size, int) else {"image_size": size}
     return identity | {key: run.recipe[key] for key in DIFFUSION_KEYS}
 
 
@@ -63,10 +65,9 @@ class SampleDir:
     def _check(file: Path, identity: dict) -> None:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-            differ = [
-                f"{k}: was {short(found.get(k))}, is {short(v)}" for k, v in identity.items() if found.get(k) != v
-            ]
-        except (ValueError, AttributeError, RecursionError) as error:
+            keys = [key for key in found | identity if found.get(key) != identity.get(key)]
+            differ = [f"{key}: was {short(found.get(key))}, is {short(identity.get(key))}" for key in keys]
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
         if differ:
             raise ConfigError(f"{file.parent} holds other samples ({'; '.join(differ)}): choose another --sample_dir")
