@@ -63,8 +63,8 @@ class UNet(nn.Module):
         num_classes: int | None = None,
     ):
         super().__init__()
-        height, width = height_and_width(image_size)
-        least = min(image_channel, model_channels, num_res_blocks, num_heads, height, width, *channel_mult)
+        H, W = height_and_width(image_size)
+        least = min(image_channel, model_channels, num_res_blocks, num_heads, H, W, *channel_mult)
         if least < 1 or not channel_mult:
             names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
             raise ValueError(f"{names} must all be at least 1")
@@ -74,8 +74,8 @@ class UNet(nn.Module):
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
         self.downsampling = patch_size * 2 ** (levels - 1)
-        _check_size(height, width, self.downsampling)
-        sizes = [min(height, width) // patch_size // 2**level for level in range(levels)]
+        _check_size(H, W, self.downsampling)
+        sizes = [min(H, W) // patch_size // 2**level for level in range(levels)]
         patch_channels = image_channel * patch_size**2
         attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
         for size in attention:
@@ -159,10 +159,9 @@ class UNet(nn.Module):
 def _check_size(height: int, width: int, factor: int) -> None:
     """ValueError, with sizes that would fit, unless `factor` divides both; factor: 2 ** (the number of halvings)."""
     if height % factor or width % factor:
-        lower = [max(factor, side // factor * factor) for side in (height, width)]
-        sizes = [height, width], lower, [side + factor for side in lower]
-        size, near, next_one = (sides[0] if height == width else sides for sides in sizes)
+        size = str(height) if height == width else f"{height}x{width}"
+        near = max(factor, min(height, width) // factor * factor)
         raise ValueError(
             f"image_size {size} does not fit: this network halves it {factor.bit_length() - 1} times, so it must "
-            f"be a multiple of {factor}, such as {near} or {next_one}"
+            f"be a multiple of {factor}, such as {near} or {near + factor}"
         )
