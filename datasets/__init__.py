@@ -11,14 +11,14 @@ from pkgutil import iter_modules
 
 import numpy as np
 
-from datasets.cache import fit_array, fit_files
+from datasets.cache import fit_array, fit_files, fit_some
 from datasets.errors import DataError
-from datasets.pixels import normalize, to_uint8
+from datasets.pixels import Size, normalize, picture_shape, to_uint8
 from datasets.registry import LABEL_LOADERS, LOADERS
 
 __all__ = [
-    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "find_labels", "fit_images", "load_images",
-    "load_labelled", "normalize", "to_uint8",
+    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "find_labels", "fit_images", "fit_some",
+    "load_images", "load_labelled", "normalize", "picture_shape", "to_uint8",
 ]  # fmt: skip
 
 SPLITS = ("train", "test", "all")
@@ -42,18 +42,18 @@ def find_images(dataset: str, data_path: str | Path, split: str, download: bool 
 
 
 def load_images(
-    dataset: str, data_path: str | Path, split: str, image_size: int, image_channel: int, download: bool = True
+    dataset: str, data_path: str | Path, split: str, image_size: Size, image_channel: int, download: bool = True
 ) -> np.ndarray:
-    """The pictures of one split as uint8 (N, image_channel, image_size, image_size), RGB or grey.
+    """The pictures of one split as uint8 (N, C, H, W), RGB or grey. image_size: pixels a side, or (height, width).
 
-    Resizes the shorter side to image_size pixels and crops the middle. Picture files are decoded once, into a cache in
-    data_path, and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
+    Resizes them to cover image_size and crops the middle. Picture files are decoded once, into a cache in data_path,
+    and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
     """
     return fit_images(find_images(dataset, data_path, split, download), data_path, split, image_size, image_channel)[0]
 
 
 def load_labelled(
-    dataset: str, data_path: str | Path, split: str, image_size: int, image_channel: int,
+    dataset: str, data_path: str | Path, split: str, image_size: Size, image_channel: int,
     classes: list[str] | None = None, download: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:  # fmt: skip
     """What `load_images` returns, and what `find_labels` returns for it."""
@@ -91,7 +91,7 @@ def find_labels(
 
 
 def fit_images(
-    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: int, image_channel: int
+    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: Size, image_channel: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `find_images` found as `load_images` returns it, and which of them: int64 (N,); unreadable files are not."""
     if isinstance(found, np.ndarray):

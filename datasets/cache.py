@@ -22,35 +22,47 @@ from tqdm import tqdm
 
 from datasets.errors import DataError, warn
 from datasets.folder import open_picture
-from datasets.pixels import fit_picture
+from datasets.pixels import Size, fit_picture, picture_shape
 from files.atomic import Part, clear_parts, not_written, write_file
 
 CACHE = re.compile(r"(.+)_([0-9a-f]{16})_([0-9]+)\.(?:u8|rows)")  # (split, size and channels), fingerprint, pictures
+CROPPED, ENLARGED = 0.5, 1.5  # a median picture of which less is left, or that is enlarged more, deserves a line
 
 
-def fit_array(pictures: np.ndarray, image_size: int, image_channel: int) -> np.ndarray:
-    """uint8 (N, H, W) or (N, H, W, 3) to (N, image_channel, image_size, image_size)."""
-    channels = 1 if pictures.ndim == 3 else 3
-    if pictures.shape[1:3] == (image_size, image_size) and channels == image_channel:
-        return np.ascontiguousarray(pictures.reshape(-1, image_size, image_size, channels).transpose(0, 3, 1, 2))
-    fitted = np.empty((len(pictures), image_channel, image_size, image_size), np.uint8)
+def fit_array(pictures: np.ndarray, image_size: Size, image_channel: int) -> np.ndarray:
+    """uint8 (N, H, W) or (N, H, W, 3) to pictures of `picture_shape`."""
+    C, H, W = picture_shape(image_size, image_channel)
+    if pictures.shape[1:3] == (H, W) and (1 if pictures.ndim == 3 else 3) == C:
+        return np.ascontiguousarray(pictures.reshape(-1, H, W, C).transpose(0, 3, 1, 2))
+    fitted = np.empty((len(pictures), C, H, W), np.uint8)
     for i, picture in enumerate(tqdm(pictures, desc="resizing", unit="img", leave=False)):
         fitted[i] = fit_picture(Image.fromarray(picture), image_size, image_channel)
+    _warn_of_losses([pictures.shape[2:0:-1]] * len(pictures), H, W)
     return fitted
 
 
+def fit_some(found: np.ndarray | list[Path], image_size: Size, image_channel: int) -> None:
+    """Fits at most 100 of the found pictures, evenly spread, and stores nothing: only for the warnings."""
+    some = found[:: -(-len(found) // 100)]
+    if isinstance(some, np.ndarray):
+        fit_array(some, image_size, image_channel)
+    else:
+        list(_decoded(some, image_size, image_channel, []))
+
+
 def fit_files(
-    files: list[Path], data_path: Path, split: str, image_size: int, image_channel: int
+    files: list[Path], data_path: Path, split: str, image_size: Size, image_channel: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picture files to uint8 (N, image_channel, image_size, image_size), memory-mapped from the cache; and their rows.
+    """Picture files to pictures of `picture_shape`, uint8, memory-mapped from the cache; and their rows.
 
     rows: int64 (N,), the numbers of the files that the pictures are from.
     Files that are not pictures are skipped, with a message on stderr. If the folder is not writable, the array is in
     memory instead, also with a message. Several processes may do this at once: each writes its own file.
     Raises DataError if there is no picture, if a file cannot be read, and if the cache does not fit on the disk.
     """
-    shape = (image_channel, image_size, image_size)
-    folder, prefix = data_path / ".cache", f"{split}_{image_size}px_{image_channel}ch"
+    shape = _, H, W = picture_shape(image_size, image_channel)
+    folder, size = data_path / ".cache", H if H == W else f"{H}x{W}"
+    prefix = f"{split}_{size}px_{image_channel}ch"
     stem = f"{prefix}_{_fingerprint(files, data_path)}"
     cached = _open_cache(folder, stem, shape, len(files))
     if cached is not None:
@@ -120,15 +132,18 @@ def _in_memory(pictures: Iterator[np.ndarray], most: int, shape: tuple[int, int,
     return array[:count]
 
 
-def _decoded(files: list[Path], image_size: int, image_channel: int, rows: list[int]) -> Iterator[np.ndarray]:
-    """Yields the pictures in order, uint8 (image_channel, image_size, image_size). DataError if there are none.
+def _decoded(files: list[Path], image_size: Size, image_channel: int, rows: list[int]) -> Iterator[np.ndarray]:
+    """Yields the pictures in order, uint8 (C, H, W). DataError if there are none.
 
     rows: gets the number of the file of each.
     """
+    sizes = []
 
     def decode(file: Path) -> np.ndarray | str:
         try:
-            return fit_picture(open_picture(file), image_size, image_channel)
+            picture = open_picture(file)
+            sizes.append(picture.size)
+            return fit_picture(picture, image_size, image_channel)
         except MemoryError as error:
             raise DataError(f"{file}: there is not enough memory to decode it") from error
         except Exception as error:  # Pillow raises many types for a damaged file
@@ -153,6 +168,22 @@ def _decoded(files: list[Path], image_size: int, image_channel: int, rows: list[
         warn(f"{skipped} of {len(files)} files are not pictures and were skipped")
     if skipped == len(files):
         raise DataError(f"none of the {len(files)} files is a picture; the first is {files[0]}")
+    _warn_of_losses(sizes, *picture_shape(image_size, image_channel)[1:])
+
+
+def _warn_of_losses(sizes: list[tuple[int, int]], height: int, width: int) -> None:
+    """Warns, in a line each, if most of the median picture is cropped away, and if it is enlarged much.
+
+    sizes: (width, height) of each picture.
+    """
+    wide, high = np.array(sizes).T
+    factors = np.maximum(width / wide, height / high)
+    left, factor = np.median(width * height / (factors**2 * wide * high)), np.median(factors)
+    if left < CROPPED:
+        warn(f"the crop leaves {100 * left:.2g} % of the median picture: image_size=[height, width] may keep more")
+    if factor >= ENLARGED:
+        count = f"{(factors > 1).sum():,} of {len(factors):,} pictures are enlarged"
+        warn(f"{count} {factor:.3g} times (the median): a smaller image_size loses nothing")
 
 
 def _fingerprint(files: list[Path], data_path: Path) -> str:

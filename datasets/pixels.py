@@ -1,9 +1,13 @@
 """From uint8 pixels to the values in [-1, 1] that a network sees, and back; and pictures cut to size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+Size = int | Sequence[int]  # pixels a side, or (height, width)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -21,11 +25,18 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
-def fit_picture(image: Image.Image, image_size: int, image_channel: int) -> np.ndarray:
-    """A picture of any size as uint8 (image_channel, image_size, image_size), RGB or (image_channel 1) grey.
+def picture_shape(image_size: Size, image_channel: int) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return image_channel, height, width
 
-    Resizes the shorter side to image_size pixels (bicubic) and crops the middle, so that nothing is distorted.
+
+def fit_picture(image: Image.Image, image_size: Size, image_channel: int) -> np.ndarray:
+    """A picture of any size as uint8 `picture_shape`, RGB or (image_channel 1) grey.
+
+    Resizes it (bicubic) until it just covers image_size and crops the middle, so that nothing is distorted.
     """
-    image = image.convert("L" if image_channel == 1 else "RGB")
-    pixels = np.asarray(ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC))
-    return pixels.reshape(image_size, image_size, image_channel).transpose(2, 0, 1)
+    C, H, W = picture_shape(image_size, image_channel)
+    image = image.convert("L" if C == 1 else "RGB")
+    pixels = np.asarray(ImageOps.fit(image, (W, H), method=Image.Resampling.BICUBIC))
+    return pixels.reshape(H, W, C).transpose(2, 0, 1)

@@ -23,7 +23,7 @@ INCEPTION = 2048
 class Extractor:
     """Computes features. name and sha256 (of the weights) identify them: distances in others are not comparable.
 
-    features: uint8 (N, C, S, S) -> float64 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
+    features: uint8 (N, C, H, W) -> float64 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
     """
 
     name: str
@@ -70,7 +70,7 @@ def channels_of(file: Path) -> int:
 
 
 def shipped_classifier(file: Path, device: torch.device) -> Extractor:
-    """A classifier written by benchmarks/classifier.py. Pictures of another size are resized to the one it knows."""
+    """A classifier written by benchmarks/classifier.py. Others are resized to the square that it knows."""
     net = classifier(channels_of(file))
     with safetensors.safe_open(file, "pt") as content:
         size = int(content.metadata()["image_size"])
@@ -79,7 +79,7 @@ def shipped_classifier(file: Path, device: torch.device) -> Extractor:
 
     def features(pictures: Tensor) -> Tensor:
         x = normalize(pictures.to(device))
-        if x.shape[-1] != size:
+        if x.shape[2:] != (size, size):
             x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
         return net[:-1](x).cpu().double()  # MPS has no float64
 

@@ -1,6 +1,6 @@
 """How good are samples? Distances to real pictures, classes, nearest neighbours, brightness and fine detail.
 
-All pictures are uint8 (N, C, S, S): samples are rounded to the same eight bits as real pictures. To add a number,
+All pictures are uint8 (N, C, H, W): samples are rounded to the same eight bits as real pictures. To add a number,
 compute it in `Evaluation.__call__` and print it in `summary`.
 """
 
@@ -129,8 +129,8 @@ def look(pictures: Tensor) -> dict:
 
     Fine detail is the share of the variance at wavelengths, across or down, below four pixels.
     """
-    across = torch.fft.fftfreq(pictures.shape[-1], dtype=torch.float64).abs()
-    fine = torch.maximum(across[:, None], across[None, :]) > 0.25
+    down, across = (torch.fft.fftfreq(side, dtype=torch.float64).abs() for side in pictures.shape[2:])
+    fine = torch.maximum(down[:, None], across) > 0.25
     by_channel, power = 0.0, torch.zeros(fine.shape, dtype=torch.float64)
     for part in pictures.split(500):
         x = part.double() / 255

@@ -13,7 +13,7 @@ LEAST = 20  # pictures of a split: ten in each half, as many as the jackknife of
 
 @dataclass(frozen=True)
 class RealPictures:
-    """The splits of a data set that an evaluation uses, each uint8 (N, C, S, S)."""
+    """The splits of a data set that an evaluation uses, each uint8 (N, C, H, W)."""
 
     splits: dict[str, Tensor]
     split: str  # the split that samples are compared with

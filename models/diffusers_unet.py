@@ -9,7 +9,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from models.unet import usual_norm_groups
+from models.unet import height_and_width, usual_norm_groups
 
 MOST, MOST_LAYERS = 1_000_000, 64  # the largest number in a configuration, and of layers or levels
 
@@ -29,13 +29,13 @@ def diffusers():
 def keywords_of(config: dict) -> dict:
     """The arguments of `UNet` that come closest to a UNet2DModel configuration; `is_ours` checks if they are exact.
 
-    Raises ValueError for a network with another condition than class labels, whose pictures are not square and grey or
-    RGB, or whose widths are not multiples of the first. The message names the setting.
+    Raises ValueError for a network with another condition than class labels, whose pictures are not grey or RGB, or
+    whose widths are not multiples of the first. The message names the setting.
     """
     size, channel = _one_size(config["sample_size"]), config["in_channels"]
     widths, levels = config["block_out_channels"], len(config["block_out_channels"])
     unsupported = {
-        f"sample_size {size}": not isinstance(size, int),
+        f"sample_size {size}": not isinstance(size, int) and not (isinstance(size, list) and len(size) == 2),
         f"time_embedding_type {config['time_embedding_type']}": config["time_embedding_type"] != "positional",
         f"in_channels {channel}": channel not in (1, 3),
         f"out_channels {config['out_channels']} with in_channels {channel}": config["out_channels"] != channel,
@@ -46,7 +46,8 @@ def keywords_of(config: dict) -> dict:
     for setting, wrong in unsupported.items():
         if wrong:
             raise ValueError(f"{setting} cannot be represented here")
-    attention = [size // 2**level for level in range(levels) if "Attn" in config["down_block_types"][level]]
+    shorter = min(height_and_width(size))
+    attention = [shorter // 2**level for level in range(levels) if "Attn" in config["down_block_types"][level]]
     head_dim, groups = config["attention_head_dim"], config["norm_num_groups"]
     return {
         "image_size": size,
@@ -54,7 +55,7 @@ def keywords_of(config: dict) -> dict:
         "model_channels": widths[0],
         "channel_mult": [width // widths[0] for width in widths],
         "num_res_blocks": config["layers_per_block"],
-        "attention_resolutions": None if attention == [size // 2 ** (levels - 1)] else attention,
+        "attention_resolutions": None if attention == [shorter // 2 ** (levels - 1)] else attention,
         "num_heads": max(1, widths[-1] // head_dim) if head_dim else 1,  # in the middle block
         "norm_groups": None if groups == usual_norm_groups(widths[0]) else groups,
         "dropout": config["dropout"],
@@ -97,8 +98,8 @@ def _plain(value):
 
 
 def _one_size(size):
-    """(size, size) as one number; anything else unchanged."""
-    return size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else size
+    """(size, size) as one number, as in a recipe."""
+    return size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else _plain(size)
 
 
 class DiffusersUNet(nn.Module):
@@ -129,7 +130,7 @@ class DiffusersUNet(nn.Module):
                 raise ValueError(f"{key} must be {value}, as in diffusers_unet, not {keywords[key]}")
         self.image_channel = expected["image_channel"]
         factor = 2 ** (len(expected["channel_mult"]) - 1)
-        if keywords["image_size"] % factor:
+        if any(side % factor for side in height_and_width(keywords["image_size"])):
             raise ValueError(f"image_size {keywords['image_size']} does not fit: it must be a multiple of {factor}")
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ x (B, C, H, W), t (B,)  ──▶  down_blocks ──▶ middle_block ──▶ 
                                   └──────── skip connections ─────┘
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,16 +23,22 @@ def usual_norm_groups(model_channels: int) -> int:
     return max((g for g in range(1, 33) if model_channels % g == 0 and model_channels // g >= 4), default=1)
 
 
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """The sides of a picture, of which one number stands for both."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
+
+
 class UNet(nn.Module):
     """Predicts noise, x_start or v, depending on its training, from a noisy picture and its timestep.
 
-    image_size: height and width in pixels, divisible by 2 ** (len(channel_mult) - 1), times patch_size if given.
+    image_size: pixels a side, or (height, width), divisible by 2 ** (len(channel_mult) - 1), times patch_size if given.
     image_channel: channels of the input and of the output, usually 1 or 3.
     model_channels: channels of the finest level, an even number.
     channel_mult: one number per level, finest first: level i has model_channels * channel_mult[i] channels.
     num_res_blocks: residual blocks per level on the way down; the way up has one more.
-    attention_resolutions: sizes in pixels of the feature maps with attention. None: only the coarsest, which is 1/8 of
-        the image with four levels. The middle block always has attention.
+    attention_resolutions: sizes in pixels, of the shorter side, of the feature maps with attention. None: only the
+        coarsest, which is 1/8 of the image with four levels. The middle block always has attention.
     num_heads: attention heads; they must divide the channels of every level with attention.
     dropout: its probability, inside the residual blocks.
     norm_groups: groups of every GroupNorm, a divisor of model_channels. None: `usual_norm_groups`.
@@ -42,7 +50,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         image_channel: int = 3,
         model_channels: int = 128,
         channel_mult: tuple[int, ...] = (1, 2, 2, 2),
@@ -55,7 +63,8 @@ class UNet(nn.Module):
         num_classes: int | None = None,
     ):
         super().__init__()
-        least = min(image_channel, model_channels, num_res_blocks, num_heads, image_size, *channel_mult)
+        H, W = height_and_width(image_size)
+        least = min(image_channel, model_channels, num_res_blocks, num_heads, H, W, *channel_mult)
         if least < 1 or not channel_mult:
             names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
             raise ValueError(f"{names} must all be at least 1")
@@ -65,8 +74,8 @@ class UNet(nn.Module):
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
         self.downsampling = patch_size * 2 ** (levels - 1)
-        _check_size(image_size, image_size, self.downsampling)
-        sizes = [image_size // patch_size // 2**level for level in range(levels)]
+        _check_size(H, W, self.downsampling)
+        sizes = [min(H, W) // patch_size // 2**level for level in range(levels)]
         patch_channels = image_channel * patch_size**2
         attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
         for size in attention:

@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from files.errors import CheckpointError, ConfigError
+from models.unet import height_and_width
 from runs.network import check_dense
-from runs.recipe import plain_recipe
+from runs.recipe import coerce, plain_recipe
 
 NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
 KEYS = {"epoch", "unet_model"}
@@ -27,7 +28,8 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
     """
     if content.keys() != KEYS or not isinstance(content["unet_model"], dict):
         raise CheckpointError(f"{file} holds {', '.join(map(str, content))}, not just {' and '.join(sorted(KEYS))}")
-    weights, given = dict(content["unet_model"]), {key: value for key, value in given.items() if value is not None}
+    weights = dict(content["unet_model"])
+    given = {key: coerce(str(file), key, value) for key, value in given.items() if value is not None}
     try:
         for name, weight in weights.items():
             check_dense(weight, name)
@@ -50,7 +52,7 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
         raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")
-    sizes = [given["image_size"] // 2**level for level in attended]
+    sizes = [min(height_and_width(given["image_size"])) // 2**level for level in attended]
     coarsest = attended == [len(shown["channel_mult"]) - 1]
     shown |= {"attention_resolutions": None if coarsest else sizes, "norm_groups": NORM_GROUPS}
     return weights, plain_recipe(file.stem, **shown | given)

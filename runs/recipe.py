@@ -29,7 +29,7 @@ def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
 
 MODEL_KEYS = _arguments(
     UNet,
-    image_size=Key(int, least=1, most=8192),
+    image_size=Key(int | list, least=1, most=8192),
     image_channel=Key(int, least=1, most=3),
     model_channels=Key(int, least=2, most=8192),
     channel_mult=Key(list, least=1, most=64),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets import picture_shape
 from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
 from diffusion.gaussian import Model
 from diffusion.guidance import with_labels
@@ -16,6 +17,7 @@ from runs.checkpoint import checked, torch_load
 from runs.labels import class_names, class_numbers, usual_guidance
 from runs.network import build, load_state, plan
 from runs.published import from_published, is_published
+from runs.recipe import coerce
 from runs.shared_weights import load_shared_weights
 from utils.device import ready_to_sample, use_tf32
 
@@ -49,10 +51,9 @@ class Run:
 
     def noise(self, indices: Iterable[int], seed: int) -> tuple[Tensor, SampleNoise]:
         """x_T of the samples with these numbers, (B, C, H, W), and the noise of their reverse process."""
-        indices, size = list(indices), self.recipe["image_size"]
+        indices, shape = list(indices), picture_shape(self.recipe["image_size"], self.recipe["image_channel"])
         noise = SampleNoise(seed, indices)
-        shape = (len(indices), self.recipe["image_channel"], size, size)
-        return noise.draw(shape, torch.float32, self.device), noise
+        return noise.draw((len(indices), *shape), torch.float32, self.device), noise
 
     def labelled(
         self, indices: Iterable[int], labels: Sequence[int | str] | None = None, guidance: float | None = None
@@ -136,5 +137,5 @@ def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -
     if weights == "raw" != has:
         raise CheckpointError(f"{file} holds only the averaged weights: leave out --weights raw")
     for key, value in given.items():
-        if value is not None and value != recipe[key]:
+        if value is not None and coerce(str(file), key, value) != recipe[key]:
             raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}: leave it out")

@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 from dataclasses import dataclass, replace
+from types import UnionType
 
 from files.errors import ConfigError, short
 
@@ -15,10 +16,11 @@ NAME = 200  # characters of a name in a list
 class Key:
     """A key's type (or its allowed values), default and limits. A default of None also allows null.
 
+    kind: int | list is one number, or two that differ; list is a list of whole numbers.
     least, most: of a number, or of each of a list; of a list of names, how many. word: a text that is allowed, too.
     """
 
-    kind: type | tuple[str | bool, ...]
+    kind: type | UnionType | tuple[str | bool, ...]
     default: object = None
     least: float | None = None
     most: float | None = None
@@ -42,11 +44,12 @@ def coerced(where: str, name: str, value, key: Key):
         if not isinstance(value, list) or not len(value) <= key.most or not all(map(_is_name, value)):
             raise wrong
         return value
-    if key.kind is list:
+    if key.kind in (list, int | list):
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-        if len(items) > LONGEST:
+        if len(items) > LONGEST or (key.kind is not list and len(items) not in (1, 2)):
             raise wrong
-        return [_number(item, replace(key, kind=int), wrong) for item in items]
+        numbers = [_number(item, replace(key, kind=int), wrong) for item in items]
+        return numbers if key.kind is list or len(set(numbers)) > 1 else numbers[0]
     return _number(value, key, wrong)
 
 
@@ -94,6 +97,7 @@ def _describe(key: Key) -> str:
         return "one of " + ", ".join(str(value).lower() for value in key.kind)
     text = {
         int: "a whole number",
+        int | list: "a whole number or two, [height, width],",
         float: "a number",
         bool: "true or false",
         str: "a text",
@@ -101,7 +105,7 @@ def _describe(key: Key) -> str:
         list[str]: f"a list of names of up to {NAME} characters",
         dict: "a block of KEY: VALUE lines",
     }
-    kind = "," if key.kind in (int, list) else "g"
+    kind = "," if key.kind in (int, list, int | list) else "g"
     limits = [f"at least {key.least:{kind}}"] if key.least is not None else []
     limits += [f"at most {key.most:{kind}}"] if key.most is not None else []
     also = f" or {key.word}" * bool(key.word) + " or null" * (key.default is None)

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from datasets import picture_shape
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
@@ -128,9 +129,10 @@ def load_unet(folder: Path) -> nn.Module:
 def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
     """CheckpointError unless the outputs of both networks on random pictures differ by at most 1e-5."""
     generator = torch.Generator().manual_seed(0)
-    T, C, factor = recipe["timestep_num"], recipe["image_channel"], 2 ** (len(recipe["channel_mult"]) - 1)
-    S = min(recipe["image_size"], max(factor, 128 // factor * factor))  # larger pictures take memory and prove no more
-    x, t = torch.randn(4, C, S, S, generator=generator), torch.linspace(0, T - 1, 4).long()
+    T, factor = recipe["timestep_num"], 2 ** (len(recipe["channel_mult"]) - 1)
+    C, *size = picture_shape(recipe["image_size"], recipe["image_channel"])
+    size = [min(side, max(factor, 128 // factor * factor)) for side in size]  # larger ones take memory, prove no more
+    x, t = torch.randn(4, C, *size, generator=generator), torch.linspace(0, T - 1, 4).long()
     N = recipe["num_classes"]
     labels = [torch.tensor([0, 1, N - 1, N])] if N else []
     with torch.inference_mode():

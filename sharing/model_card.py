@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from datasets import picture_shape
 from diffusion import SampleSpec
 from files.atomic import write_file
 from runs.labels import class_names
@@ -27,7 +28,7 @@ tags:
 
 # {name}
 
-{kind} image diffusion: {colour} pictures of {size}x{size} pixels{like}.
+{kind} image diffusion: {colour} pictures of {width}x{height} pixels{like}.
 
 ![samples](samples.png)
 
@@ -55,7 +56,7 @@ folder back.
 def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
     """Writes README.md and samples.png. log: the lines of the training's metrics.jsonl, for its losses; may be []."""
     recipe = run.recipe
-    channels, size = recipe["image_channel"], recipe["image_size"]
+    channels, height, width = picture_shape(recipe["image_size"], recipe["image_channel"])
     spec = SampleSpec(SPEC.method, min(SPEC.steps, recipe["timestep_num"]), SPEC.eta)
     samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8, guidance=1)  # as the code in the card
     save_grid(samples, folder / "samples.png", COLUMNS)
@@ -66,7 +67,8 @@ def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
         "imports": "from functools import partial\n\nimport torch\n" if classes else "",
         "bind": BIND.format(classes=classes) if classes else "",
         "colour": "RGB" if channels == 3 else "grey",
-        "size": size,
+        "width": width,
+        "height": height,
         "like": f", as in {recipe['data_name']} ({recipe['split']})" if run.step else "",
         "count": COUNT,
         "spec": spec,

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from models.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample
 from models.diffusers_unet import keywords_of, settings
-from models.unet import UNet, usual_norm_groups
+from models.unet import UNet, height_and_width, usual_norm_groups
 
 
 def configuration(keywords: dict) -> dict:
@@ -18,7 +18,8 @@ def configuration(keywords: dict) -> dict:
     width, mult, channel = keywords["model_channels"], keywords["channel_mult"], keywords["image_channel"]
     size, levels, heads = keywords["image_size"], len(mult), keywords["num_heads"]
     attention = keywords["attention_resolutions"]
-    attends = [level == levels - 1 if attention is None else size // 2**level in attention for level in range(levels)]
+    side = min(height_and_width(size))
+    attends = [level == levels - 1 if attention is None else side // 2**level in attention for level in range(levels)]
     widths = {width * mult[-1]} | {width * m for m, here in zip(mult, attends, strict=True) if here}
     if heads > 1 and len(widths) > 1:
         raise ValueError(

@@ -48,7 +48,7 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
 def edit_states(
     args: Namespace, trained: Run, x_start: Tensor, spec: SampleSpec, depth: int, mode: str
 ) -> list[Tensor]:
-    """The `film_states` of one depth, of pictures (N, C, S, S). Picture i has the noise of sample i, at all depths."""
+    """The `film_states` of one depth, of pictures (N, C, H, W). Picture i has the noise of sample i, at all depths."""
     batches, steps = [], -(-spec.steps * depth // trained.recipe["timestep_num"])
     for indices in tqdm(list(in_batches(len(x_start), args.batch_size)), desc=f"{mode} {depth}", leave=False):
         noise, generator = trained.noise(indices, args.seed)

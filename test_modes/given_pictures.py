@@ -8,7 +8,7 @@ from PIL import Image
 
 from datasets import load_images
 from datasets.folder import open_picture
-from datasets.pixels import fit_picture
+from datasets.pixels import Size, fit_picture
 from files.errors import ConfigError
 from test_modes.real_data import real_data
 
@@ -22,7 +22,7 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def given_pictures(args: Namespace, recipe: dict, count: int) -> np.ndarray:
-    """uint8 (N, C, S, S): --image_files, or of the data set --image_indices, or `count` that the seed draws."""
+    """uint8 (N, C, H, W): --image_files, or of the data set --image_indices, or `count` that the seed draws."""
     size, channels = recipe["image_size"], recipe["image_channel"]
     if args.image_files:
         if args.image_indices or args.data_name or args.data_path or args.split:
@@ -35,7 +35,7 @@ def given_pictures(args: Namespace, recipe: dict, count: int) -> np.ndarray:
     return drawn(images, count, args.seed)
 
 
-def from_files(files: list[Path], image_size: int, image_channel: int) -> np.ndarray:
+def from_files(files: list[Path], image_size: Size, image_channel: int) -> np.ndarray:
     """Picture files of one size, resized and cropped as for training."""
     pictures = [opened(file, "--image_files") for file in files]
     if len(sizes := {f"{picture.width}x{picture.height}" for picture in pictures}) > 1:
@@ -44,14 +44,14 @@ def from_files(files: list[Path], image_size: int, image_channel: int) -> np.nda
 
 
 def by_number(images: np.ndarray, indices: list[int]) -> np.ndarray:
-    """Those of images (N, C, S, S) that have these numbers."""
+    """Those of images (N, C, H, W) that have these numbers."""
     if outside := [i for i in indices if not 0 <= i < len(images)]:
         raise ConfigError(f"--image_indices {outside[0]}: there are {len(images)} pictures, numbered from 0")
     return np.array(images[np.array(indices)])
 
 
 def drawn(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Different ones of images (N, C, S, S), drawn by the seed."""
+    """Different ones of images (N, C, H, W), drawn by the seed."""
     if len(images) < count:
         raise ConfigError(
             f"{count} pictures are too many, as there are {len(images)}: use --sample_num or --image_indices"

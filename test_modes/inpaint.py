@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import normalize
-from datasets.pixels import fit_picture
+from datasets import normalize, picture_shape
+from datasets.pixels import Size, fit_picture
 from diffusion import SampleSpec, repaint
 from diffusion.inpainting import levels
 from files.errors import ConfigError
@@ -50,7 +50,7 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
 def fill(
     args: Namespace, trained: Run, spec: SampleSpec, x_start: Tensor, hole: Tensor, indices: range
 ) -> list[Tensor]:
-    """The `film_states` of filling pictures (B, C, S, S), with the noise of the samples of these numbers."""
+    """The `film_states` of filling pictures (B, C, H, W), with the noise of the samples of these numbers."""
     jumps = args.jump_length or 10, args.resamplings or 5
     x_T, noise = trained.noise(indices, args.seed)
     try:
@@ -63,19 +63,19 @@ def fill(
 
 
 def beside(x_start: Tensor, hole: Tensor, x: Tensor) -> Tensor:
-    """Rows of a grid: each picture (P, C, S, S), with its hole in grey, and its fillings (P·N, C, S, S)."""
+    """Rows of a grid: each picture (P, C, H, W), with its hole in grey, and its fillings (P·N, C, H, W)."""
     fillings = x.unflatten(0, (len(x_start), -1))
     return torch.cat([x_start[:, None], x_start.masked_fill(hole, 0)[:, None], fillings], 1).flatten(0, 1)
 
 
-def hole_of(args: Namespace, image_size: int) -> Tensor:
-    """Where to fill, bool (S, S). A mask or box is for the pictures as given; it is resized and cropped as they are.
+def hole_of(args: Namespace, image_size: Size) -> Tensor:
+    """Where to fill, bool (H, W). A mask or box is for the pictures as given; it is resized and cropped as they are.
 
     ConfigError if it does not fit them, or leaves nothing to fill or nothing to keep.
     """
     if (args.mask is None) == (args.mask_box is None):
         raise ConfigError("inpaint takes --mask FILE, white where to fill, or --mask_box X Y W H")
-    size = (image_size, image_size)
+    size = picture_shape(image_size, 1)[:0:-1]  # width and height
     if args.image_files:
         size = given_pictures.opened(args.image_files[0], "--image_files").size
     of = f"the pictures, which have {size[0]}x{size[1]} pixels"

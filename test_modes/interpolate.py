@@ -56,7 +56,7 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
 
 
 def pairs(args: Namespace, recipe: dict) -> np.ndarray:
-    """uint8 (2, P, C, S, S): the chosen pictures two by two, or sqrt(sample_num) random pairs."""
+    """uint8 (2, P, C, H, W): the chosen pictures two by two, or sqrt(sample_num) random pairs."""
     x = given_pictures.given_pictures(args, recipe, 2 * grid_columns(args.sample_num or recipe["sample_num"]))
     if len(x) % 2:
         raise ConfigError(f"interpolate takes pairs, and {len(x)} is an odd number of pictures")

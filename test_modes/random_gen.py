@@ -63,7 +63,7 @@ def fill_sample_dir(args: Namespace, trained: Run, spec: SampleSpec) -> list[Pat
 def draw_batch(
     args: Namespace, trained: Run, spec: SampleSpec, weight: float, indices: range, files: list[Path]
 ) -> torch.Tensor:
-    """uint8 (B, C, S, S) on the CPU. Of the first batch it saves the progress too, and adds its files to `files`."""
+    """uint8 (B, C, H, W) on the CPU. Of the first batch it saves the progress too, and adds its files to `files`."""
     x_T, noise = trained.noise(indices, args.seed)
     network = trained.labelled(indices, args.labels, weight)
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)

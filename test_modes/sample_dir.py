@@ -30,6 +30,8 @@ def identity_of(
         digest.update(weight.cpu().contiguous().numpy().tobytes())
     identity = {"weights": digest.hexdigest(), "sample_info": str(spec), "seed": seed, "precision": precision}
     identity |= {"labels": labels, "guidance": guidance} if labels else {}
+    size = run.recipe["image_size"]
+    identity |= {} if isinstance(size, int) else {"image_size": size}
     return identity | {key: run.recipe[key] for key in DIFFUSION_KEYS}
 
 

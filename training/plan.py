@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from datasets import DataError
+from datasets import DataError, fit_some, picture_shape
 from diffusion import GaussianDiffusion
 from files.errors import ConfigError
 from training.pictures import find_pictures
@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world: int, device: torch.device) -> None:
     """Prints the plan of a training; nothing is written or downloaded."""
     try:
-        images = len(find_pictures(recipe, Path(recipe["save_dir"], recipe["pth_save_name"]), download=False))
+        found = find_pictures(recipe, Path(recipe["save_dir"], recipe["pth_save_name"]), download=False)
+        fit_some(found, recipe["image_size"], recipe["image_channel"])
+        images = len(found)
     except DataError as error:
         print(f"data        {error}")
         images = None
@@ -43,7 +45,7 @@ def describe(
     Raises ConfigError if there are fewer images than a batch needs, if a batch cannot be divided evenly, or if CUDA
     graphs are asked for where they cannot be used.
     """
-    B, C, S = recipe["batch_size"], recipe["image_channel"], recipe["image_size"]
+    B, shape = recipe["batch_size"], picture_shape(recipe["image_size"], recipe["image_channel"])
     if images is not None and images < B:
         raise ConfigError(
             f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: set a smaller batch_size"
@@ -61,7 +63,7 @@ def describe(
         )
     parameters = sum(p.numel() for p in model.parameters())
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
-    activations = activation_bytes(model, diffusion, (B // parts, C, S, S))
+    activations = activation_bytes(model, diffusion, (B // parts, *shape))
     if images is None:
         known = f"{recipe['max_steps']:,}" if recipe["max_steps"] else f"{recipe['train_epoch']} epochs"
         length = f"{known} (the length of an epoch is unknown without the pictures)"
@@ -72,7 +74,7 @@ def describe(
         length += f"; fewer if they do not fit into {recipe['max_minutes']:g} minutes"
     return "\n".join(
         [
-            f"batch       ({B}, {C}, {S}, {S})" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
+            f"batch       {(B, *shape)}" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
             f"parameters  {parameters:,}",
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from datasets import picture_shape
 from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
 from diffusion.gaussian import Model
 from diffusion.guidance import with_labels
@@ -43,9 +44,9 @@ class Preview:
         """Samples sample_num pictures by preview_info and saves them as a grid; of a network with labels, by class."""
         if self.processes.rank:
             return
-        count, channels, size = (self.recipe[key] for key in ("sample_num", "image_channel", "image_size"))
+        count, shape = self.recipe["sample_num"], picture_shape(self.recipe["image_size"], self.recipe["image_channel"])
         generator = torch.Generator().manual_seed(self.recipe["seed"])
-        noise = torch.randn(count, channels, size, size, generator=generator).to(self.diffusion.betas.device)
+        noise = torch.randn(count, *shape, generator=generator).to(self.diffusion.betas.device)
         spec, names = SampleSpec.parse(self.recipe["preview_info"]), class_names(self.recipe)
         labels = torch.arange(count, device=noise.device) % len(names) if names else None
         network = with_labels(self.network, labels, usual_guidance(self.recipe), no_label=len(names))

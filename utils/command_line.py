@@ -51,7 +51,7 @@ def number(least: int, most: int | None = None) -> Callable[[str], int]:
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """The flags for a checkpoint without a recipe. For any other checkpoint they must agree with its recipe."""
     group = parser.add_argument_group("for a checkpoint without a recipe; must agree with the recipe of any other")
-    group.add_argument("--image_size", type=int, help="pixels a side")
+    group.add_argument("--image_size", metavar="S", help="pixels a side, or HEIGHT,WIDTH")
     group.add_argument("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
     group.add_argument("--training_timestep_num", type=int, help="T of the training, 1000 by default")
     group.add_argument("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")

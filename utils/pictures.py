@@ -37,7 +37,7 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     Pictures of up to 16 pixels are enlarged by a whole factor, to 32 pixels or nearly so.
     """
     pixels = x.cpu() if x.dtype == torch.uint8 else to_uint8(x.cpu())
-    zoom = max(1, 32 // pixels.shape[-1])
+    zoom = max(1, 32 // max(pixels.shape[2:]))
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     return Image.fromarray(make_grid(pixels, nrow=columns, padding=2).permute(1, 2, 0).numpy())
 
