@@ -18,7 +18,6 @@ from datasets import DataError, find_images, find_labels, fit_images
 from diffusion import GaussianDiffusion
 from diffusion.guidance import with_labels
 from files.errors import Stopped, out_of_memory_means
-from models import UNet
 from runs.config import load_recipe
 from runs.network import build, build_diffusion, plan
 from training.background import Background
@@ -115,7 +114,7 @@ def train(
     folder = Path(recipe["save_dir"]) / recipe["pth_save_name"]
     checkpoint = folder / f"{recipe['pth_save_name']}.pt"
     device, lead = processes.device, processes.rank == 0  # of several processes only the lead writes files
-    prepare(device, recipe["deterministic"], ours=isinstance(model, UNet))
+    prepare(device, recipe["deterministic"], ours=not recipe["diffusers_unet"])
 
     # --- the pictures and the checkpoint ---
     with processes.first():

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layout import Conv2d, doubled
+
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """cos(ω_k t) for all k, then sin(ω_k t), with ω_k = 10000^(-2k / width) for k = 0 … width/2 - 1.
@@ -16,37 +18,6 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
     angles = t[:, None].float() * frequencies  # (B, half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class SameLayout(torch.autograd.Function):
-    """x, whose gradient gets the memory layout channels last. Not for the transforms of torch.func."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
-
-
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d that gets its input and its output's gradient in the layout of its kernel, if this is channels last.
-
-    The compiler lays out the gradients of group norm, and enlarged pictures, the other way. cuDNN would copy each of
-    them, slowly; a compiled network writes them as they are needed.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if is_channels_last(self.weight):
-            x = x.contiguous(memory_format=torch.channels_last)
-        y = super().forward(x)
-        return SameLayout.apply(y) if is_channels_last(y) else y
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the memory layout is channels last, and not the usual one, too."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class ResidualBlock(nn.Module):
@@ -119,11 +90,6 @@ class Upsample(nn.Module):
         if x.is_cuda and torch.compiler.is_compiling():  # the compiler would sort in the backward pass of interpolate
             return self.conv(doubled(x))
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def doubled(x: Tensor) -> Tensor:
-    """Each pixel as 2x2 pixels: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 class Stage(nn.Sequential):

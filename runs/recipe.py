@@ -10,7 +10,7 @@ from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES
 from files.errors import ConfigError, short
-from models import UNet
+from models import NETWORKS
 from runs.values import Key, coerced, unknown
 from utils.device import PRECISIONS
 
@@ -27,20 +27,39 @@ def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
     }
 
 
-MODEL_KEYS = _arguments(
-    UNet,
-    image_size=Key(int, least=1, most=8192),
-    image_channel=Key(int, least=1, most=3),
-    model_channels=Key(int, least=2, most=8192),
-    channel_mult=Key(list, least=1, most=64),
-    num_res_blocks=Key(int, least=1, most=64),
-    attention_resolutions=Key(list, least=1, most=8192),
-    num_heads=Key(int, least=1, most=1024),
-    dropout=Key(float, least=0, most=0.999),
-    norm_groups=Key(int, least=1, most=8192),
-    patch_size=Key(int, least=1, most=16),
-    num_classes=Key(int, least=1, most=CLASSES, word="auto"),
-) | {"diffusers_unet": Key(dict)}
+LIMITS = {  # of the arguments of networks
+    "image_size": Key(int, least=1, most=8192),
+    "image_channel": Key(int, least=1, most=3),
+    "model_channels": Key(int, least=2, most=8192),
+    "channel_mult": Key(list, least=1, most=64),
+    "num_res_blocks": Key(int, least=1, most=64),
+    "attention_resolutions": Key(list, least=1, most=8192),
+    "num_heads": Key(int, least=1, most=1024),
+    "dropout": Key(float, least=0, most=0.999),
+    "norm_groups": Key(int, least=1, most=8192),
+    "patch_size": Key(int, least=1, most=16),
+    "num_classes": Key(int, least=1, most=CLASSES, word="auto"),
+    "depth": Key(int, least=1, most=256),
+}
+USUAL = {int: Key(int, least=0, most=8192), float: Key(float), bool: Key(bool), str: Key(str)}  # of other arguments
+USUAL |= {kind | None: key for kind, key in USUAL.items()}
+
+
+def network_keys() -> dict[str, Key]:
+    """The keys of all networks: the arguments of their classes. TypeError for one that cannot be a key."""
+    keys = {"network": Key(tuple(NETWORKS), "unet")}
+    for network in NETWORKS.values():
+        arguments = inspect.signature(network, eval_str=True).parameters.values()
+        limits = {each.name: LIMITS.get(each.name) or USUAL.get(each.annotation) for each in arguments}
+        if wrong := [each.name for each in arguments if not limits[each.name] or each.default is each.empty]:
+            raise TypeError(f"{network.__name__}: {wrong[0]} needs a default, and a type of USUAL or limits in LIMITS")
+        for name, key in _arguments(network, **limits).items():
+            if keys.setdefault(name, key).default != key.default:
+                raise TypeError(f"{network.__name__}: the default of {name} must be {keys[name].default}, as elsewhere")
+    return keys | {"diffusers_unet": Key(dict)}
+
+
+MODEL_KEYS = network_keys()
 DIFFUSION_KEYS = _arguments(
     GaussianDiffusion,
     timestep_num=Key(int, least=1, most=100_000),
@@ -90,6 +109,11 @@ KEYS = {
     "sample_every": Key(int, 5000, 1, MANY),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
+# What the first recipes held of the network and the diffusion. A key that is newer has the default that they meant.
+OLDEST = (
+    "data_name", "dataset", "image_size", "image_channel", "model_channels", "channel_mult", "num_res_blocks",
+    "num_heads", "dropout", "timestep_num", "beta_schedule", "loss_type", "objective", "loss_weight", "clip_denoised",
+)  # fmt: skip
 # What may change when a run is resumed: its length, its place, how it is computed, what it shows, and the settings
 # that one changes after a failure.
 RESUMABLE = {
@@ -110,10 +134,9 @@ def plain_recipe(name: str, **keys) -> dict:
 
 def complete_recipe(recipe, where: str) -> dict:
     """Checks a recipe from a file and adds the defaults of keys that are newer than the file. Raises ConfigError."""
-    needed = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if KEYS[key].default is not None]
     if not isinstance(recipe, dict):
         raise ConfigError(f"{where} lacks everything")
-    if missing := [key for key in ("data_name", "dataset", *needed) if key not in recipe]:
+    if missing := [key for key in OLDEST if key not in recipe]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
     return check_recipe({key: KEYS[key].default for key in KEYS} | recipe, where)
 

@@ -11,7 +11,6 @@ from torch import nn
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
-from models import UNet
 from models.diffusers_unet import arguments, diffusers, keywords_of, settings, unallocated
 from runs.network import build, check_size, load_state
 from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
@@ -92,7 +91,9 @@ def import_folder(folder: Path) -> Run:
 
 def to_unet2d(run: Run) -> nn.Module:
     """The run's network as a UNet2DModel."""
-    if not isinstance(run.model, UNet):
+    if run.recipe["network"] != "unet":
+        raise ValueError(f"network={run.recipe['network']} cannot be represented in UNet2DModel")
+    if run.recipe["diffusers_unet"]:
         return run.model.unet
     unet = diffusers().UNet2DModel(**configuration({key: run.recipe[key] for key in MODEL_KEYS}))
     with torch.no_grad():
@@ -144,7 +145,7 @@ def _canonical(recipe: dict) -> tuple:
     keys = {key: recipe[key] for key in MODEL_KEYS}
     network = keys if recipe["diffusers_unet"] else configuration(keys)
     diffusion = GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
-    return network, scheduler_configuration(recipe, diffusion)
+    return recipe["network"], network, scheduler_configuration(recipe, diffusion)
 
 
 def _components(folder: Path) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from torch import nn
 from datasets import DataError, find_images, find_labels
 from diffusion import GaussianDiffusion
 from files.errors import ConfigError
+from runs.network import unused_keys
 from utils.device import capability, resolve_precision
 
 
@@ -92,7 +93,7 @@ def describe(
             "compile=graphs needs a CUDA device, one process and gradient_accumulation=1, and this is "
             f"{world} x {device} with gradient_accumulation={recipe['gradient_accumulation']}: set compile=auto"
         )
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
     activations = activation_bytes(model, diffusion, (B // parts, C, S, S))
     if images is None:
@@ -106,7 +107,7 @@ def describe(
     return "\n".join(
         [
             f"batch       ({B}, {C}, {S}, {S})" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
-            f"parameters  {parameters:,}",
+            f"parameters  {parameters:,}" + f"; network={recipe['network']} has no {unused}" * bool(unused),
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
             f"precision   {_precision(recipe, device)}",
