@@ -42,7 +42,7 @@ def export_folder(run: Run, folder: Path) -> None:
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
     except ValueError as error:
-        raise ConfigError(f"this network cannot be exported: {error}") from error
+        raise ConfigError(f"this cannot be exported: {error}") from error
     try:
         diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
     except SafetensorError as error:  # such as a full disk

@@ -19,7 +19,10 @@ def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
     """The arguments of a diffusers scheduler with this diffusion.
 
     A schedule without a name in diffusers, and a linear one that was capped, is written out as trained_betas.
+    Raises ValueError for an objective that diffusers lacks.
     """
+    if recipe["objective"] not in PREDICTION_TYPES:
+        raise ValueError(f"objective={recipe['objective']} cannot be represented in diffusers")
     betas = diffusion.betas
     named = {"trained_betas": betas.tolist()}
     if recipe["beta_schedule"] == "cosine":

@@ -107,7 +107,7 @@ def describe(
     return "\n".join(
         [
             f"batch       ({B}, {C}, {S}, {S})" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
-            f"parameters  {parameters:,}" + f"; network={recipe['network']} has no {unused}" * bool(unused),
+            f"parameters  {parameters:,}" + f"; network={recipe['network']} does not use {unused}" * bool(unused),
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
             f"precision   {_precision(recipe, device)}",
@@ -127,7 +127,8 @@ def _precision(recipe: dict, device: torch.device) -> str:
 def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
     """Bytes that one float32 training step keeps for its backward pass.
 
-    Nothing is computed: the loss runs on PyTorch's meta device, where tensors have shapes but no content.
+    Nothing is computed: the loss runs on PyTorch's meta device, where tensors have shapes but no content. Attention
+    counts with its (N, N) weights, which most kernels of a real device do not keep.
     """
     model = copy.deepcopy(model).to("meta")
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
