@@ -70,8 +70,9 @@ class DiT(nn.Module):
         if self.label_embed is not None or labels is not None:
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
         rows, columns = H // self.patch_size, W // self.patch_size
+        positions = position_embedding(rows, columns, self.model_channels, x.device).to(x.dtype)
         x = self.patch_embed(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # (B, rows * columns, width)
-        x = x + position_embedding(rows, columns, self.model_channels, x.device).to(x.dtype)
+        x = x + positions  # float32 even in bfloat16's autocast, as all that the blocks add to it
         for block in self.blocks:
             x = block(x, emb)
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=-1)

@@ -119,6 +119,17 @@ def test_a_label_is_added_to_the_time_embedding():
     assert not torch.allclose(model(x, t, labels)[:2], model(x, t)[:2])
 
 
+def test_half_precision_keeps_the_sum_of_all_blocks_in_float32():
+    """A bfloat16 has 8 bits: what a block adds would be rounded to 1/256 of the sum."""
+    model, kinds = randomise(DiT(**TINY)).eval(), []
+    model.norm.register_forward_pre_hook(lambda _, inputs: kinds.append(inputs[0].dtype))
+    x, t = noisy(2, 3, 8, 8), torch.tensor([3, 700])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x, t)
+    assert kinds == [torch.float32] and output.dtype == torch.bfloat16
+    assert (output - model(x, t)).abs().mean() < 0.02 * output.abs().mean()  # a few roundings of 1/256
+
+
 def test_dropout_acts_only_in_training():
     model, x, t = randomise(DiT(**TINY, dropout=0.5)), noisy(1, 3, 8, 8), torch.tensor([500])
     assert not torch.equal(model(x, t), model(x, t))

@@ -1,5 +1,7 @@
 """Networks by name: what a recipe says of them, one of the reader's own, and the transformer from end to end."""
 
+import json
+
 import pytest
 import torch
 from helpers.networks import noisy, randomise, small_run
@@ -14,7 +16,7 @@ from runs.network import build, unused_keys
 from runs.recipe import KEYS, MODEL_KEYS, network_keys, plain_recipe
 from runs.run import load_run
 from runs.shared_weights import facts_of, save_shared_weights
-from sharing.diffusers_folder import export_folder
+from sharing.diffusers_folder import export_folder, import_folder
 from training.resume import load_pretrained
 
 DIT = {"network": "dit", "depth": 2}
@@ -179,3 +181,12 @@ def test_weights_of_another_network_are_refused(transformer, tmp_path):
     recipe = load_run(transformer).recipe | {"network": "unet", "init_from": str(transformer)}
     with pytest.raises(CheckpointError, match="its weights do not fit the network"):
         load_pretrained(build(recipe)[0], recipe)
+
+
+def test_a_folder_whose_recipe_names_another_network_is_refused(tmp_path):
+    export_folder(small_run(), tmp_path)
+    facts = json.loads((tmp_path / "recipe.json").read_text())
+    facts["recipe"]["network"] = "dit"
+    (tmp_path / "recipe.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="recipe.json disagrees"):
+        import_folder(tmp_path)
