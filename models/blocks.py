@@ -1,10 +1,13 @@
 """The parts of the UNet: the time embedding, residual blocks, attention, and the changes of size."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.layout import Conv2d, doubled
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -16,37 +19,6 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
     angles = t[:, None].float() * frequencies  # (B, half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class SameLayout(torch.autograd.Function):
-    """x, whose gradient gets the memory layout channels last. Not for the transforms of torch.func."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
-
-
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d that gets its input and its output's gradient in the layout of its kernel, if this is channels last.
-
-    The compiler lays out the gradients of group norm, and enlarged pictures, the other way. cuDNN would copy each of
-    them, slowly; a compiled network writes them as they are needed.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if is_channels_last(self.weight):
-            x = x.contiguous(memory_format=torch.channels_last)
-        y = super().forward(x)
-        return SameLayout.apply(y) if is_channels_last(y) else y
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the memory layout is channels last, and not the usual one, too."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 class ResidualBlock(nn.Module):
@@ -121,11 +93,6 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-def doubled(x: Tensor) -> Tensor:
-    """Each pixel as 2x2 pixels: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-
-
 class Stage(nn.Sequential):
     """A chain of layers that are called as layer(x, emb), plain convolutions as layer(x)."""
 
@@ -133,3 +100,9 @@ class Stage(nn.Sequential):
         for layer in self:
             x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, emb)
         return x
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """The sides of a picture, of which one number stands for both."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width

@@ -9,7 +9,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from models.unet import height_and_width, usual_norm_groups
+from models.blocks import height_and_width
+from models.unet import usual_norm_groups
 
 MOST, MOST_LAYERS = 1_000_000, 64  # the largest number in a configuration, and of layers or levels
 

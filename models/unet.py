@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import AttentionBlock, Conv2d, Downsample, ResidualBlock, Stage, Upsample, timestep_embedding
+from models.blocks import (
+    AttentionBlock,
+    Downsample,
+    ResidualBlock,
+    Stage,
+    Upsample,
+    height_and_width,
+    timestep_embedding,
+)
+from models.layout import Conv2d
 
 
 def usual_norm_groups(model_channels: int) -> int:
@@ -21,12 +30,6 @@ def usual_norm_groups(model_channels: int) -> int:
     remove the time embedding, which is constant over the positions, and the block would not see t.
     """
     return max((g for g in range(1, 33) if model_channels % g == 0 and model_channels // g >= 4), default=1)
-
-
-def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """The sides of a picture, of which one number stands for both."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return height, width
 
 
 class UNet(nn.Module):
@@ -63,34 +66,18 @@ class UNet(nn.Module):
         num_classes: int | None = None,
     ):
         super().__init__()
-        H, W = height_and_width(image_size)
-        least = min(image_channel, model_channels, num_res_blocks, num_heads, H, W, *channel_mult)
-        if least < 1 or not channel_mult:
-            names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
-            raise ValueError(f"{names} must all be at least 1")
-        levels, patch_size = len(channel_mult), patch_size or 1
-        if patch_size & (patch_size - 1):
-            raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
+        (H, W), patch_size = height_and_width(image_size), patch_size or 1
+        groups = norm_groups or usual_norm_groups(model_channels)
+        sizes = [min(H, W) // patch_size // 2**level for level in range(len(channel_mult))]
+        attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
+        _check_arguments(
+            (H, W), image_channel, model_channels, channel_mult, num_res_blocks, num_heads, patch_size, groups, sizes,
+            attention,
+        )  # fmt: skip
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
-        self.downsampling = patch_size * 2 ** (levels - 1)
-        _check_size(H, W, self.downsampling)
-        sizes = [min(H, W) // patch_size // 2**level for level in range(levels)]
+        self.downsampling = patch_size * 2 ** (len(channel_mult) - 1)
         patch_channels = image_channel * patch_size**2
-        attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
-        for size in attention:
-            if size not in sizes:
-                known = ", ".join(map(str, sizes))
-                raise ValueError(f"attention_resolutions: no feature map is {size} pixels wide; they are {known}")
-        if model_channels % 2:
-            raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
-        attention_widths = {model_channels * channel_mult[sizes.index(size)] for size in attention}
-        for width in sorted(attention_widths | {model_channels * channel_mult[-1]}):  # the last: the middle block
-            if width % num_heads:
-                raise ValueError(f"num_heads={num_heads} does not divide the {width} channels of attention")
-        groups = norm_groups or usual_norm_groups(model_channels)
-        if model_channels % groups:
-            raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
         time_channels = 4 * model_channels
         self.time_embed = nn.Sequential(
             nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
@@ -108,7 +95,7 @@ class UNet(nn.Module):
                 self.down_blocks.append(Stage(*layers(width, model_channels * mult, sizes[level])))
                 width = model_channels * mult
                 skips.append(width)
-            if level < levels - 1:
+            if level < len(channel_mult) - 1:
                 self.down_blocks.append(Stage(Downsample(width)))
                 skips.append(width)
 
@@ -154,6 +141,32 @@ class UNet(nn.Module):
             x = stage(torch.cat([x, skips.pop()], dim=1), emb)
         x = self.out(x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
+
+
+def _check_arguments(
+    size: tuple[int, int], image_channel: int, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int,
+    num_heads: int, patch_size: int, groups: int, sizes: list[int], attention: tuple[int, ...] | list[int],
+) -> None:  # fmt: skip
+    """ValueError unless the arguments of a UNet fit together. sizes: of the feature maps; attention: those with it."""
+    least = min(image_channel, model_channels, num_res_blocks, num_heads, *size, *channel_mult)
+    if least < 1 or not channel_mult:
+        names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
+        raise ValueError(f"{names} must all be at least 1")
+    if patch_size & (patch_size - 1):
+        raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
+    _check_size(*size, patch_size * 2 ** (len(channel_mult) - 1))
+    for side in attention:
+        if side not in sizes:
+            known = ", ".join(map(str, sizes))
+            raise ValueError(f"attention_resolutions: no feature map is {side} pixels wide; they are {known}")
+    if model_channels % 2:
+        raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
+    attention_widths = {model_channels * channel_mult[sizes.index(side)] for side in attention}
+    for width in sorted(attention_widths | {model_channels * channel_mult[-1]}):  # the last: the middle block
+        if width % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide the {width} channels of attention")
+    if model_channels % groups:
+        raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
 
 
 def _check_size(height: int, width: int, factor: int) -> None:

@@ -1,5 +1,6 @@
 """From a recipe to its network and diffusion, and from a file's tensors to the network's weights."""
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from diffusion import GaussianDiffusion
 from files.errors import CheckpointError, ConfigError
-from models import build_model
-from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS
+from models import NETWORKS, build_model
+from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS
 from utils.device import memory_bytes
 
 EXPLODED = 100  # the weights of good networks stay below 10
@@ -37,8 +38,23 @@ def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
 
 def _network(recipe: dict) -> nn.Module:
     """Without labels where num_classes is still "auto", because the data are missing: for a dry run."""
-    keywords = {key: recipe[key] for key in MODEL_KEYS}
-    return build_model(**keywords | ({"num_classes": None} if recipe["num_classes"] == "auto" else {}))
+    network, takes = recipe["network"], arguments(recipe)
+    if recipe["num_classes"] and "num_classes" not in takes:
+        raise ValueError(f"network={network} has no labels: set num_classes=null")
+    keywords = {key: recipe[key] for key in takes}
+    keywords |= {"num_classes": None} if recipe["num_classes"] == "auto" else {}
+    return build_model(network, recipe["diffusers_unet"], **keywords)
+
+
+def arguments(recipe: dict) -> list[str]:
+    """The keys that the network of a recipe takes: the arguments of its class."""
+    return list(inspect.signature(NETWORKS[recipe["network"]]).parameters)
+
+
+def unused_keys(recipe: dict) -> list[str]:
+    """The keys of other networks that a recipe sets, such as those of the block of its data."""
+    others = MODEL_KEYS.keys() - {"network", "diffusers_unet", *arguments(recipe)}
+    return [key for key in MODEL_KEYS if key in others and recipe[key] != KEYS[key].default]
 
 
 def check_size(network: nn.Module) -> None:

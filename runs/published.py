@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from files.errors import CheckpointError, ConfigError
-from models.unet import height_and_width
+from models.blocks import height_and_width
 from runs.network import check_dense
 from runs.recipe import coerce, plain_recipe
 

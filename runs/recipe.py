@@ -10,7 +10,7 @@ from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES, TIMESTEP_DENSITIES
 from files.errors import ConfigError, short
-from models import UNet
+from models import NETWORKS
 from runs.values import Key, coerced, unknown
 from utils.device import PRECISIONS
 
@@ -27,20 +27,39 @@ def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
     }
 
 
-MODEL_KEYS = _arguments(
-    UNet,
-    image_size=Key(int | list, least=1, most=8192),
-    image_channel=Key(int, least=1, most=3),
-    model_channels=Key(int, least=2, most=8192),
-    channel_mult=Key(list, least=1, most=64),
-    num_res_blocks=Key(int, least=1, most=64),
-    attention_resolutions=Key(list, least=1, most=8192),
-    num_heads=Key(int, least=1, most=1024),
-    dropout=Key(float, least=0, most=0.999),
-    norm_groups=Key(int, least=1, most=8192),
-    patch_size=Key(int, least=1, most=16),
-    num_classes=Key(int, least=1, most=CLASSES, word="auto"),
-) | {"diffusers_unet": Key(dict)}
+LIMITS = {  # of the arguments of networks
+    "image_size": Key(int | list, least=1, most=8192),
+    "image_channel": Key(int, least=1, most=3),
+    "model_channels": Key(int, least=2, most=8192),
+    "channel_mult": Key(list, least=1, most=64),
+    "num_res_blocks": Key(int, least=1, most=64),
+    "attention_resolutions": Key(list, least=1, most=8192),
+    "num_heads": Key(int, least=1, most=1024),
+    "dropout": Key(float, least=0, most=0.999),
+    "norm_groups": Key(int, least=1, most=8192),
+    "patch_size": Key(int, least=1, most=16),
+    "num_classes": Key(int, least=1, most=CLASSES, word="auto"),
+    "depth": Key(int, least=1, most=256),
+}
+USUAL = {int: Key(int, least=0, most=8192), float: Key(float), bool: Key(bool), str: Key(str)}  # of other arguments
+USUAL |= {kind | None: key for kind, key in USUAL.items()}
+
+
+def network_keys() -> dict[str, Key]:
+    """The keys of all networks: the arguments of their classes. TypeError for one that cannot be a key."""
+    keys = {"network": Key(tuple(NETWORKS), "unet")}
+    for network in NETWORKS.values():
+        arguments = inspect.signature(network, eval_str=True).parameters.values()
+        limits = {each.name: LIMITS.get(each.name) or USUAL.get(each.annotation) for each in arguments}
+        if wrong := [each.name for each in arguments if not limits[each.name] or each.default is each.empty]:
+            raise TypeError(f"{network.__name__}: {wrong[0]} needs a default, and a type of USUAL or limits in LIMITS")
+        for name, key in _arguments(network, **limits).items():
+            if keys.setdefault(name, key).default != key.default:
+                raise TypeError(f"{network.__name__}: the default of {name} must be {keys[name].default}, as elsewhere")
+    return keys | {"diffusers_unet": Key(dict)}
+
+
+MODEL_KEYS = network_keys()
 DIFFUSION_KEYS = _arguments(
     GaussianDiffusion,
     timestep_num=Key(int, least=1, most=100_000),

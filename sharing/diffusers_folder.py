@@ -12,7 +12,6 @@ from datasets import picture_shape
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
-from models import UNet
 from models.diffusers_unet import arguments, diffusers, keywords_of, settings, unallocated
 from runs.network import build, check_size, load_state
 from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
@@ -44,7 +43,7 @@ def export_folder(run: Run, folder: Path) -> None:
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
     except ValueError as error:
-        raise ConfigError(f"this network cannot be exported: {error}") from error
+        raise ConfigError(f"this cannot be exported: {error}") from error
     try:
         diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
     except SafetensorError as error:  # such as a full disk
@@ -94,7 +93,9 @@ def import_folder(folder: Path) -> Run:
 
 def to_unet2d(run: Run) -> nn.Module:
     """The run's network as a UNet2DModel."""
-    if not isinstance(run.model, UNet):
+    if run.recipe["network"] != "unet":
+        raise ValueError(f"network={run.recipe['network']} cannot be represented in UNet2DModel")
+    if run.recipe["diffusers_unet"]:
         return run.model.unet
     unet = diffusers().UNet2DModel(**configuration({key: run.recipe[key] for key in MODEL_KEYS}))
     with torch.no_grad():
@@ -147,7 +148,7 @@ def _canonical(recipe: dict) -> tuple:
     keys = {key: recipe[key] for key in MODEL_KEYS}
     network = keys if recipe["diffusers_unet"] else configuration(keys)
     diffusion = GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
-    return network, scheduler_configuration(recipe, diffusion)
+    return recipe["network"], network, scheduler_configuration(recipe, diffusion)
 
 
 def _components(folder: Path) -> tuple[Path, Path]:

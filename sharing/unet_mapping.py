@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from models.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample
+from models.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, height_and_width
 from models.diffusers_unet import keywords_of, settings
-from models.unet import UNet, height_and_width, usual_norm_groups
+from models.unet import UNet, usual_norm_groups
 
 
 def configuration(keywords: dict) -> dict:

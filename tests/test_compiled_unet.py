@@ -7,7 +7,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 from models import UNet
-from models.blocks import Upsample, doubled
+from models.blocks import Upsample
+from models.layout import doubled
 
 
 def test_enlarging_has_two_forms_and_the_one_for_the_compiler_needs_no_sort():

@@ -9,7 +9,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from helpers.networks import noisy, published_unet, randomise
 
 from models import UNet, build_model
-from models.blocks import Conv2d, ResidualBlock, Stage, timestep_embedding
+from models.blocks import ResidualBlock, Stage, timestep_embedding
+from models.layout import Conv2d
 
 PUBLISHED = Path(__file__).parent / "helpers" / "published_unet_state_dict.json"
 

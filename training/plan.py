@@ -9,6 +9,7 @@ from torch import nn
 from datasets import DataError, fit_some, picture_shape
 from diffusion import GaussianDiffusion
 from files.errors import ConfigError
+from runs.network import unused_keys
 from training.pictures import find_pictures
 from utils.device import capability, resolve_precision
 
@@ -61,7 +62,7 @@ def describe(
             "compile=graphs needs a CUDA device, one process and gradient_accumulation=1, and this is "
             f"{world} x {device} with gradient_accumulation={recipe['gradient_accumulation']}: set compile=auto"
         )
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
     activations = activation_bytes(model, diffusion, (B // parts, *shape))
     if images is None:
@@ -75,7 +76,7 @@ def describe(
     return "\n".join(
         [
             f"batch       {(B, *shape)}" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
-            f"parameters  {parameters:,}",
+            f"parameters  {parameters:,}" + f"; network={recipe['network']} does not use {unused}" * bool(unused),
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
             f"precision   {_precision(recipe, device)}",
@@ -95,7 +96,8 @@ def _precision(recipe: dict, device: torch.device) -> str:
 def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
     """Bytes that one float32 training step keeps for its backward pass.
 
-    Nothing is computed: the loss runs on PyTorch's meta device, where tensors have shapes but no content.
+    Nothing is computed: the loss runs on PyTorch's meta device, where tensors have shapes but no content. Attention
+    counts with its (N, N) weights, which most kernels of a real device do not keep.
     """
     model = copy.deepcopy(model).to("meta")
     weights = {p.untyped_storage()._cdata for p in model.parameters()}

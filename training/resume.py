@@ -17,6 +17,7 @@ from torch import nn
 
 from files.atomic import clear_parts, lock, write_file
 from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, Stopped, TrainingError
+from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
 from runs.labels import class_names
@@ -43,24 +44,17 @@ def pretrained_recipe(recipe: dict) -> dict:
 def load_pretrained(model: nn.Module, recipe: dict) -> None:
     """Loads the weights of init_from into the network of a recipe, which may have other classes.
 
-    A class that the file knows by name keeps its embedding. A new one gets that of no label, or 0 if the file has no
-    labels, so that at first it changes nothing. Without classes the embedding of no label, which is added to the
-    output of time_embed, becomes part of its bias.
+    A class that the file knows by name keeps its embedding; see `relabelled` for the others.
     """
     file, names = recipe["init_from"], class_names(recipe)
     first = load_run(file)
-    tensors, known = dict(first.model.state_dict()), class_names(first.recipe)
+    tensors, known = first.model.state_dict(), class_names(first.recipe)
     unnamed = not first.recipe["class_names"] and len(known) == len(names)  # from diffusers: the order has to do
     if names != known and not unnamed:
-        bias = tensors["time_embed.2.bias"]
-        rows = tensors.pop("label_embed.weight", torch.zeros_like(bias)[None])
+        rows = [known.index(name) if name in known else None for name in names]
         if names:
-            rows_of = dict(zip(known, rows, strict=False))
-            new = [name for name in names if name not in rows_of]
-            print(f"classes     {len(new)} of {len(names)} are new to {file}")
-            tensors["label_embed.weight"] = torch.stack([rows_of.get(name, rows[-1]) for name in names] + [rows[-1]])
-        else:
-            tensors["time_embed.2.bias"] = bias + rows[-1]
+            print(f"classes     {rows.count(None)} of {len(names)} are new to {file}")
+        tensors = relabelled(tensors, rows)
     load_state(model, tensors, file)
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from diffusion import GaussianDiffusion
 from diffusion.guidance import with_labels
 from files.errors import out_of_memory_means
-from models import UNet
 from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
@@ -34,7 +33,7 @@ class TrainingStep:
 
     def __init__(self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes):
         device = processes.device
-        prepare(device, recipe["deterministic"], ours=isinstance(model, UNet))
+        prepare(device, recipe["deterministic"], ours=not recipe["diffusers_unet"])
         self.recipe, self.processes, self.diffusion = recipe, processes, diffusion.to(device)
         self.precision, self.advice = resolve_precision(recipe["precision"], device), memory_advice(recipe, device)
         self.model = model.to(device, memory_format=memory_format(device, self.precision)).train()

@@ -68,8 +68,8 @@ def use_tf32(allowed: bool) -> None:
 def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> None:
     """On CUDA: TF32 for float32, and, if asked for, deterministic kernels, so that a run can be repeated exactly.
 
-    ours: whether the network is our UNet, whose operations all have a deterministic kernel. Only where nothing else is
-    allowed does the backward pass of attention choose its own. For other networks the rest is deterministic.
+    ours: whether the network is not of diffusers: the operations of ours all have a deterministic kernel. Only where
+    nothing else is allowed does the backward pass of attention choose its own. For others the rest is deterministic.
     """
     if device.type == "cuda":
         import torch._inductor.config as compiler  # here because it takes a second
