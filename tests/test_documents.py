@@ -179,7 +179,7 @@ def test_every_make_target_and_file_exists(name):
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-# --- links ------------------------------------------------------------------------------------------------------------
+# --- links and formulas -----------------------------------------------------------------------------------------------
 
 
 def links(name):
@@ -207,9 +207,6 @@ def test_every_link_leads_somewhere(name):
             tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             defined = {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
             assert function[1] in defined, (text, target)
-
-
-# --- formulas ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PAPERS if name.endswith("_zh.md")])
