@@ -126,6 +126,12 @@ def test_the_commands_are_found():
     ]
 
 
+@pytest.mark.parametrize("name", [name for name in PAPERS if not name.startswith("README")])
+def test_commands_fit_on_a_screen(name):
+    lines = [line for block in fences(name, "", "bash", "sh") for line in block.splitlines()]
+    assert [line for line in lines if len(line) > 120] == []
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -173,7 +179,7 @@ def test_every_make_target_and_file_exists(name):
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-# --- links ------------------------------------------------------------------------------------------------------------
+# --- links and formulas -----------------------------------------------------------------------------------------------
 
 
 def links(name):
@@ -201,6 +207,12 @@ def test_every_link_leads_somewhere(name):
             tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             defined = {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
             assert function[1] in defined, (text, target)
+
+
+@pytest.mark.parametrize("name", [name for name in PAPERS if name.endswith("_zh.md")])
+def test_a_space_parts_a_formula_from_full_width_punctuation(name):
+    """After such a mark GitHub shows $x$ as it is written, and not as a formula."""
+    assert re.findall(r".{,9}[\u3000-\u303f\uff00-\uffef]\$.{,9}", text_of(name)) == []
 
 
 # --- settings and Python code -----------------------------------------------------------------------------------------
