@@ -54,13 +54,13 @@ class GaussianDiffusion:
             raise ValueError(f"timestep_num must be at least 1, not {timestep_num}")
         self.betas = BETA_SCHEDULES[beta_schedule](timestep_num) if betas is None else betas.double()
         if self.betas.ndim != 1 or not len(self.betas) or not ((self.betas > 0) & (self.betas < 1)).all():
-            raise ValueError(f"betas must be a tensor (T,) of values between 0 and 1, not {betas}")
+            raise ValueError("betas must be a tensor (T,) of values between 0 and 1")
         self.timestep_num, self.timestep_density = len(self.betas), timestep_density
         self.loss_type, self.objective, self.clip_denoised = loss_type, objective, clip_denoised
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
         signal, sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         p, q = (coefficient + 0 * sigma for coefficient in OBJECTIVES[objective](signal, sigma))
-        divisor, self._noiseless = q * signal - p * sigma, not q.any()
+        divisor, self._q_is_0 = q * signal - p * sigma, not q.any()
         self._table = torch.stack([signal, sigma, p, q, divisor])
         self._rows = self._table.T.tolist()  # Python floats: samplers read them without a device sync
         self._alpha_bars = self.alphas_cumprod.tolist()
@@ -104,7 +104,7 @@ class GaussianDiffusion:
         From output = p x_0 + q ε and x_t = a x_0 + σ ε follows x_0 = (q x_t - σ output) / (q a - p σ).
         """
         _, sigma, p, q, divisor = self._coefficients(t, x_t)
-        pred_x_start = output / p if self._noiseless else (q * x_t - sigma * output) / divisor
+        pred_x_start = output / p if self._q_is_0 else (q * x_t - sigma * output) / divisor
         return pred_x_start.clamp(-1, 1) if self.clip_denoised else pred_x_start
 
     def predict_noise(self, pred_x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
@@ -150,7 +150,7 @@ class GaussianDiffusion:
 
 
 def loss_weights_of(name: str, alphas_cumprod: Tensor, gain: Tensor) -> Tensor:
-    """Weights (T,) for the squared error of the output. gain (T,): by how much x_start magnifies it, σ / (q a - p σ).
+    """Weights (T,) for the squared error of the output. gain (T,): σ / (q a - p σ), x_start's error over the output's.
 
     The papers weight the error of x_start: P2 by SNR / (1 + SNR), min-SNR by min(SNR, 5). Times gain² this is the same
     L2 loss for every objective. (The L1 loss uses the same weights, but there the losses of the objectives differ.)
@@ -158,8 +158,7 @@ def loss_weights_of(name: str, alphas_cumprod: Tensor, gain: Tensor) -> Tensor:
     if name == "none":
         return torch.ones_like(alphas_cumprod)
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    weight = snr / (1 + snr) if name == "p2" else snr.clamp(max=5)
-    return weight * gain**2
+    return (snr / (1 + snr) if name == "p2" else snr.clamp(max=5)) * gain**2
 
 
 def _check_name(what: str, name: str, allowed) -> None:
