@@ -16,8 +16,6 @@ from files.errors import ConfigError, short
 from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce
 from runs.values import unknown
 
-MOST_KEYS = 1000  # of a mapping, with those that it merges
-
 
 def load_recipe(
     config: Path,
@@ -98,12 +96,7 @@ def read_yaml(text: str | TextIO):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last, and endless merges (<<)."""
-
-    def flatten_mapping(self, node):
-        super().flatten_mapping(node)
-        if len(node.value) > MOST_KEYS:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_KEYS} keys", node.start_mark)
+    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -121,8 +114,6 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise ConfigError(f"--set {text}: write it as KEY=VALUE")
-        if key in values:
-            raise ConfigError(f"--set {text}: {key} is set twice")
         try:
             is_text = key in KEYS and KEYS[key].kind is str and value != "null"
             values[key] = value if is_text else read_yaml(value)

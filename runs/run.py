@@ -106,8 +106,6 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     recipe: it takes these keys instead, and needs image_size.
     """
     file, step = Path(file), 0
-    if file.exists() and not file.is_file() and not file.is_dir():
-        raise CheckpointError(f"{file} is not a regular file")
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder: convert.py turns a diffusers folder into a .safetensors")
     if file.suffix.lower() == ".safetensors":

@@ -2,13 +2,11 @@
 
 import difflib
 import math
-import os
 from dataclasses import dataclass, replace
 
 from files.errors import ConfigError, short
 
-LONGEST, NODES = 32, 1000  # entries of a list of numbers, values in a block of lines
-NAME = 200  # characters of a name in a list
+LONGEST, NAME = 32, 200  # entries of a list of numbers, characters of a name in a list
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def coerced(where: str, name: str, value, key: Key):
             raise wrong
         return value
     if key.kind in (bool, str, dict):
-        if not isinstance(value, key.kind) or value in ("", {}) or not _fits(value):
+        if not isinstance(value, key.kind) or value in ("", {}):
             raise wrong
         return value
     if key.kind == list[str]:
@@ -51,28 +49,7 @@ def coerced(where: str, name: str, value, key: Key):
 
 
 def _is_name(value) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= NAME and _fits(value)
-
-
-def _fits(value: bool | str | dict) -> bool:
-    """Whether a text can be the name of a file, and a block holds plain values, not too many of them.
-
-    They are counted as YAML would write them without anchors: a few lines with anchors can stand for billions.
-    """
-    left, room = [value], NODES
-    while left and room:
-        value, room = left.pop(), room - 1
-        if isinstance(value, dict | list | tuple):
-            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        elif isinstance(value, str):
-            try:
-                if b"\0" in os.fsencode(value):
-                    return False
-            except UnicodeEncodeError:  # half a surrogate pair
-                return False
-        elif not isinstance(value, bool | int | float | None):
-            return False
-    return not left
+    return isinstance(value, str) and 0 < len(value) <= NAME
 
 
 def _number(value, key: Key, wrong: ConfigError) -> int | float:

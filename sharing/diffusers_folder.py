@@ -12,7 +12,7 @@ from diffusion import GaussianDiffusion
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
 from models import UNet
-from models.diffusers_unet import arguments, diffusers, keywords_of, settings, unallocated
+from models.diffusers_unet import arguments, diffusers, keywords_of, settings
 from runs.network import build, check_size, load_state
 from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
 from runs.run import Run
@@ -111,7 +111,8 @@ def load_unet(folder: Path) -> nn.Module:
     with _refused(folder):
         if unknown := sorted({key for key in config if not key.startswith("_")} - set(arguments())):
             raise CheckpointError(f"{folder}/config.json: this diffusers does not know {', '.join(unknown)}")
-        check_size(unallocated({key: value for key, value in config.items() if not key.startswith("_")}))
+        with torch.device("meta"):  # the weights have shapes, but take no memory
+            check_size(diffusers().UNet2DModel(**{key: value for key, value in config.items() if key in arguments()}))
         unet, report = diffusers().UNet2DModel.from_pretrained(
             str(folder),
             low_cpu_mem_usage=False,

@@ -88,8 +88,7 @@ def test_overrides_are_read_by_the_type_of_their_key():
     assert load_recipe(CONFIG, "Digits", ["channel_mult=2"])["channel_mult"] == [2]
     assert load_recipe(CONFIG, "Digits", ["pth_save_name=2024-01-02"])["pth_save_name"] == "2024-01-02"
     assert load_recipe(CONFIG, "Digits", ["seed=12345678901234567"])["seed"] == 12345678901234567
-    with pytest.raises(ConfigError, match="seed is set twice"):
-        load_recipe(CONFIG, "Digits", ["seed=1", "seed=2"])
+    assert load_recipe(CONFIG, "Digits", ["seed=1", "seed=2"])["seed"] == 2
 
 
 @pytest.mark.parametrize(

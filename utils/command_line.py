@@ -2,12 +2,10 @@
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from datasets import DataError
 from diffusion.schedule import BETA_SCHEDULES
@@ -15,10 +13,7 @@ from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, i
 from utils.device import rank_and_world
 from utils.interruptible import quit_quietly, replace_handler
 
-# control characters except line breaks and tabs, and those that change the direction of writing
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 LONGEST = 1500  # characters of an error message
-BAR_MOVES = re.compile(r"(\n|\r| |\x1b\[A)*")  # what tqdm writes between its bars
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -68,32 +63,8 @@ def run(main: Callable[[], None]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
-    with redirect_stdout(Visible(sys.stdout)), redirect_stderr(Visible(sys.stderr)):
-        replace_handler(quit_quietly, signal.default_int_handler)
-        try:
-            _run(main)
-        finally:
-            replace_handler(signal.default_int_handler, quit_quietly)  # while Python ends
-
-
-class Visible:
-    """A text stream that writes control characters as \\x1b and the like: names in files may hold any character."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        if BAR_MOVES.fullmatch(text):
-            return self._stream.write(text)
-        start = "\r" if text.startswith("\r") else ""  # of a progress bar
-        return self._stream.write(start + CONTROL.sub(lambda match: ascii(match[0])[1:-1], text[len(start) :]))
-
-
-def _run(main: Callable[[], None]) -> None:
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    replace_handler(quit_quietly, signal.default_int_handler)
     try:
         main()
     except ConfigError as error:
@@ -115,18 +86,13 @@ def _run(main: Callable[[], None]) -> None:
         _exit(1, "out of memory: use a smaller batch_size, sample_num or network")
     except KeyboardInterrupt:
         _exit(130, "stopped by the keyboard", "")
-
-
-def _is_first() -> bool:
-    try:
-        return rank_and_world()[0] == 0
-    except ConfigError:  # about the number of this process
-        return True
+    finally:
+        replace_handler(signal.default_int_handler, quit_quietly)  # while Python ends
 
 
 def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:
     """Prints one line and exits. Of several processes only rank 0 prints what all of them would print."""
-    if code not in (2, 130, 143) or _is_first():
+    if code not in (2, 130, 143) or rank_and_world()[0] == 0:
         message = " ".join(message.split())
         if len(message) > LONGEST:  # it quotes something long
             message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
