@@ -18,7 +18,7 @@ from evaluation.numbers import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
 from runs.recipe import parse_spec
-from runs.run import load_run
+from runs.run import checkpoint_of, load_run
 from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, labels, random_gen, real_data
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
@@ -30,7 +30,7 @@ MODES["evaluate"] = evaluate
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint or .safetensors")
+    add("--model_path", required=True, type=checkpoint_of, metavar="P", help="a checkpoint, its folder or .safetensors")
     add("--test_mode", required=True, choices=MODES)
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="samplers: METHOD_STEPS_ETA, one or several")
     add("--sample_num", type=number(1, 10**7), metavar="N", help="how many; for each mode see docs/sampling.md")

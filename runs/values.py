@@ -7,6 +7,12 @@ from dataclasses import dataclass, replace
 from files.errors import ConfigError, short
 
 LONGEST, NAME = 32, 200  # entries of a list of numbers, characters of a name in a list
+ELSEWHERE = {  # keys of other toolkits that do not look like ours
+    "lr": "learning_rate", "bs": "batch_size", "resolution": "image_size", "size": "image_size",
+    "dim": "model_channels", "dim_mults": "channel_mult", "T": "timestep_num", "diffusion_steps": "timestep_num",
+    "iterations": "max_steps", "train_steps": "max_steps", "prediction_type": "objective", "fp16": "precision",
+    "amp": "precision", "ema_rate": "ema_decay", "clip_grad": "grad_clip", "flip": "horizontal_flip",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def _describe(key: Key) -> str:
 def unknown(name, known) -> str:
     """An error text for an unknown name, with the closest known one."""
     text = str(name)[:100] if isinstance(name, str) else short(name)
-    near = difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
+    near = [ELSEWHERE[text]] if ELSEWHERE.get(text) in known else []
+    near = near or difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
     return f"{short(name)} is not known{hint}"

@@ -17,12 +17,19 @@ LONGEST = 1500  # characters of an error message
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with one-line errors and without abbreviated flags."""
+    """argparse's parser with one-line errors and without abbreviated flags.
+
+    Where there is a --set KEY=VALUE, the error for an unknown flag shows it, too.
+    """
 
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message: str) -> NoReturn:
+        unknown = [flag.replace("=", " ").split() for flag in message.split(" --")[1:]]
+        keys = " ".join(f"{key}={','.join(values)}" for key, *values in unknown if values)
+        if message.startswith("unrecognized") and keys and "--set" in self._option_string_actions:
+            message += f"; a key of the configuration is given as --set {keys}"
         raise ConfigError(f"{message} (--help lists every argument)")
 
 
