@@ -19,7 +19,7 @@ from files.atomic import part_folder
 from files.errors import ConfigError
 from runs.run import check_given, checkpoint_of, load_run
 from runs.shared_weights import facts_of, save_shared_weights
-from sharing.diffusers_folder import export_folder, import_folder, need_diffusers
+from sharing.diffusers_folder import export_folder, import_folder
 from sharing.model_card import write_card
 from training.log import read_log
 from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, run
@@ -46,8 +46,6 @@ def main() -> None:
         raise ConfigError(f"{target}: convert.py writes a .safetensors or a folder, not a {target.suffix}")
     if args.dtype != "float32" and not to_file:
         raise ConfigError("--dtype is for a .safetensors: diffusers folders are written in float32")
-    if args.source.is_dir() or not to_file:
-        need_diffusers()
     if args.source.is_dir():
         trained = import_folder(args.source)
         check_given(trained.recipe, trained.weights, args.source, args.weights, given)

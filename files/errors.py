@@ -10,11 +10,7 @@ import torch
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlevel = 3
-
-
-def short(value) -> str:
-    """repr(value), but of at most a few hundred characters; a value from a file may be of any size."""
-    return _SHORT.repr(value)
+short = _SHORT.repr  # but of at most a few hundred characters: a value from a file may be of any size
 
 
 class ConfigError(Exception):

@@ -63,7 +63,11 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)
-            facts = check_facts(text, file) if text is not None else None
+            if text is None:
+                raise CheckpointError(
+                    f"{file} has no recipe: convert.py makes a file with one, from a checkpoint or a diffusers folder"
+                )
+            facts = check_facts(text, file)
             tensors = {name: content.get_tensor(name).float() for name in content.keys()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
@@ -73,8 +77,4 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(
             f"{file} is damaged or not a safetensors file; nothing in it was run ({error})"
         ) from error
-    if text is None:
-        raise CheckpointError(
-            f"{file} has no recipe: convert.py makes a file with one, from a checkpoint or a whole diffusers folder"
-        )
     return tensors, facts

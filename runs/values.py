@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from files.errors import ConfigError, short
 
-LONGEST, NAME = 32, 200  # entries of a list of numbers, characters of a name in a list
+LONGEST = 32  # entries of a list of numbers
 ELSEWHERE = {  # keys of other toolkits that do not look like ours
     "lr": "learning_rate", "bs": "batch_size", "resolution": "image_size", "size": "image_size",
     "dim": "model_channels", "dim_mults": "channel_mult", "T": "timestep_num", "diffusion_steps": "timestep_num",
@@ -43,7 +43,7 @@ def coerced(where: str, name: str, value, key: Key):
             raise wrong
         return value
     if key.kind == list[str]:
-        if not isinstance(value, list) or not len(value) <= key.most or not all(map(_is_name, value)):
+        if not isinstance(value, list) or len(value) > key.most or not all(v and isinstance(v, str) for v in value):
             raise wrong
         return value
     if key.kind is list:
@@ -52,10 +52,6 @@ def coerced(where: str, name: str, value, key: Key):
             raise wrong
         return [_number(item, replace(key, kind=int), wrong) for item in items]
     return _number(value, key, wrong)
-
-
-def _is_name(value) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= NAME
 
 
 def _number(value, key: Key, wrong: ConfigError) -> int | float:
@@ -81,7 +77,7 @@ def _describe(key: Key) -> str:
         bool: "true or false",
         str: "a text",
         list: f"a list of up to {LONGEST} whole numbers",
-        list[str]: f"a list of names of up to {NAME} characters",
+        list[str]: "a list of names",
         dict: "a block of KEY: VALUE lines",
     }
     kind = "," if key.kind in (int, list) else "g"

@@ -25,19 +25,11 @@ RECIPE = "recipe.json"
 PIPELINES, SCHEDULERS = ("DDPMPipeline", "DDIMPipeline"), ("DDPMScheduler", "DDIMScheduler")
 
 
-def need_diffusers() -> None:
-    """ConfigError if diffusers is missing."""
-    try:
-        diffusers()
-    except ValueError as error:
-        raise ConfigError(f"folders: {error}") from error
-
-
 def export_folder(run: Run, folder: Path) -> None:
     """Writes a folder that DDPMPipeline and DDIMPipeline load, and checks that its network computes the same.
 
-    Raises ConfigError for a network that UNet2DModel cannot represent, and CheckpointError if the outputs differ by
-    more than 1e-5; the caller then removes the folder.
+    Raises ConfigError without diffusers, and for a network that UNet2DModel cannot represent; CheckpointError if the
+    outputs differ by more than 1e-5. The caller then removes the folder.
     """
     try:
         unet = to_unet2d(run)
@@ -121,7 +113,8 @@ def load_unet(folder: Path) -> nn.Module:
         )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := [str(name) for name in report[what]]:
-            raise CheckpointError(f"{folder}: {what.removesuffix('_keys')} tensor {names[0]}" + _more(names))
+            more = f" and {len(names) - 1} more" * (len(names) > 1)
+            raise CheckpointError(f"{folder}: {what.removesuffix('_keys')} tensor {names[0]}{more}")
     return unet.float().eval()
 
 
@@ -187,7 +180,3 @@ def _refused(folder: Path):
         if "Unable to load weights" in reason:
             reason = "its weights are damaged or hold more than tensors; nothing in them was run"
         raise CheckpointError(f"{folder}: {reason[:300]}") from error
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""

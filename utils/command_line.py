@@ -1,6 +1,7 @@
 """What the scripts share on the command line: parsing arguments, and ending with one line and an exit code."""
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -33,17 +34,17 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (--help lists every argument)")
 
 
-def number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument type: a whole number from `least` to `most`, both included."""
+def number(least: int, most: int | None = None, kind: type = int) -> Callable[[str], int | float]:
+    """An argument type: a whole number, or one of kind float, from `least` to `most`, both included."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> int | float:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number") from None
+        if not least <= value <= (most or math.inf):  # False for nan
             raise argparse.ArgumentTypeError(
-                f"{value} is not {f'from {least} to {most}' if most else f'at least {least}'}"
+                f"{text} is not {f'from {least} to {most}' if most else f'at least {least}'}"
             )
         return value
 
