@@ -56,6 +56,8 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
 def _network(weights: dict[str, Tensor]) -> tuple[dict, list[int]]:
     """The recipe keys, inferred from names and shapes, and the levels with attention. KeyError: a missing weight."""
     width, channel = weights["down_blocks.0.0.weight"].shape[:2]
+    if weights["time_embed.0.weight"].shape[1] != width:
+        raise ValueError("down_blocks.0.0.weight and time_embed.0.weight are of different widths")
     if channel not in (1, 3):
         raise ValueError(f"pictures of {channel} channels, not 1 (grey) or 3 (colour)")
     widths, blocks, attended = [], [0], []
