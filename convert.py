@@ -17,9 +17,9 @@ import torch
 
 from files.atomic import part_folder
 from files.errors import ConfigError
-from runs.run import check_given, load_run
+from runs.run import check_given, checkpoint_of, load_run
 from runs.shared_weights import facts_of, save_shared_weights
-from sharing.diffusers_folder import export_folder, import_folder, need_diffusers
+from sharing.diffusers_folder import export_folder, import_folder
 from sharing.model_card import write_card
 from training.log import read_log
 from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, run
@@ -28,11 +28,9 @@ from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, r
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("source", type=Path, metavar="FROM", help="a checkpoint, a .safetensors or a diffusers folder")
+    add("source", type=checkpoint_of, metavar="FROM", help="a checkpoint or .safetensors, a run's or diffusers folder")
     add("target", type=Path, metavar="TO", help="a new .safetensors, or a new diffusers folder")
-    add(
-        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default), or those of the last step"
-    )
+    add("--weights", choices=("ema", "raw"), default="ema", help="averaged (default), or of the last step")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of a .safetensors: float16 halves the file")
     add_recipe_flags(parser)
     return parser.parse_args()
@@ -48,8 +46,6 @@ def main() -> None:
         raise ConfigError(f"{target}: convert.py writes a .safetensors or a folder, not a {target.suffix}")
     if args.dtype != "float32" and not to_file:
         raise ConfigError("--dtype is for a .safetensors: diffusers folders are written in float32")
-    if args.source.is_dir() or not to_file:
-        need_diffusers()
     if args.source.is_dir():
         trained = import_folder(args.source)
         check_given(trained.recipe, trained.weights, args.source, args.weights, given)

@@ -18,8 +18,9 @@ from evaluation.numbers import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
 from runs.recipe import parse_spec
-from runs.run import load_run
+from runs.run import checkpoint_of, load_run
 from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, labels, random_gen, real_data
+from test_modes.job import Job
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
 
@@ -30,7 +31,7 @@ MODES["evaluate"] = evaluate
 def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model_path", required=True, type=Path, metavar="P", help="a checkpoint or .safetensors")
+    add("--model_path", required=True, type=checkpoint_of, metavar="P", help="a checkpoint, its folder or .safetensors")
     add("--test_mode", required=True, choices=MODES)
     add("--sample_info", nargs="+", metavar="DDIM_50_0p0", help="samplers: METHOD_STEPS_ETA, one or several")
     add("--sample_num", type=number(1, 10**7), metavar="N", help="how many; for each mode see docs/sampling.md")
@@ -52,17 +53,17 @@ def main() -> None:
     check_arguments(args)
     device = pick_device(args.device)
     trained = load_run(args.model_path, args.weights, **recipe_flags(args))
-    args.precision = sampling_precision(args.precision, device, trained.recipe["objective"])
-    specs = samplers(args, trained.recipe["timestep_num"])
-    labels.resolve_labels(args, trained.recipe, "labels" in MODES[args.test_mode].FLAGS)
+    precision = sampling_precision(args.precision, device, trained.recipe["objective"])
+    specs, mode = samplers(args, trained.recipe["timestep_num"]), MODES[args.test_mode]
+    labelled = labels.resolved(args, trained.recipe, takes_labels="labels" in mode.FLAGS)
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
-    trained.to(device, args.precision, args.compile)
+    trained.to(device, precision, args.compile)
     began, rank = time.monotonic(), rank_and_world()[0]
     stem = f"{datetime.now():%Y%m%d%H%M%S}_seed{args.seed}" + f"_rank{rank}" * (rank > 0)
-    with own_stem(args.save_dir, stem) as args.stem:
-        files = MODES[args.test_mode].run(args, trained, specs)
-    print(*files, f"{time.monotonic() - began:.1f} s on {device} in {args.precision}", sep="\n")
+    with own_stem(args.save_dir, stem) as stem:
+        files = mode.run(Job(args, trained, specs, precision, stem, **labelled))
+    print(*files, f"{time.monotonic() - began:.1f} s on {device} in {precision}", sep="\n")
 
 
 def check_arguments(args: Namespace) -> None:

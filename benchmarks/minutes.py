@@ -39,7 +39,6 @@ from files.errors import ConfigError
 from runs.labels import class_names, usual_guidance
 from runs.recipe import parse_spec
 from runs.run import Run, load_run
-from test_modes.labels import weight
 from training.batches import Batches
 from training.log import read_log
 from utils.command_line import ArgumentParser, number, run
@@ -207,7 +206,7 @@ def main() -> None:
     parser.add_argument("--data_path", metavar="P", help="where the data are (default: as in config.yaml)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
     parser.add_argument("--sample_info", default="DPMpp_20_0p0", metavar="METHOD_STEPS_ETA", help="the sampler")
-    parser.add_argument("--guidance", nargs="+", type=weight, metavar="W", help="default: that of each recipe")
+    parser.add_argument("--guidance", nargs="+", type=number(0, 1000, float), metavar="W", help="default: the recipes'")
     parser.add_argument("--sample_num", type=number(GROUPS), default=2000, metavar="N", help="samples of each arm")
     parser.add_argument("--save_dir", default="train_results/minutes", metavar="D", help="for runs and pictures")
     args = parser.parse_args()

@@ -15,7 +15,6 @@ from datasets.registry import DIGITS, data_labels, data_set
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 IDX_FILES = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
-MOST_BYTES = 2**31  # of pixels in an IDX file; MNIST has 47 million
 IDX_NAMES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 CLOTHES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
@@ -103,22 +102,20 @@ def read_idx(file: Path) -> np.ndarray:
     """The uint8 array in an IDX file of bytes, gzipped if the name ends in .gz.
 
     The format: two zero bytes, the type (8: bytes), the number of dimensions, each dimension as a big-endian int32, and
-    then the bytes. Raises DataError if the file is damaged or of another kind. No more is read than the header says.
+    then the bytes. Raises DataError if the file is damaged or of another kind.
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-            start = stream.read(4)
-            if start[:3] != b"\0\0\x08" or len(start) < 4 or not 0 < start[3] <= 4:
-                raise DataError(f"{file} is not an IDX file of bytes")
-            header = stream.read(4 * start[3])
-            shape = [int.from_bytes(header[i : i + 4], "big") for i in range(0, len(header), 4)]
-            size = math.prod(shape)
-            data = stream.read(size + 1) if size <= MOST_BYTES else b""
+            data = stream.read()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{file} is damaged ({error}): download it again") from error
-    if len(header) != 4 * start[3] or len(data) != size or not size:
+    if data[:3] != b"\0\0\x08" or len(data) < 4:
+        raise DataError(f"{file} is not an IDX file of bytes")
+    start = 4 + 4 * data[3]
+    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
+    if len(data) != start + math.prod(shape):
         raise DataError(f"{file} is damaged: its bytes do not match its shape {'x'.join(map(str, shape))}")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _parts(split: str) -> tuple[str, ...]:

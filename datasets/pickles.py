@@ -4,7 +4,6 @@ Loading a pickle can run arbitrary code. This reader only builds plain container
 """
 
 import gzip
-import io
 import pickle
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from datasets.errors import DataError
 
-MOST_BYTES = 2**30  # mnist.pkl.gz holds 220 million, a batch of CIFAR-10 31 million
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function that NumPy's pickles call to create an empty array
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -40,9 +38,6 @@ def load_arrays(file: Path):
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise ValueError(f"it holds more than {MOST_BYTES:,} bytes")
-        return ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+            return ArrayUnpickler(stream, encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise any type
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}") from error

@@ -13,7 +13,7 @@ GRAMMAR = (
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """How to sample. "DDIM_50_0p0" means DDIM, 50 steps, eta 0.0.
+    """How to sample. "DDIM_50_0p0", or ddim_50_0.0 or DDIM_50 for short, means DDIM, 50 steps, eta 0.0.
 
     method: a key of SAMPLERS.
     eta: scales the standard deviation of the fresh noise, from 0 (none) to 1 (as much as DDPM; Song et al. 2021,
@@ -29,10 +29,13 @@ class SampleSpec:
     @classmethod
     def parse(cls, text: str) -> "SampleSpec":
         """Reads METHOD_STEPS_ETA. Raises ValueError, which shows the grammar."""
-        match = re.fullmatch(rf"({'|'.join(SAMPLERS)})_([1-9][0-9]{{0,5}})_([01])p([0-9]{{1,3}})(_quad)?", text)
-        if not match or float(f"{match[3]}.{match[4]}") > 1:
+        grammar = rf"({'|'.join(SAMPLERS)})_([1-9]\d{{0,5}})(?:_([01](?:[p.]\d{{1,3}})?))?(_quad)?"
+        match = re.fullmatch(grammar, text, re.IGNORECASE | re.ASCII)
+        eta = float((match and match[3] or "0").lower().replace("p", "."))
+        if not match or eta > 1:
             raise ValueError(f"sample_info {text!r} is not {GRAMMAR}")
-        return cls(match[1], int(match[2]), float(f"{match[3]}.{match[4]}"), bool(match[5]))
+        method = next(name for name in SAMPLERS if name.lower() == match[1].lower())
+        return cls(method, int(match[2]), eta, bool(match[4]))
 
     def __str__(self) -> str:
         return f"{self.method}_{self.steps}_{self.eta}".replace(".", "p") + "_quad" * self.quad

@@ -10,14 +10,7 @@ import torch
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlevel = 3
-
-
-def short(value) -> str:
-    """repr(value), but of at most a few hundred characters; a value from a file may be of any size."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python does not print numbers of thousands of digits
-        return f"a {type(value).__name__} that is too long to show"
+short = _SHORT.repr  # but of at most a few hundred characters: a value from a file may be of any size
 
 
 class ConfigError(Exception):

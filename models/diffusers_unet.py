@@ -6,13 +6,10 @@ diffusers is an optional dependency: it is imported only when one of these funct
 import importlib
 import inspect
 
-import torch
 from torch import Tensor, nn
 
 from models.blocks import height_and_width
 from models.unet import usual_norm_groups
-
-MOST, MOST_LAYERS = 1_000_000, 64  # the largest number in a configuration, and of layers or levels
 
 
 def diffusers():
@@ -80,20 +77,6 @@ def settings(config: dict) -> dict:
     return {name: value for name, value in changed.items() if name not in ("sample_size", "dropout")}
 
 
-def unallocated(config: dict) -> nn.Module:
-    """A UNet2DModel on PyTorch's meta device: its weights have shapes, but take no memory.
-
-    Raises ValueError for settings beyond any network: they may come from a foreign file, and layers take memory, too.
-    """
-    for name, value in config.items():
-        numbers = value if isinstance(value, list | tuple) else [value]
-        most = MOST_LAYERS if name == "layers_per_block" else MOST
-        if len(numbers) > MOST_LAYERS or any(isinstance(number, int) and number > most for number in numbers):
-            raise ValueError(f"{name} is too large for a network: at most {most:,}, and {MOST_LAYERS} entries")
-    with torch.device("meta"):
-        return diffusers().UNet2DModel(**config)
-
-
 def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
@@ -119,7 +102,6 @@ class DiffusersUNet(nn.Module):
             raise ValueError(f"diffusers_unet: the installed version of diffusers does not know {names}")
         chosen = {"sample_size": keywords["image_size"], "dropout": keywords["dropout"]}
         try:
-            unallocated(diffusers_unet | chosen)
             self.unet = diffusers().UNet2DModel(**diffusers_unet | chosen)
             expected = keywords_of(dict(self.unet.config))
         except Exception as error:  # diffusers checks little and raises many types

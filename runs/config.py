@@ -7,7 +7,7 @@ Train_Setting, the chain of `base`, the block of the data set, --set.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import yaml
 
@@ -16,7 +16,7 @@ from files.errors import ConfigError, short
 from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce
 from runs.values import unknown
 
-MOST_KEYS = 1000  # of a mapping, with those that it merges
+DEFAULT = Path("config.yaml")
 
 
 def load_recipe(
@@ -28,12 +28,15 @@ def load_recipe(
 ) -> dict:
     """The resolved recipe of one Train_Data block.
 
+    config: a YAML file in UTF-8 or UTF-16; where there is no config.yaml, the one beside train_solver.py is meant.
     overrides: "KEY=VALUE" texts of --set. flags: keys that have a flag of their own.
     pretrained: returns the recipe of the weights that a recipe with init_from starts from. Its network and diffusion
         override those of the block, except num_classes: auto; --set overrides both.
     Raises ConfigError for an unknown block or key (with the closest known one), a wrong type or value, a duplicate, and
     a cycle of bases.
     """
+    if config == DEFAULT and not config.exists():
+        config = Path(__file__).parent.parent / DEFAULT
     content = _read_yaml(config)
     blocks = {_name(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
     layers, chain = [], [data_name]
@@ -49,7 +52,8 @@ def load_recipe(
         chain.append(_name(block["base"]))
         if chain[-1] in chain[:-1]:
             raise ConfigError(f"{config}: Train_Data: the bases form a cycle: {' -> '.join(chain)}")
-    layers.append((f"{config}: Train_Setting", _mapping(content.get("Train_Setting"), f"{config}: Train_Setting")))
+    setting = _mapping(content.get("Train_Setting") or {}, f"{config}: Train_Setting")
+    layers.append((f"{config}: Train_Setting", setting))
     layers.insert(0, ("--set", _parse_overrides(overrides) | (flags or {})))
 
     layers = [{key: coerce(where, key, value) for key, value in layer.items()} for where, layer in layers]
@@ -77,10 +81,10 @@ def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:
 
 def _read_yaml(config: Path) -> dict:
     try:
-        with open(config, encoding="utf-8") as stream:
+        with open(config, "rb") as stream:
             content = read_yaml(stream)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{config} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise ConfigError(f"{config} cannot be read: {error.strerror}") from error
     except MemoryError:
         raise
     except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
@@ -92,18 +96,13 @@ def _read_yaml(config: Path) -> dict:
     return content
 
 
-def read_yaml(text: str | TextIO):
-    """The content of a YAML text: plain values, lists and mappings. Raises yaml.YAMLError, among many others."""
+def read_yaml(text: str | BinaryIO):
+    """The content of a YAML text or file: plain values, lists and mappings. Raises yaml.YAMLError and many others."""
     return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last, and endless merges (<<)."""
-
-    def flatten_mapping(self, node):
-        super().flatten_mapping(node)
-        if len(node.value) > MOST_KEYS:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_KEYS} keys", node.start_mark)
+    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -121,8 +120,6 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise ConfigError(f"--set {text}: write it as KEY=VALUE")
-        if key in values:
-            raise ConfigError(f"--set {text}: {key} is set twice")
         try:
             is_text = key in KEYS and KEYS[key].kind is str and value != "null"
             values[key] = value if is_text else read_yaml(value)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from files.errors import CheckpointError, ConfigError
 from models.blocks import height_and_width
-from runs.network import check_dense
 from runs.recipe import coerce, plain_recipe
 
 NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
@@ -31,8 +30,6 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
     weights = dict(content["unet_model"])
     given = {key: coerce(str(file), key, value) for key, value in given.items() if value is not None}
     try:
-        for name, weight in weights.items():
-            check_dense(weight, name)
         shown, attended = _network(weights)
         if shown["image_channel"] == 3:
             weights |= {name: weights[name].flip(axis) for name, axis in COLOURS.items()}

@@ -127,9 +127,7 @@ RESUMABLE = {
 def plain_recipe(name: str, **keys) -> dict:
     """A recipe for weights that came without one: a folder of pictures, and the default of every key but `keys`."""
     recipe = {"data_name": name, "dataset": "Folder"} | {key: KEYS[key].default for key in KEYS}
-    recipe |= {"data_path": f"data/{name.lower()}", "pth_save_name": name.lower()} | keys
-    recipe["preview_info"] = f"DDIM_{min(25, recipe['timestep_num'])}_0p0"
-    return check_recipe(recipe, name)
+    return check_recipe(recipe | {"data_path": f"data/{name.lower()}", "pth_save_name": name.lower()} | keys, name)
 
 
 def complete_recipe(recipe, where: str) -> dict:
@@ -142,7 +140,10 @@ def complete_recipe(recipe, where: str) -> dict:
 
 
 def check_recipe(recipe: dict, where: str) -> dict:
-    """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong."""
+    """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong.
+
+    A preview of more steps than there are timesteps takes all timesteps.
+    """
     names = {"data_name": Key(str, ""), "dataset": Key(str, "")}
     checked = {k: coerced(where, k, v, names[k]) if k in names else coerce(where, k, v) for k, v in recipe.items()}
     if checked["dataset"] not in LOADERS:
@@ -161,7 +162,8 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
         raise ConfigError(f"{where}: pth_save_name must be a plain name, not {short(checked['pth_save_name'])}")
-    parse_spec(checked["preview_info"], checked["timestep_num"], f"{where}: preview_info")
+    preview = parse_spec(checked["preview_info"], MANY, f"{where}: preview_info")
+    checked["preview_info"] = str(replace(preview, steps=min(preview.steps, checked["timestep_num"])))
     return checked
 
 

@@ -102,13 +102,12 @@ def in_batches(count: int, batch_size: int, rank: int = 0, world: int = 1) -> It
 def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     """Loads a training checkpoint, a .safetensors with its recipe, or a published checkpoint, to the CPU.
 
+    file: or the folder of a run, see `checkpoint_of`.
     weights: "ema" (averaged, where the file has them) or "raw" (of the last step).
     given: recipe keys or None. They must agree with the recipe in the file (ConfigError). A published checkpoint has no
     recipe: it takes these keys instead, and needs image_size.
     """
-    file, step = Path(file), 0
-    if file.exists() and not file.is_file() and not file.is_dir():
-        raise CheckpointError(f"{file} is not a regular file")
+    file, step = checkpoint_of(file), 0
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder: convert.py turns a diffusers folder into a .safetensors")
     if file.suffix.lower() == ".safetensors":
@@ -130,6 +129,13 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
         model = build(recipe)[0]
         load_state(model, tensors, file)
     return Run(model.eval(), diffusion, recipe, step, has)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The checkpoint in the folder of a run, which has the folder's name; any other path as it is."""
+    path = Path(path)
+    inside = path / f"{path.absolute().name}.pt"
+    return inside if inside.is_file() else path
 
 
 def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -> None:

@@ -2,14 +2,18 @@
 
 import difflib
 import math
-import os
 from dataclasses import dataclass, replace
 from types import UnionType
 
 from files.errors import ConfigError, short
 
-LONGEST, NODES = 32, 1000  # entries of a list of numbers, values in a block of lines
-NAME = 200  # characters of a name in a list
+LONGEST = 32  # entries of a list of numbers
+ELSEWHERE = {  # keys of other toolkits that do not look like ours
+    "lr": "learning_rate", "bs": "batch_size", "resolution": "image_size", "size": "image_size",
+    "dim": "model_channels", "dim_mults": "channel_mult", "T": "timestep_num", "diffusion_steps": "timestep_num",
+    "iterations": "max_steps", "train_steps": "max_steps", "prediction_type": "objective", "fp16": "precision",
+    "amp": "precision", "ema_rate": "ema_decay", "clip_grad": "grad_clip", "flip": "horizontal_flip",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,11 @@ def coerced(where: str, name: str, value, key: Key):
             raise wrong
         return value
     if key.kind in (bool, str, dict):
-        if not isinstance(value, key.kind) or value in ("", {}) or not _fits(value):
+        if not isinstance(value, key.kind) or value in ("", {}):
             raise wrong
         return value
     if key.kind == list[str]:
-        if not isinstance(value, list) or not len(value) <= key.most or not all(map(_is_name, value)):
+        if not isinstance(value, list) or len(value) > key.most or not all(v and isinstance(v, str) for v in value):
             raise wrong
         return value
     if key.kind in (list, int | list):
@@ -51,31 +55,6 @@ def coerced(where: str, name: str, value, key: Key):
         numbers = [_number(item, replace(key, kind=int), wrong) for item in items]
         return numbers if key.kind is list or len(set(numbers)) > 1 else numbers[0]
     return _number(value, key, wrong)
-
-
-def _is_name(value) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= NAME and _fits(value)
-
-
-def _fits(value: bool | str | dict) -> bool:
-    """Whether a text can be the name of a file, and a block holds plain values, not too many of them.
-
-    They are counted as YAML would write them without anchors: a few lines with anchors can stand for billions.
-    """
-    left, room = [value], NODES
-    while left and room:
-        value, room = left.pop(), room - 1
-        if isinstance(value, dict | list | tuple):
-            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        elif isinstance(value, str):
-            try:
-                if b"\0" in os.fsencode(value):
-                    return False
-            except UnicodeEncodeError:  # half a surrogate pair
-                return False
-        elif not isinstance(value, bool | int | float | None):
-            return False
-    return not left
 
 
 def _number(value, key: Key, wrong: ConfigError) -> int | float:
@@ -102,7 +81,7 @@ def _describe(key: Key) -> str:
         bool: "true or false",
         str: "a text",
         list: f"a list of up to {LONGEST} whole numbers",
-        list[str]: f"a list of names of up to {NAME} characters",
+        list[str]: "a list of names",
         dict: "a block of KEY: VALUE lines",
     }
     kind = "," if key.kind in (int, list, int | list) else "g"
@@ -115,6 +94,7 @@ def _describe(key: Key) -> str:
 def unknown(name, known) -> str:
     """An error text for an unknown name, with the closest known one."""
     text = str(name)[:100] if isinstance(name, str) else short(name)
-    near = difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
+    near = [ELSEWHERE[text]] if ELSEWHERE.get(text) in known else []
+    near = near or difflib.get_close_matches(text, list(map(str, known)), 1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(map(str, known))}"
     return f"{short(name)} is not known{hint}"

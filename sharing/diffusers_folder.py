@@ -12,7 +12,7 @@ from datasets import picture_shape
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
-from models.diffusers_unet import arguments, diffusers, keywords_of, settings, unallocated
+from models.diffusers_unet import arguments, diffusers, keywords_of, settings
 from runs.network import build, check_size, load_state
 from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
 from runs.run import Run
@@ -25,19 +25,11 @@ RECIPE = "recipe.json"
 PIPELINES, SCHEDULERS = ("DDPMPipeline", "DDIMPipeline"), ("DDPMScheduler", "DDIMScheduler")
 
 
-def need_diffusers() -> None:
-    """ConfigError if diffusers is missing."""
-    try:
-        diffusers()
-    except ValueError as error:
-        raise ConfigError(f"folders: {error}") from error
-
-
 def export_folder(run: Run, folder: Path) -> None:
     """Writes a folder that DDPMPipeline and DDIMPipeline load, and checks that its network computes the same.
 
-    Raises ConfigError for a network that UNet2DModel cannot represent, and CheckpointError if the outputs differ by
-    more than 1e-5; the caller then removes the folder.
+    Raises ConfigError without diffusers, and for a network that UNet2DModel cannot represent; CheckpointError if the
+    outputs differ by more than 1e-5. The caller then removes the folder.
     """
     try:
         unet = to_unet2d(run)
@@ -114,7 +106,8 @@ def load_unet(folder: Path) -> nn.Module:
     with _refused(folder):
         if unknown := sorted({key for key in config if not key.startswith("_")} - set(arguments())):
             raise CheckpointError(f"{folder}/config.json: this diffusers does not know {', '.join(unknown)}")
-        check_size(unallocated({key: value for key, value in config.items() if not key.startswith("_")}))
+        with torch.device("meta"):  # the weights have shapes, but take no memory
+            check_size(diffusers().UNet2DModel(**{key: value for key, value in config.items() if key in arguments()}))
         unet, report = diffusers().UNet2DModel.from_pretrained(
             str(folder),
             low_cpu_mem_usage=False,
@@ -123,7 +116,8 @@ def load_unet(folder: Path) -> nn.Module:
         )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := [str(name) for name in report[what]]:
-            raise CheckpointError(f"{folder}: {what.removesuffix('_keys')} tensor {names[0]}" + _more(names))
+            more = f" and {len(names) - 1} more" * (len(names) > 1)
+            raise CheckpointError(f"{folder}: {what.removesuffix('_keys')} tensor {names[0]}{more}")
     return unet.float().eval()
 
 
@@ -190,7 +184,3 @@ def _refused(folder: Path):
         if "Unable to load weights" in reason:
             reason = "its weights are damaged or hold more than tensors; nothing in them was run"
         raise CheckpointError(f"{folder}: {reason[:300]}") from error
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""

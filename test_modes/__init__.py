@@ -1,5 +1,5 @@
 """What test_solver.py does: one file per --test_mode, and what these files use.
 
 A mode has FLAGS, the flags that only some modes have; `add_flags`, if no other file adds them; and
-`run(args, trained, specs)`, which returns the files that it saved.
+`run(job)`, which returns the files that it saved.
 """

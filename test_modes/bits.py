@@ -2,7 +2,6 @@
 
 import json
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ from datasets import load_images, normalize
 from diffusion import SampleNoise, SampleSpec, bound_terms
 from files.atomic import write_file
 from files.errors import ConfigError
-from runs.run import Run, in_batches
-from test_modes.names import picture_path
+from runs.run import in_batches
+from test_modes.job import Job
 from test_modes.real_data import real_data
 from utils.pictures import save_figure
 
@@ -23,39 +22,41 @@ SUMMARY = """{sample_info}, seed {seed}: {n:,} pictures of {data}'s {split} spli
 at most {bits:.4f} ± {bits_error:.2g} bits per dimension, of which prior {prior:.2g} and decoder {decoder:.4f}"""
 
 
-def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+def run(job: Job) -> list[Path]:
     """The bound on `sample_num` pictures, the same ones for every seed: as JSON, and a plot of its terms by t."""
-    recipe, files, curves = trained.recipe, [], {}
+    args, trained, files, curves = job.args, job.trained, [], {}
+    recipe = trained.recipe
     source, data_path, split = real_data(args, recipe)
     images = load_images(source["dataset"], data_path, split, recipe["image_size"], recipe["image_channel"])
     count = args.sample_num or min(PICTURES, len(images))
     if count > len(images):
         raise ConfigError(f"--sample_num {count}: the {split} split has {len(images)} pictures")
     pictures = torch.from_numpy(images[np.random.default_rng(0).permutation(len(images))[:count]])
-    for spec in specs:
+    for spec in job.specs:
         began = time.monotonic()
-        batches = [terms_of(args, trained, spec, pictures, indices) for indices in in_batches(count, args.batch_size)]
+        batches = [terms_of(job, spec, pictures, indices) for indices in in_batches(count, args.batch_size)]
         timesteps, terms = batches[0][0], torch.cat([terms for _, terms in batches])
         bits, by_t = terms.sum(1), terms.mean(0)
         curves[spec] = timesteps[1:], by_t[1:]
         report = {
             "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
-            "seed": args.seed, "precision": args.precision, "device": str(trained.device),
+            "seed": args.seed, "precision": job.precision, "device": str(trained.device),
             "seconds": round(time.monotonic() - began, 1), "data": source["data_name"], "split": split, "n": count,
             "bits": bits.mean().item(), "bits_error": bits.std().item() / count**0.5, "prior": by_t[0].item(),
             "decoder": by_t[-1].item(), "by_t": dict(zip(timesteps[1:], by_t[1:].tolist(), strict=True)),
         }  # fmt: skip
         print(SUMMARY.format(**report))
-        file = picture_path(args, f"{spec}_bits").with_suffix(".json")
+        file = job.path(spec, "bits").with_suffix(".json")
         files.append(write_file(file, json.dumps(report, indent=1) + "\n"))
-    return [*files, plot_bits(curves, picture_path(args, "bits"))]
+    return [*files, plot_bits(curves, job.path("bits"))]
 
 
-def terms_of(args: Namespace, trained: Run, spec: SampleSpec, pictures: torch.Tensor, indices: range):
+def terms_of(job: Job, spec: SampleSpec, pictures: torch.Tensor, indices: range):
     """The timesteps of `bound_terms`, and the terms of these pictures: float64 (B, S + 1)."""
+    trained, noise = job.trained, SampleNoise(job.args.seed, indices)
     x_start = normalize(pictures[indices[0] : indices[-1] + 1]).to(trained.device)
     try:
-        terms = bound_terms(trained.diffusion, trained.network, x_start, spec, SampleNoise(args.seed, indices))
+        terms = bound_terms(trained.diffusion, trained.network, x_start, spec, noise)
         terms = tqdm(terms, total=spec.steps + 1, desc=f"{spec}, pictures {indices[0]} to {indices[-1]}", leave=False)
         timesteps, terms = zip(*terms, strict=True)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Changes pictures: into the noise, and back."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from itertools import product
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from tqdm import tqdm
 from datasets import normalize
 from diffusion import EDIT_MODES, SampleSpec, edit
 from files.errors import ConfigError
-from runs.run import Run, in_batches
+from runs.run import in_batches
 from test_modes import given_pictures
 from test_modes.interpolate import depths
-from test_modes.names import picture_path
+from test_modes.job import Job
 from utils.pictures import film_states, grid, save_film, save_table
 
 FLAGS = ("edit_mode", "diffusion_step", "animate", *given_pictures.FLAGS)
@@ -26,15 +26,16 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--edit_mode", nargs="+", choices=EDIT_MODES, help="add noise (sdedit, the default), or invert DDIM")
 
 
-def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+def run(job: Job) -> list[Path]:
     """A row per depth below the pictures, `sample_num` edits of each picture beside each other."""
+    args, trained = job.args, job.trained
     T, edits, files = trained.recipe["timestep_num"], args.sample_num or 1, []
     rows = depths(args, T) or [-(-T * tenths // 10) for tenths in (2, 4, 6, 8)]
     pictures = given_pictures.given_pictures(args, trained.recipe, PICTURES).repeat(edits, 0)
     x_start = normalize(torch.from_numpy(pictures)).to(trained.device)
-    for spec, mode in product(specs, args.edit_mode or ["sdedit"]):
-        states = [edit_states(args, trained, x_start, spec, depth, mode) for depth in rows]
-        file = picture_path(args, f"{spec}_edit" if mode == "sdedit" else f"{spec}_{mode}_edit")
+    for spec, mode in product(job.specs, args.edit_mode or ["sdedit"]):
+        states = [edit_states(job, x_start, spec, depth, mode) for depth in rows]
+        file = job.path(spec, "edit" if mode == "sdedit" else f"{mode}_edit")
         cells = [[grid(x, len(x_start))] for x in (x_start, *(parts[-1] for parts in states))]
         labels = ["picture", *(f"{depth} of {T}" for depth in rows)]
         files.append(save_table(cells, labels, [""], file))
@@ -45,10 +46,9 @@ def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
     return files
 
 
-def edit_states(
-    args: Namespace, trained: Run, x_start: Tensor, spec: SampleSpec, depth: int, mode: str
-) -> list[Tensor]:
+def edit_states(job: Job, x_start: Tensor, spec: SampleSpec, depth: int, mode: str) -> list[Tensor]:
     """The `film_states` of one depth, of pictures (N, C, H, W). Picture i has the noise of sample i, at all depths."""
+    args, trained = job.args, job.trained
     batches, steps = [], -(-spec.steps * depth // trained.recipe["timestep_num"])
     for indices in tqdm(list(in_batches(len(x_start), args.batch_size)), desc=f"{mode} {depth}", leave=False):
         noise, generator = trained.noise(indices, args.seed)

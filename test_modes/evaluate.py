@@ -2,22 +2,19 @@
 
 import json
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from itertools import product
 from pathlib import Path
 
 import torch
 
 from datasets import DataError, load_labelled, to_uint8
-from diffusion import SampleSpec
 from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
 from evaluation.real_pictures import real_pictures
 from files.atomic import write_file
-from runs.run import Run
 from test_modes import bits
-from test_modes.labels import described, names_of
-from test_modes.names import picture_path
+from test_modes.job import Job
 from test_modes.real_data import real_data
 from utils.pictures import save_grid
 
@@ -29,43 +26,39 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--bits", action="store_true", default=None, help="only how well the network fits real pictures, in bits")
 
 
-def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+def run(job: Job) -> list[Path]:
     """How close the samples are to real pictures, in numbers; and some samples above their nearest neighbours."""
-    if args.bits:
-        return bits.run(args, trained, specs)
-    recipe, files, count = trained.recipe, [], args.sample_num or 2000
+    if job.args.bits:
+        return bits.run(job)
+    args, trained, recipe = job.args, job.trained, job.trained.recipe
+    files, count = [], args.sample_num or 2000
     source, data_path, split = real_data(args, recipe)
     size, channels = recipe["image_size"], recipe["image_channel"]
     real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels)
     extractor = extractor_for(source["dataset"], channels, trained.device)
     evaluation = Evaluation(real, extractor, count, mirrored=recipe["horizontal_flip"])
-    labels = names_of(args, recipe)
-    asked, classes, accuracy = asked_for(
-        labels, count, extractor, (source["dataset"], data_path, "test", size, channels)
-    )
-    for spec, weight in product(specs, args.guidance):
+    test_split = (source["dataset"], data_path, "test", size, channels)
+    asked, classes, accuracy = asked_for(job.names, count, extractor, test_split)
+    for spec, weight in product(job.specs, job.guidance):
         began = time.monotonic()
-        batches = trained.batches(count, spec, args.seed, args.batch_size, labels=args.labels, guidance=weight)
+        batches = trained.batches(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
         samples = torch.cat([to_uint8(x) for x in batches])
         seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples, asked, classes)
-        if labels:
-            report |= {"labels": labels, "guidance": weight}
+        if job.names:
+            report |= {"labels": job.names, "guidance": weight}
         if "as_asked" in report:
             report["as_asked"]["real"] = accuracy
         report = dict(  # raises TypeError if the report already has one of these keys; {…} would not
             model=args.model_path.name, weights=trained.weights, step=trained.step, sample_info=str(spec),
-            seed=args.seed, precision=args.precision, device=str(trained.device), seconds=seconds,
+            seed=args.seed, precision=job.precision, device=str(trained.device), seconds=seconds,
             data=source["data_name"], split=split, **report,
         )  # fmt: skip
         print(summary(report))
-        file = picture_path(args, f"{described(spec, weight)}_evaluate").with_suffix(".json")
+        file = job.path(spec, "evaluate", weight).with_suffix(".json")
         write_file(file, json.dumps(report, indent=1) + "\n")
         first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
-        files += [
-            file,
-            save_grid(torch.cat(rows), picture_path(args, f"{described(spec, weight)}_neighbours"), len(first)),
-        ]
+        files += [file, save_grid(torch.cat(rows), job.path(spec, "neighbours", weight), len(first))]
     return files
 
 

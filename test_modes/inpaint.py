@@ -14,9 +14,9 @@ from datasets.pixels import Size, fit_picture
 from diffusion import SampleSpec, repaint
 from diffusion.inpainting import levels
 from files.errors import ConfigError
-from runs.run import Run, in_batches
+from runs.run import in_batches
 from test_modes import given_pictures
-from test_modes.names import picture_path
+from test_modes.job import Job
 from utils.command_line import number
 from utils.pictures import film_states, save_film, save_grid
 
@@ -32,25 +32,25 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--resamplings", type=number(1), metavar="N", help="RePaint: take each step N times; default: 5")
 
 
-def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+def run(job: Job) -> list[Path]:
     """A row per picture: the picture, the picture with its hole, and `sample_num` fillings."""
+    args, trained = job.args, job.trained
     fillings, files = args.sample_num or FILLINGS, []
     hole = hole_of(args, trained.recipe["image_size"]).to(trained.device)
     x_start = normalize(torch.from_numpy(given_pictures.given_pictures(args, trained.recipe, ROWS))).to(trained.device)
-    for spec in specs:
+    for spec in job.specs:
         batches = in_batches(len(x_start) * fillings, args.batch_size)
-        batches = [fill(args, trained, spec, x_start[[i // fillings for i in batch]], hole, batch) for batch in batches]
+        batches = [fill(job, spec, x_start[[i // fillings for i in batch]], hole, batch) for batch in batches]
         states = [beside(x_start.cpu(), hole.cpu(), torch.cat(parts)) for parts in zip(*batches, strict=True)]
-        file = picture_path(args, f"{spec}_inpaint")
+        file = job.path(spec, "inpaint")
         files.append(save_grid(states[-1], file, fillings + 2))
         files += save_film(states, fillings + 2, file, args.animate)
     return files
 
 
-def fill(
-    args: Namespace, trained: Run, spec: SampleSpec, x_start: Tensor, hole: Tensor, indices: range
-) -> list[Tensor]:
+def fill(job: Job, spec: SampleSpec, x_start: Tensor, hole: Tensor, indices: range) -> list[Tensor]:
     """The `film_states` of filling pictures (B, C, H, W), with the noise of the samples of these numbers."""
+    args, trained = job.args, job.trained
     jumps = args.jump_length or 10, args.resamplings or 5
     x_T, noise = trained.noise(indices, args.seed)
     try:

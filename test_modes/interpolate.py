@@ -9,11 +9,10 @@ import torch
 from tqdm import tqdm
 
 from datasets import normalize
-from diffusion import INTERP_MODES, SampleSpec, interpolate
+from diffusion import INTERP_MODES, interpolate
 from files.errors import ConfigError
-from runs.run import Run
 from test_modes import given_pictures
-from test_modes.names import picture_path
+from test_modes.job import Job
 from utils.command_line import number
 from utils.pictures import grid_columns, jump, plot_steps, save_film, save_grid, step_sizes
 
@@ -28,31 +27,31 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--diffusion_step", type=number(1), nargs="+", metavar="N", help="timesteps of noise; edit: one or several")
 
 
-def run(args: Namespace, trained: Run, specs: list[SampleSpec]) -> list[Path]:
+def run(job: Job) -> list[Path]:
     """A column per pair: the first picture, the mixtures from lambda 0 to 1, the second; and how even the steps are."""
+    args, trained, specs = job.args, job.trained, job.specs
     T, L = trained.recipe["timestep_num"], args.lambda_num or 11
     depth, *others = depths(args, T) or [-(-T // 2)]
     if others:
         raise ConfigError("--diffusion_step takes several numbers only for --test_mode edit")
     lambdas = [i / (L - 1) for i in range(L)]
     first, second = normalize(torch.from_numpy(pairs(args, trained.recipe))).to(trained.device)
-    given, jobs = (trained.diffusion, trained.network, first, second), {}
+    given, asked = (trained.diffusion, trained.network, first, second), {}
     try:  # the arguments are checked here; the computation starts when the rows are read
         for spec, mode in product(specs, args.interp_mode or ["lerp"]):
-            jobs[spec, mode] = interpolate(*given, spec, depth, lambdas, args.seed, mode)
+            asked[spec, mode] = interpolate(*given, spec, depth, lambdas, args.seed, mode)
     except ValueError as error:
         raise ConfigError(f"--interp_mode and --sample_info: {error}") from error
     files, curves = [], {spec: {} for spec in specs}
-    for (spec, mode), mixtures in jobs.items():
+    for (spec, mode), mixtures in asked.items():
         rows = list(tqdm(mixtures, total=L, desc=f"{mode} {spec}", leave=False))
         curves[spec][mode] = steps = step_sizes(rows)
         mse = torch.stack([rows[0] - first, rows[-1] - second]).div(2).square().mean().item()
         print(f"{mode} {spec}: largest step {jump(steps):.2f} times the mean; MSE of the ends {mse:.6f} (of 0 to 1)")
-        what = f"{spec}_interpolate" if mode == "lerp" else f"{spec}_{mode}_interpolate"
-        file = picture_path(args, what)
+        file = job.path(spec, "interpolate" if mode == "lerp" else f"{mode}_interpolate")
         files.append(save_grid(torch.cat([first, *rows, second]), file, len(first)))
         files += save_film([first, *rows, second], len(first), file, args.animate)
-    return files + [plot_steps(curves[spec], lambdas, picture_path(args, f"{spec}_smoothness")) for spec in specs]
+    return files + [plot_steps(curves[spec], lambdas, job.path(spec, "smoothness")) for spec in specs]
 
 
 def pairs(args: Namespace, recipe: dict) -> np.ndarray:

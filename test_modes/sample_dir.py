@@ -47,9 +47,7 @@ class SampleDir:
         clear_parts(folder)
         file = folder / IDENTITY
         names = {other.name for other in folder.iterdir() if not PART.fullmatch(other.name)}
-        if names == {IDENTITY} and not file.stat().st_size:  # an earlier version could leave it empty on a full disk
-            file.unlink()
-        elif names and IDENTITY not in names:  # it is always written first
+        if names and IDENTITY not in names:  # it is always written first
             raise ConfigError(f"{folder} holds files but no {IDENTITY}: choose an empty or new folder as --sample_dir")
         try:
             write_file(file, json.dumps(identity, indent=1) + "\n", exclusive=True)  # by one of several processes

@@ -64,13 +64,6 @@ def test_what_is_no_complete_sample_is_drawn_again(trained, tmp_path):
     assert {name: content for name, content in contents(tmp_path / "d").items() if name in whole} == whole
 
 
-def test_an_empty_samples_json_of_an_earlier_version_blocks_nothing(trained, tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "samples.json").touch()
-    sample(trained, tmp_path / "r", "--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d")
-    assert json.loads((tmp_path / "d" / "samples.json").read_text())["seed"] == 0
-
-
 @pytest.mark.slow
 def test_several_processes_share_a_sample_dir(trained, tmp_path):
     args = ["--sample_num", 20, "--sample_info", "DDIM_3_1p0", "--batch_size", 6]

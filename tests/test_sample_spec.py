@@ -42,10 +42,20 @@ def test_a_spec_prints_as_the_text_it_was_parsed_from(text):
     assert str(SampleSpec.parse(text)) == text
 
 
-BAD_METHOD = ["ddim_50_0p0", "PLMS_50_0p0", " DDIM_50_0p0", "_50_0p0", ""]
+SHORT = {"DDIM_50": "DDIM_50_0p0", "DDIM_50_0": "DDIM_50_0p0", "DDIM_50_0.0": "DDIM_50_0p0"}
+SHORT |= {"ddim_50_0P0_QUAD": "DDIM_50_0p0_quad", "dpmPP_20_0.25": "DPMpp_20_0p25", "naiveddpm_9_1": "NaiveDDPM_9_1p0"}
+SHORT |= {"unipc_10_quad": "UniPC_10_0p0_quad"}
+
+
+@pytest.mark.parametrize("text", SHORT)
+def test_shorter_texts_of_a_spec_mean_the_whole_one(text):
+    assert SampleSpec.parse(text) == SampleSpec.parse(SHORT[text]) and str(SampleSpec.parse(text)) == SHORT[text]
+
+
+BAD_METHOD = ["ddım_50_0p0", "PLMS_50_0p0", " DDIM_50_0p0", "_50_0p0", ""]
 BAD_STEPS = ["DDIM_0_0p0", "DDIM_-5_0p0", "DDIM_050_0p0", "DDIM_1e3_0p0", "DDIM_5٠_0p0", "DDIM__0p0"]
-BAD_ETA = ["DDIM_50_0.0", "DDIM_50_1p5", "DDIM_50_2p0", "DDIM_50_-0p5", "DDIM_50_0p", "DDIM_50_0p٠"]
-BAD_END = ["DDPM", "DDIM_50", "DDIM_50_", "DDIM_50_0p0_x", "DDIM_50_0p0\n", "DDIM_50_0p0_", "DDIM_50_0p0_quad_quad"]
+BAD_ETA = ["DDIM_50_.5", "DDIM_50_1.001", "DDIM_50_1p5", "DDIM_50_2p0", "DDIM_50_-0p5", "DDIM_50_0p", "DDIM_50_0p٠"]
+BAD_END = ["DDPM", "DDIM50", "DDIM_50_", "DDIM_50_0p0_x", "DDIM_50_0p0\n", "DDIM_50_0p0_", "DDIM_50_0p0_quad_quad"]
 
 
 @pytest.mark.parametrize("text", BAD_METHOD + BAD_STEPS + BAD_ETA + BAD_END)

@@ -21,7 +21,7 @@ from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
 from runs.labels import class_names
-from runs.network import EXPLODED, check_dense, largest_weight, load_state
+from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background, copied
@@ -211,7 +211,6 @@ class TrainingState:
                     raise ValueError(f"{state['step']} steps of {name}")
                 for moment in moments(optimizer, weight):
                     least = 0 if moment == "exp_avg_sq" else -math.inf
-                    check_dense(state[moment], f"{moment} of {name}")
                     if state[moment].shape != weight.shape:
                         raise ValueError(f"{moment} of shape {tuple(state[moment].shape)}, not {tuple(weight.shape)}")
                     if not (state[moment].isfinite() & (state[moment] >= least)).all():

@@ -1,13 +1,12 @@
 """What the scripts share on the command line: parsing arguments, and ending with one line and an exit code."""
 
 import argparse
+import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from datasets import DataError
 from diffusion.schedule import BETA_SCHEDULES
@@ -15,33 +14,37 @@ from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, i
 from utils.device import rank_and_world
 from utils.interruptible import quit_quietly, replace_handler
 
-# control characters except line breaks and tabs, and those that change the direction of writing
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 LONGEST = 1500  # characters of an error message
-BAR_MOVES = re.compile(r"(\n|\r| |\x1b\[A)*")  # what tqdm writes between its bars
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with one-line errors and without abbreviated flags."""
+    """argparse's parser with one-line errors and without abbreviated flags.
+
+    Where there is a --set KEY=VALUE, the error for an unknown flag shows it, too.
+    """
 
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message: str) -> NoReturn:
+        unknown = [flag.replace("=", " ").split() for flag in message.split(" --")[1:]]
+        keys = " ".join(f"{key}={','.join(values)}" for key, *values in unknown if values)
+        if message.startswith("unrecognized") and keys and "--set" in self._option_string_actions:
+            message += f"; a key of the configuration is given as --set {keys}"
         raise ConfigError(f"{message} (--help lists every argument)")
 
 
-def number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument type: a whole number from `least` to `most`, both included."""
+def number(least: int, most: int | None = None, kind: type = int) -> Callable[[str], int | float]:
+    """An argument type: a whole number, or one of kind float, from `least` to `most`, both included."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> int | float:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number") from None
+        if not least <= value <= (most or math.inf):  # False for nan
             raise argparse.ArgumentTypeError(
-                f"{value} is not {f'from {least} to {most}' if most else f'at least {least}'}"
+                f"{text} is not {f'from {least} to {most}' if most else f'at least {least}'}"
             )
         return value
 
@@ -68,32 +71,8 @@ def run(main: Callable[[], None]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
-    with redirect_stdout(Visible(sys.stdout)), redirect_stderr(Visible(sys.stderr)):
-        replace_handler(quit_quietly, signal.default_int_handler)
-        try:
-            _run(main)
-        finally:
-            replace_handler(signal.default_int_handler, quit_quietly)  # while Python ends
-
-
-class Visible:
-    """A text stream that writes control characters as \\x1b and the like: names in files may hold any character."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        if BAR_MOVES.fullmatch(text):
-            return self._stream.write(text)
-        start = "\r" if text.startswith("\r") else ""  # of a progress bar
-        return self._stream.write(start + CONTROL.sub(lambda match: ascii(match[0])[1:-1], text[len(start) :]))
-
-
-def _run(main: Callable[[], None]) -> None:
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    replace_handler(quit_quietly, signal.default_int_handler)
     try:
         main()
     except ConfigError as error:
@@ -115,18 +94,13 @@ def _run(main: Callable[[], None]) -> None:
         _exit(1, "out of memory: use a smaller batch_size, sample_num or network")
     except KeyboardInterrupt:
         _exit(130, "stopped by the keyboard", "")
-
-
-def _is_first() -> bool:
-    try:
-        return rank_and_world()[0] == 0
-    except ConfigError:  # about the number of this process
-        return True
+    finally:
+        replace_handler(signal.default_int_handler, quit_quietly)  # while Python ends
 
 
 def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:
     """Prints one line and exits. Of several processes only rank 0 prints what all of them would print."""
-    if code not in (2, 130, 143) or _is_first():
+    if code not in (2, 130, 143) or rank_and_world()[0] == 0:
         message = " ".join(message.split())
         if len(message) > LONGEST:  # it quotes something long
             message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
