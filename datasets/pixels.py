@@ -29,3 +29,19 @@ def fit_picture(image: Image.Image, image_size: int, image_channel: int) -> np.n
     image = image.convert("L" if image_channel == 1 else "RGB")
     pixels = np.asarray(ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC))
     return pixels.reshape(image_size, image_size, image_channel).transpose(2, 0, 1)
+
+
+def fit_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
+    """Which pixels of `fit_picture` any pixel of the mask has a part in: bool (H, W) to bool (image_size, image_size).
+
+    Bicubic gives a weight to all pixels nearer than two of the coarser grid's, except to those exactly one away.
+    """
+    scale = min(mask.shape) / image_size
+
+    def weighed(length: int) -> np.ndarray:  # (image_size, length)
+        centres = length / 2 + (np.arange(image_size) + 0.5 - image_size / 2) * scale
+        apart = abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1)
+        return ((apart < 2) & (apart != 1)).astype(np.float32)
+
+    rows, columns = map(weighed, mask.shape)
+    return rows @ mask.astype(np.float32) @ columns.T > 0

@@ -15,6 +15,7 @@ from test_modes.labels import described, names_of
 from test_modes.names import picture_path
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
+from utils.picture_size import check_size
 from utils.pictures import ProgressPicture, grid_columns, save_by_class
 
 FLAGS = ("sample_dir", "animate", "labels", "guidance")
@@ -69,7 +70,9 @@ def draw_batch(
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(args.animate))
+        columns = grid_columns(len(indices))
+        check_size(len(indices), columns, x_T.shape[-2:], args.animate)
+        progress = ProgressPicture(spec.steps, columns, film=bool(args.animate))
         x = progress.watch(x_T, frames)
         files += progress.save(picture_path(args, f"{described(spec, weight)}_progress"), args.animate)
     else:
