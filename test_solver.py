@@ -82,7 +82,8 @@ def check_arguments(args: Namespace) -> None:
 
 def samplers(args: Namespace, T: int) -> list[SampleSpec]:
     """The samplers of --sample_info without duplicates, or the mode's default, for T training timesteps."""
-    methods, ddim = [method for method in SAMPLERS if method != "NaiveDDPM"], [f"DDIM_{min(50, T)}_0p0"]
+    methods = [method for method in SAMPLERS if method not in ("NaiveDDPM", "DDPMlarge")]
+    ddim = [f"DDIM_{min(50, T)}_0p0"]
     default = {
         "compare": [f"{method}_{min(n, T)}_0p0" for method in methods for n in (10, 50)],
         "interpolate": ddim if "ddim" in (args.interp_mode or []) else [f"DDPM_{T}_0p0"],  # only DDIM can be inverted

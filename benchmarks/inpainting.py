@@ -6,6 +6,7 @@ alone, in as many steps and in as many network calls. Distances are those to the
 
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import normalize, to_uint8
 from diffusion import SampleSpec, repaint
+from diffusion.inpainting import way
 from evaluation.features import extractor_for
 from evaluation.neighbours import nearest
 from evaluation.numbers import frechet_with_error
@@ -24,7 +26,7 @@ from utils.device import pick_device
 from utils.pictures import grid, save_table
 
 SHOWN = 12  # pictures in the table
-JUMP_LENGTH, RESAMPLINGS, STEPS = 10, 5, 50
+RESAMPLINGS, STEPS = 5, 50
 
 
 def main() -> None:
@@ -43,7 +45,8 @@ def main() -> None:
     hole[size // 4 : size // 4 * 3, size // 4 : size // 4 * 3] = True
     _, closest = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))
     filled = {"nearest training picture": torch.where(hole, real.training[closest], originals)}
-    calls = STEPS + (RESAMPLINGS - 1) * JUMP_LENGTH * ((STEPS - 1) // JUMP_LENGTH)
+    path = way(SampleSpec("DDPM", STEPS, 0.0).timesteps(recipe["timestep_num"]), None, RESAMPLINGS)
+    calls = sum(after < t for t, after in pairwise(path))
     settings = {
         f"replacement alone, {STEPS} steps": (STEPS, 1),
         f"replacement alone, {calls} steps": (calls, 1),
@@ -80,7 +83,7 @@ def fill(trained: Run, pictures: Tensor, hole: Tensor, steps: int, resamplings: 
         x_start = normalize(pictures[indices[0] : indices[-1] + 1]).to(trained.device)
         x_T, noise = trained.noise(indices, seed)
         given = trained.diffusion, trained.network, x_T, x_start, hole.to(trained.device), spec, noise
-        *_, last = repaint(*given, JUMP_LENGTH, resamplings)
+        *_, last = repaint(*given, resamplings=resamplings)
         parts.append(to_uint8(last.sample).cpu())
     return torch.cat(parts)
 

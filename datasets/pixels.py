@@ -40,3 +40,20 @@ def fit_picture(image: Image.Image, image_size: Size, image_channel: int) -> np.
     image = image.convert("L" if C == 1 else "RGB")
     pixels = np.asarray(ImageOps.fit(image, (W, H), method=Image.Resampling.BICUBIC))
     return pixels.reshape(H, W, C).transpose(2, 0, 1)
+
+
+def fit_mask(mask: np.ndarray, image_size: Size) -> np.ndarray:
+    """Which pixels of `fit_picture` any pixel of the mask has a part in: a mask, bool, to bool (H, W).
+
+    Bicubic gives a weight to all pixels nearer than two of the coarser grid's, except to those exactly one away.
+    """
+    _, H, W = picture_shape(image_size, 1)
+    scale = min(mask.shape[0] / H, mask.shape[1] / W)
+
+    def weighed(length: int, side: int) -> np.ndarray:  # (side, length)
+        centres = length / 2 + (np.arange(side) + 0.5 - side / 2) * scale
+        apart = abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1)
+        return ((apart < 2) & (apart != 1)).astype(np.float32)
+
+    rows, columns = map(weighed, mask.shape, (H, W))
+    return rows @ mask.astype(np.float32) @ columns.T > 0

@@ -3,13 +3,13 @@
 from diffusion.gaussian import GaussianDiffusion
 from diffusion.inpainting import repaint
 from diffusion.interpolation import EDIT_MODES, INTERP_MODES, edit, interpolate, invert
-from diffusion.likelihood import bound_terms
+from diffusion.likelihood import VARIANCES, bound_terms, predictions
 from diffusion.noise import SampleNoise
 from diffusion.samplers import SAMPLERS, Frame
 from diffusion.sampling import sample, sample_progressive
 from diffusion.spec import SampleSpec
 
 __all__ = [
-    "EDIT_MODES", "INTERP_MODES", "SAMPLERS", "Frame", "GaussianDiffusion", "SampleNoise", "SampleSpec", "bound_terms",
-    "edit", "interpolate", "invert", "repaint", "sample", "sample_progressive",
+    "EDIT_MODES", "INTERP_MODES", "SAMPLERS", "VARIANCES", "Frame", "GaussianDiffusion", "SampleNoise", "SampleSpec",
+    "bound_terms", "edit", "interpolate", "invert", "predictions", "repaint", "sample", "sample_progressive",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def repaint(
     hole: Tensor,
     spec: SampleSpec,
     generator: torch.Generator | SampleNoise | None = None,
-    jump_length: int = 10,
+    jump_length: int | None = None,
     resamplings: int = 5,
 ) -> Iterator[Frame]:
     """Yields a `Frame` after each network call; the sample of the last one is x_start with its hole filled.
@@ -28,13 +29,12 @@ def repaint(
     noise: x_T, (B, C, H, W). x_start: the pictures, the same shape; outside the hole they come back exactly.
     hole: bool, True where a picture is filled; its shape broadcasts to that of x_start.
     spec: DDPM, or DDIM with any eta. generator: see `sample_progressive`.
-    jump_length, resamplings: see `levels`. With 1 resampling only the known part is replaced in each step.
-    Raises ValueError for another method, for more steps than timesteps, and for a jump as long as all steps.
+    jump_length, resamplings: see `way`. With 1 resampling only the known part is replaced in each step.
+    Raises ValueError for another method, and for more steps than timesteps.
     """
     if spec.method not in ("DDPM", "DDIM"):
         raise ValueError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
-    timesteps = [-1, *spec.timesteps(diffusion.timestep_num)]
-    path = [timesteps[level] for level in levels(spec.steps, jump_length, resamplings)]
+    path = way(spec.timesteps(diffusion.timestep_num), jump_length, resamplings)
     eta = 1.0 if spec.method == "DDPM" else spec.eta  # DDIM with eta 1 is DDPM
     return _walk(diffusion, model, noise, x_start, hole, path, eta, partial(randn_like, generator=generator))
 
@@ -42,7 +42,7 @@ def repaint(
 @torch.inference_mode()
 def _walk(diffusion, model, x_t, x_start, hole, path, eta, noise) -> Iterator[Frame]:
     """The work of `repaint`, apart from its checks: a generator would run those only at its first item."""
-    for t, t_next in zip(path, path[1:], strict=False):
+    for t, t_next in pairwise(path):
         if t_next > t:  # back up: x_t ~ q(x_{t_next} | x_t), in one draw
             kept = diffusion.alpha_bar(t_next) / diffusion.alpha_bar(t)
             x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * noise(x_t)
@@ -55,23 +55,23 @@ def _walk(diffusion, model, x_t, x_start, hole, path, eta, noise) -> Iterator[Fr
         yield Frame(t, x_t, pred_x_start)
 
 
-def levels(steps: int, jump_length: int, resamplings: int) -> list[int]:
-    """The noise levels that RePaint visits, from `steps` (x_T) to 0 (x_0); one step leads from a level to the next.
+def way(timesteps: list[int], jump_length: int | None = None, resamplings: int = 5) -> list[int]:
+    """The timesteps that RePaint visits, from the last one, x_T, to -1, which is x_0.
 
-    On its way down it stops at every jump_length-th level, from level 1 on, jumps jump_length levels up, and comes down
-    again, until it has come down `resamplings` times. So the filled part and the known part, of which each step only
-    sees noisy versions, have the time to agree. The network is called about steps · resamplings times.
-    Raises ValueError if there is no room for a jump.
+    On its way down it stops every jump_length timesteps, jumps back to the stop before, and comes down again, until it
+    has come down `resamplings` times. So the filled part and the known part, of which each step only sees noisy
+    versions, have the time to agree. The network is called about len(timesteps) · resamplings times.
+
+    timesteps: those of the sampler, ascending. jump_length: in timesteps of the training, rounded to those of the
+    sampler and shortened to what there is room for; default: a 25th of them all, which is the paper's 40 of 1000.
     """
-    if resamplings > 1 and jump_length >= steps:
-        raise ValueError(f"jumps of {jump_length} steps need more than {jump_length} steps, not {steps}")
-    left = dict.fromkeys(range(1, steps - jump_length + 1, jump_length), resamplings - 1)
-    path = [steps]
-    while path[-1] > 0:
-        level = path[-1]
-        if left.get(level):
-            left[level] -= 1
-            path.append(level + jump_length)
-        else:
-            path.append(level - 1)
-    return path
+    down, last = timesteps[::-1], timesteps[-1]
+    length = min(jump_length or (last + 1) // 25, last - timesteps[0])
+    stops = timesteps[:1]
+    while (above := [t for t in timesteps if t > stops[-1]]) and stops[-1] + length <= last:
+        stops.append(min(above, key=lambda t: abs(t - stops[-1] - length)))
+    path = [t for t in down if t >= stops[-1]]
+    for high, low in pairwise(stops[::-1]):
+        stretch = [t for t in down if low <= t < high]
+        path += stretch + [high, *stretch] * (resamplings - 1)
+    return [*path, -1]

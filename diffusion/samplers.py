@@ -7,6 +7,7 @@ and enter it in SAMPLERS: that makes its name valid in every --sample_info.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -37,14 +38,17 @@ class Prediction(NamedTuple):
     x_start: Tensor  # (B, C, H, W)
 
 
-def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
+def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw, large=False):
     """Ancestral sampling: x_{t_prev} ~ q(x_{t_prev} | x_t, pred_x_start) (Ho et al. 2020, eq. 6 and 7).
 
     The posterior is the one of the step that is taken (Nichol & Dhariwal 2021, section 4); eta is ignored.
+    large: with the variance β of that step in place of β̃, the smaller one (Ho et al. 2020, section 3.2).
     """
     for t, t_prev in steps:
         pred_x_start = diffusion.predict(model, x_t, t)
         mean, variance = diffusion.q_posterior(pred_x_start, x_t, t, t_prev)
+        if large and t_prev >= 0:
+            variance = 1 - diffusion.alpha_bar(t) / diffusion.alpha_bar(t_prev)
         x_t = _with_noise(mean, variance, draw)
         yield Frame(t, x_t, pred_x_start)
 
@@ -107,6 +111,7 @@ def unipc(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps,
 
 
 SAMPLERS = {"DDPM": ddpm, "NaiveDDPM": naive_ddpm, "DDIM": ddim, "DPMpp": dpmpp, "UniPC": unipc}
+SAMPLERS["DDPMlarge"] = partial(ddpm, large=True)
 USES_ETA = {"DDIM", "DPMpp"}  # the others ignore it
 
 

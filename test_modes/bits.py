@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets import load_images, normalize
-from diffusion import SampleNoise, SampleSpec, bound_terms
+from diffusion import VARIANCES, SampleNoise, SampleSpec, bound_terms, predictions
 from files.atomic import write_file
 from files.errors import ConfigError
 from runs.run import in_batches
@@ -19,7 +20,8 @@ from utils.pictures import save_figure
 
 PICTURES = 100  # unless --sample_num says otherwise
 SUMMARY = """{sample_info}, seed {seed}: {n:,} pictures of {data}'s {split} split, {model} in {seconds} s
-at most {bits:.4f} ± {bits_error:.2g} bits per dimension, of which prior {prior:.2g} and decoder {decoder:.4f}"""
+at most {bits:.4f} ± {bits_error:.2g} bits per dimension, of which prior {prior:.2g} and decoder {decoder:.4f}
+with the best variance of each step; with the small one {by_variance[small]:.4f}, the large {by_variance[large]:.4f}"""
 
 
 def run(job: Job) -> list[Path]:
@@ -31,19 +33,24 @@ def run(job: Job) -> list[Path]:
     count = args.sample_num or min(PICTURES, len(images))
     if count > len(images):
         raise ConfigError(f"--sample_num {count}: the {split} split has {len(images)} pictures")
+    if count < 2:
+        raise ConfigError("bits need at least 2 pictures, as the best variance for one is that of the others")
     pictures = torch.from_numpy(images[np.random.default_rng(0).permutation(len(images))[:count]])
     for spec in job.specs:
         began = time.monotonic()
-        batches = [terms_of(job, spec, pictures, indices) for indices in in_batches(count, args.batch_size)]
-        timesteps, terms = batches[0][0], torch.cat([terms for _, terms in batches])
-        bits, by_t = terms.sum(1), terms.mean(0)
-        curves[spec] = timesteps[1:], by_t[1:]
+        batches = [errors_of(job, spec, pictures, indices) for indices in in_batches(count, args.batch_size)]
+        given = normalize(pictures), *map(torch.cat, zip(*batches, strict=True))
+        terms = {variance: bound_terms(trained.diffusion, spec, *given, variance) for variance in VARIANCES}
+        bits, by_t = terms["best"].sum(1), terms["best"].mean(0)
+        timesteps = spec.timesteps(recipe["timestep_num"])[::-1]
+        curves[spec] = timesteps, by_t[1:]
         report = {
             "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
             "seed": args.seed, "precision": job.precision, "device": str(trained.device),
             "seconds": round(time.monotonic() - began, 1), "data": source["data_name"], "split": split, "n": count,
             "bits": bits.mean().item(), "bits_error": bits.std().item() / count**0.5, "prior": by_t[0].item(),
-            "decoder": by_t[-1].item(), "by_t": dict(zip(timesteps[1:], by_t[1:].tolist(), strict=True)),
+            "decoder": by_t[-1].item(), "by_t": dict(zip(timesteps, by_t[1:].tolist(), strict=True)),
+            "by_variance": {variance: each.sum(1).mean().item() for variance, each in terms.items()},
         }  # fmt: skip
         print(SUMMARY.format(**report))
         file = job.path(spec, "bits").with_suffix(".json")
@@ -51,20 +58,20 @@ def run(job: Job) -> list[Path]:
     return [*files, plot_bits(curves, job.path("bits"))]
 
 
-def terms_of(job: Job, spec: SampleSpec, pictures: torch.Tensor, indices: range):
-    """The timesteps of `bound_terms`, and the terms of these pictures: float64 (B, S + 1)."""
-    trained, noise = job.trained, SampleNoise(job.args.seed, indices)
-    x_start = normalize(pictures[indices[0] : indices[-1] + 1]).to(trained.device)
+def errors_of(job: Job, spec: SampleSpec, pictures: Tensor, indices: range) -> tuple[Tensor, Tensor]:
+    """The `errors` (B, S) and the `last` pred_x_start (B, C, H, W) of these pictures for `bound_terms`, on the CPU."""
+    trained = job.trained
+    x_start, errors = normalize(pictures[indices[0] : indices[-1] + 1]).to(trained.device), []
+    steps = predictions(trained.diffusion, trained.network, x_start, spec, SampleNoise(job.args.seed, indices))
     try:
-        terms = bound_terms(trained.diffusion, trained.network, x_start, spec, noise)
-        terms = tqdm(terms, total=spec.steps + 1, desc=f"{spec}, pictures {indices[0]} to {indices[-1]}", leave=False)
-        timesteps, terms = zip(*terms, strict=True)
+        for last in tqdm(steps, f"{spec}, pictures {indices[0]} to {indices[-1]}", spec.steps, leave=False):
+            errors.append((last - x_start).square().flatten(1).mean(1))
     except ValueError as error:
         raise ConfigError(f"--sample_info: {error}") from error
-    return timesteps, torch.stack(terms, 1)
+    return torch.stack(errors, 1).cpu().double(), last.cpu()
 
 
-def plot_bits(curves: dict[SampleSpec, tuple[list[int], torch.Tensor]], file: Path) -> Path:
+def plot_bits(curves: dict[SampleSpec, tuple[list[int], Tensor]], file: Path) -> Path:
     """Plots the bits per dimension that each step loses, over its t. The last step, t lowest, is the decoder's."""
     from matplotlib.figure import Figure  # imported here because it takes a second
 

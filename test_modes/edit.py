@@ -15,6 +15,7 @@ from runs.run import in_batches
 from test_modes import given_pictures
 from test_modes.interpolate import depths
 from test_modes.job import Job
+from utils.picture_size import check_size
 from utils.pictures import film_states, grid, save_film, save_table
 
 FLAGS = ("edit_mode", "diffusion_step", "animate", *given_pictures.FLAGS)
@@ -31,8 +32,10 @@ def run(job: Job) -> list[Path]:
     args, trained = job.args, job.trained
     T, edits, files = trained.recipe["timestep_num"], args.sample_num or 1, []
     rows = depths(args, T) or [-(-T * tenths // 10) for tenths in (2, 4, 6, 8)]
-    pictures = given_pictures.given_pictures(args, trained.recipe, PICTURES).repeat(edits, 0)
-    x_start = normalize(torch.from_numpy(pictures)).to(trained.device)
+    pictures = given_pictures.given_pictures(args, trained.recipe, PICTURES)
+    columns = edits * len(pictures)
+    check_size(columns * (1 + len(rows)), columns, pictures.shape[-2:], args.animate)
+    x_start = normalize(torch.from_numpy(pictures.repeat(edits, 0))).to(trained.device)
     for spec, mode in product(job.specs, args.edit_mode or ["sdedit"]):
         states = [edit_states(job, x_start, spec, depth, mode) for depth in rows]
         file = job.path(spec, "edit" if mode == "sdedit" else f"{mode}_edit")

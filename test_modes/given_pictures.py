@@ -36,11 +36,8 @@ def given_pictures(args: Namespace, recipe: dict, count: int) -> np.ndarray:
 
 
 def from_files(files: list[Path], image_size: Size, image_channel: int) -> np.ndarray:
-    """Picture files of one size, resized and cropped as for training."""
-    pictures = [opened(file, "--image_files") for file in files]
-    if len(sizes := {f"{picture.width}x{picture.height}" for picture in pictures}) > 1:
-        raise ConfigError(f"--image_files: all pictures must have the same size, not {' and '.join(sorted(sizes))}")
-    return np.stack([fit_picture(picture, image_size, image_channel) for picture in pictures])
+    """Picture files, resized and cropped as for training."""
+    return np.stack([fit_picture(opened(file, "--image_files"), image_size, image_channel) for file in files])
 
 
 def by_number(images: np.ndarray, indices: list[int]) -> np.ndarray:

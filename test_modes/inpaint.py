@@ -4,31 +4,34 @@ from argparse import ArgumentParser, Namespace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from datasets import normalize, picture_shape
-from datasets.pixels import Size, fit_picture
+from datasets.pixels import Size, fit_mask
 from diffusion import SampleSpec, repaint
-from diffusion.inpainting import levels
+from diffusion.inpainting import way
 from files.errors import ConfigError
 from runs.run import in_batches
 from test_modes import given_pictures
 from test_modes.job import Job
 from utils.command_line import number
+from utils.picture_size import check_size
 from utils.pictures import film_states, save_film, save_grid
 
 FLAGS = ("mask", "mask_box", "jump_length", "resamplings", "animate", *given_pictures.FLAGS)
 ROWS, FILLINGS = 8, 6  # random pictures, and how often each is filled, unless the flags say otherwise
+MOST_GREY = 0.25  # the share of a mask that soft edges may take; of photographs half and more is grey
 
 
 def add_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("inpaint").add_argument
     add("--mask", type=Path, metavar="FILE", help="a picture as large as the others, white where to fill")
     add("--mask_box", type=number(0), nargs=4, metavar="N", help="fill a box of pixels: X Y W H")
-    add("--jump_length", type=number(1), metavar="N", help="RePaint: jump back N steps at a time; default: 10")
+    add("--jump_length", type=number(1), metavar="N", help="RePaint: jump back N timesteps; default: 40 of 1000")
     add("--resamplings", type=number(1), metavar="N", help="RePaint: take each step N times; default: 5")
 
 
@@ -38,6 +41,7 @@ def run(job: Job) -> list[Path]:
     fillings, files = args.sample_num or FILLINGS, []
     hole = hole_of(args, trained.recipe["image_size"]).to(trained.device)
     x_start = normalize(torch.from_numpy(given_pictures.given_pictures(args, trained.recipe, ROWS))).to(trained.device)
+    check_size(len(x_start) * (fillings + 2), fillings + 2, x_start.shape[-2:], args.animate)
     for spec in job.specs:
         batches = in_batches(len(x_start) * fillings, args.batch_size)
         batches = [fill(job, spec, x_start[[i // fillings for i in batch]], hole, batch) for batch in batches]
@@ -51,13 +55,13 @@ def run(job: Job) -> list[Path]:
 def fill(job: Job, spec: SampleSpec, x_start: Tensor, hole: Tensor, indices: range) -> list[Tensor]:
     """The `film_states` of filling pictures (B, C, H, W), with the noise of the samples of these numbers."""
     args, trained = job.args, job.trained
-    jumps = args.jump_length or 10, args.resamplings or 5
+    jumps = args.jump_length, args.resamplings or 5
     x_T, noise = trained.noise(indices, args.seed)
     try:
         frames = repaint(trained.diffusion, trained.network, x_T, x_start, hole, spec, noise, *jumps)
     except ValueError as error:
-        raise ConfigError(f"--sample_info and --jump_length: {error}") from error
-    calls = sum(after < level for level, after in pairwise(levels(spec.steps, *jumps)))
+        raise ConfigError(f"--sample_info: {error}") from error
+    calls = sum(after < t for t, after in pairwise(way(spec.timesteps(trained.recipe["timestep_num"]), *jumps)))
     frames = tqdm(frames, total=calls, desc=f"{spec}, fillings {indices[0]} to {indices[-1]}", leave=False)
     return film_states(frames, calls, bool(args.animate))
 
@@ -69,27 +73,43 @@ def beside(x_start: Tensor, hole: Tensor, x: Tensor) -> Tensor:
 
 
 def hole_of(args: Namespace, image_size: Size) -> Tensor:
-    """Where to fill, bool (H, W). A mask or box is for the pictures as given; it is resized and cropped as they are.
+    """Where to fill, bool (H, W): each pixel in which the mask or box, which is for the pictures as given, has a part.
 
     ConfigError if it does not fit them, or leaves nothing to fill or nothing to keep.
     """
     if (args.mask is None) == (args.mask_box is None):
         raise ConfigError("inpaint takes --mask FILE, white where to fill, or --mask_box X Y W H")
-    size = picture_shape(image_size, 1)[:0:-1]  # width and height
-    if args.image_files:
-        size = given_pictures.opened(args.image_files[0], "--image_files").size
-    of = f"the pictures, which have {size[0]}x{size[1]} pixels"
+    _, H, W = picture_shape(image_size, 1)
+    sizes = sorted({given_pictures.opened(file, "--image_files").size for file in args.image_files or []})
+    if len(sizes) > 1:
+        found = " and ".join(f"{w}x{h}" for w, h in sizes)
+        raise ConfigError(f"--image_files: one mask or box is for pictures of one size, not of {found}")
+    w, h = sizes[0] if sizes else (W, H)
+    of = f"the pictures, which have {w}x{h} pixels"
     if args.mask:
-        flag, mask = f"--mask {args.mask}", given_pictures.opened(args.mask, "--mask").convert("L")
-        if mask.size != size:
-            raise ConfigError(f"{flag}: it must have the size of {of}, and has {mask.width}x{mask.height}")
+        flag, values = f"--mask {args.mask}", mask_values(args.mask)
+        if values.shape != (h, w):
+            raise ConfigError(f"{flag}: it must have the size of {of}, and has {values.shape[1]}x{values.shape[0]}")
+        mask, found = values >= 128, f": its values are {values.min()} to {values.max()}, and 128 or more is filled"
+        if (grey := ((values >= 32) & (values < 224)).mean()) > MOST_GREY:
+            raise ConfigError(f"{flag}: {grey:.0%} is neither black nor white, as in a photograph{found}")
     else:
-        (x, y, w, h), mask = args.mask_box, Image.new("L", size)
-        flag = f"--mask_box {x} {y} {w} {h}"
-        if x + w > size[0] or y + h > size[1]:
+        (x, y, across, down), mask, found = args.mask_box, np.zeros((h, w), bool), ""
+        flag = f"--mask_box {x} {y} {across} {down}"
+        if x + across > w or y + down > h:
             raise ConfigError(f"{flag}: it reaches beyond {of}")
-        mask.paste(255, (x, y, x + w, y + h))
-    hole = torch.from_numpy(fit_picture(mask, image_size, 1)[0] >= 128)
+        mask[y : y + down, x : x + across] = True
+    hole = torch.from_numpy(fit_mask(mask, image_size))
     if not hole.any() or hole.all():
-        raise ConfigError(f"{flag}: it leaves nothing to {'keep' if hole.any() else 'fill'}")
+        left = "keep" if hole.any() else "fill"
+        raise ConfigError(f"{flag}: at {W}x{H} pixels it leaves nothing to {left}{found}")
     return hole
+
+
+def mask_values(file: Path) -> np.ndarray:
+    """The grey values of a mask, uint8 (H, W). ConfigError if parts are transparent: some fill these, others paint."""
+    picture = given_pictures.opened(file, "--mask")
+    with Image.open(file) as image:
+        if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+            raise ConfigError(f"--mask {file}: it has transparent parts: save it without, white where to fill")
+    return np.asarray(picture.convert("L"))

@@ -14,6 +14,7 @@ from files.errors import ConfigError
 from test_modes import given_pictures
 from test_modes.job import Job
 from utils.command_line import number
+from utils.picture_size import check_size
 from utils.pictures import grid_columns, jump, plot_steps, save_film, save_grid, step_sizes
 
 FLAGS = ("interp_mode", "lambda_num", "diffusion_step", "animate", *given_pictures.FLAGS)
@@ -36,6 +37,7 @@ def run(job: Job) -> list[Path]:
         raise ConfigError("--diffusion_step takes several numbers only for --test_mode edit")
     lambdas = [i / (L - 1) for i in range(L)]
     first, second = normalize(torch.from_numpy(pairs(args, trained.recipe))).to(trained.device)
+    check_size(len(first) * (L + 2), len(first), first.shape[-2:], args.animate)
     given, asked = (trained.diffusion, trained.network, first, second), {}
     try:  # the arguments are checked here; the computation starts when the rows are read
         for spec, mode in product(specs, args.interp_mode or ["lerp"]):

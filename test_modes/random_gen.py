@@ -14,6 +14,7 @@ from runs.run import in_batches
 from test_modes.job import Job
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
+from utils.picture_size import check_size
 from utils.pictures import ProgressPicture, grid_columns, save_by_class
 
 FLAGS = ("sample_dir", "animate", "labels", "guidance")
@@ -64,7 +65,9 @@ def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range, files:
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(animate))
+        columns = grid_columns(len(indices))
+        check_size(len(indices), columns, x_T.shape[-2:], animate)
+        progress = ProgressPicture(spec.steps, columns, film=bool(animate))
         x = progress.watch(x_T, frames)
         files += progress.save(job.path(spec, "progress", weight), animate)
     else:

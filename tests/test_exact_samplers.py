@@ -31,7 +31,7 @@ from diffusion.interpolation import invert
 from diffusion.samplers import Prediction, corrected
 
 SCHEDULES = ("linear", "cosine")
-RANDOM = ("DDPM_{}_0p0", "NaiveDDPM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_1p0")
+RANDOM = ("DDPM_{}_0p0", "NaiveDDPM_{}_0p0", "DDIM_{}_0p5", "DDIM_{}_1p0", "DPMpp_{}_1p0", "DDPMlarge_{}_0p0")
 
 # --- deterministic methods: the exact answer and the order of their convergence ---
 
@@ -127,10 +127,10 @@ def moments(schedule, method, steps):
         gain = ac**0.5 * COVARIANCE @ torch.linalg.inv(ac * COVARIANCE + (1 - ac) * EYE)  # E[x_0 | x_t] = gain x_t + …
         offset = MEAN - gain @ (ac**0.5 * MEAN)
         of_last = 0.0
-        if spec.method in ("DDPM", "NaiveDDPM"):  # Ho et al. 2020, eq. 6 and 7
-            to = ac_prev if spec.method == "DDPM" else ac_of[t - 1]
+        if "DDPM" in spec.method:  # Ho et al. 2020, eq. 6 and 7
+            to = ac_of[t - 1] if spec.method == "NaiveDDPM" else ac_prev
             beta = 1 - ac / to
-            variance = (1 - to) / (1 - ac) * beta
+            variance = beta if spec.method == "DDPMlarge" and t_prev >= 0 else (1 - to) / (1 - ac) * beta
             of_x, of_x_start = (1 - beta) ** 0.5 * (1 - to) / (1 - ac), to**0.5 * beta / (1 - ac)
         elif spec.method == "DDIM":  # Song et al. 2021, eq. 12 and 16
             variance = spec.eta**2 * (1 - ac_prev) / (1 - ac) * (1 - ac / ac_prev)

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 import datasets.mnist
 from datasets import DataError, find_images, find_labels, load_images, load_labelled
-from training.plan import with_classes
+from training.pictures import with_classes
 
 rng = np.random.default_rng(0)
 

@@ -196,12 +196,3 @@ def test_sampling_refuses(trained, tmp_path, sampling, args, code, says):
     base = ["--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path / "results"]
     refused(sampling(*base, *args), code, *says)
     assert not list(tmp_path.rglob("*.png"))
-
-
-def test_sampling_refuses_two_pictures_of_different_sizes(trained, tmp_path, sampling):
-    for name, size in (("a", (12, 8)), ("b", (8, 12))):
-        Image.new("L", size).save(tmp_path / f"{name}.png")
-    base = ["--model_path", trained, "--save_dir", tmp_path / "results", *BETWEEN]
-    run = sampling(*base, "--image_files", tmp_path / "a.png", tmp_path / "b.png")
-    refused(run, 2, "--image_files", "12x8 and 8x12")
-    assert not list((tmp_path / "results").glob("*"))

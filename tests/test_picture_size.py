@@ -1,0 +1,53 @@
+"""Pictures and films that no file can hold are refused before the network is called."""
+
+import pytest
+import torch
+from helpers.scripts import in_process, refused
+from PIL import Image
+
+from files.errors import ConfigError
+from utils.picture_size import MOST, check_size, grid_size
+from utils.pictures import grid
+
+
+@pytest.mark.parametrize("count, columns, size", [(10, 4, (8, 8)), (3, 7, (32, 20)), (2, 1, (5, 12)), (9, 9, (17, 17))])
+def test_the_size_is_that_of_the_grid(count, columns, size):
+    assert grid_size(count, columns, size) == grid(torch.zeros(count, 1, *size), columns).size[::-1]
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_the_formats_hold_no_more(tmp_path, kind):
+    Image.new("L", (MOST[kind], 1)).save(tmp_path / f"a.{kind}")
+    with Image.open(tmp_path / f"a.{kind}") as image:
+        assert image.size == (MOST[kind], 1)
+    with pytest.raises(Exception):  # noqa: B017 - struct.error or ValueError, as Pillow likes
+        Image.new("L", (MOST[kind] + 1, 1)).save(tmp_path / f"b.{kind}")
+
+
+def test_the_largest_is_allowed_and_one_more_is_not():
+    columns = (MOST["webp"] - 2) // 34
+    check_size(columns, columns, (32, 32), "webp")
+    check_size(columns + 1, columns + 1, (32, 32), "gif")
+    for count, across in ((columns + 1, columns + 1), (columns + 1, 1)):
+        with pytest.raises(ConfigError, match=r"film as webp of .*16,390.* at most 16,383 a side"):
+            check_size(count, across, (32, 32), "webp")
+
+
+@pytest.mark.parametrize(
+    "mode, args, says",
+    [
+        ("edit", ["--sample_num", 70, "--animate", "webp"], "a film as webp of 19,042x172 pixels"),
+        ("edit", ["--sample_num", 250, "--animate", "gif"], "a film as gif of 68,002x172 pixels"),
+        ("edit", ["--sample_num", 10**7], "a picture of 2,720,000,002x172 pixels"),
+        ("interpolate", ["--sample_num", 240000, "--animate", "webp"], "a film as webp of 16,662x444 pixels"),
+        ("inpaint", ["--mask_box", 2, 2, 3, 3, "--sample_num", 500, "--animate", "webp"], "of 17,070x274 pixels"),
+        ("inpaint", ["--mask_box", 2, 2, 3, 3, "--sample_num", 30000], "a picture of 1,020,070x274 pixels"),
+    ],
+)
+def test_they_are_refused_before_the_first_call(trained, tmp_path, monkeypatch, mode, args, says):
+    monkeypatch.setattr("diffusion.gaussian.GaussianDiffusion.predict", lambda *_: pytest.fail("the network is called"))
+    base = ["--model_path", trained, "--save_dir", tmp_path, "--data_name", "Digits"]
+    refused(
+        in_process("test_solver.py", *base, "--test_mode", mode, *args), 2, says, "too large", "take fewer pictures"
+    )
+    assert not list(tmp_path.iterdir())
