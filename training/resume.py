@@ -2,11 +2,10 @@
 
 import glob
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ import yaml
 from torch import nn
 from torch.optim import Optimizer
 
-from files.atomic import clear_parts, lock, write_file
+from files.atomic import Part, clear_parts, locked, write_file
 from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, TrainingError
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
@@ -73,20 +72,19 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     CheckpointError if another training holds the lock. The lock ends with the process, however that ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None  # Windows cannot open folders
     try:
-        if descriptor is not None:
-            lock(descriptor)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
-    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Part(folder / f"{folder.name}.pt"):  # of all names in it the longest
+            pass
+    except OSError as error:
+        raise CheckpointError(f"no run fits into {folder}: {error.strerror}: set pth_save_name or save_dir") from error
+    with ExitStack() as until_exit:
+        try:
+            until_exit.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
         clear_parts(folder)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def find_checkpoint(file: Path, resume: str) -> dict | None:
