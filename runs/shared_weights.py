@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from files.atomic import clear_parts, write_file
-from files.errors import CheckpointError, ConfigError, short
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
+from files.seal import sha256_of
 from runs.network import plan
 from runs.recipe import complete_recipe
 
 VERSION = 1
 KEY = "diffusion_pytorch"  # in the metadata
+SEAL = "sha256"  # among the facts there: the checksum of the tensors and of the other facts
 
 
 def facts_of(recipe: dict, weights: str, step: int) -> dict:
@@ -56,6 +58,7 @@ def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dty
             raise CheckpointError(f"{name} is outside the range of {str(dtype).removeprefix('torch.')}: use float32")
     file.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(file.parent)
+    facts = facts | {SEAL: sha256_of(tensors, json.dumps(facts))}
     try:
         write_file(file, safetensors.torch.save(tensors, {KEY: json.dumps(facts)}), exclusive=True)
     except FileExistsError as error:
@@ -70,7 +73,11 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
             facts = check_facts(text, file) if text is not None else None
             if facts:  # before the memory is taken
                 _check_count(content, facts["recipe"], file)
-            tensors = {name: content.get_tensor(name).float() for name in content.keys()}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}
+        told = json.loads(text) if facts else {}
+        if SEAL in told and told.pop(SEAL) != sha256_of(tensors, json.dumps(told)):
+            raise DamagedCheckpointError(f"{file} is damaged: its content does not match its checksum")
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
     except (MemoryError, CheckpointError):

@@ -67,7 +67,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a script's main. Errors that a user can cause end it with one line; a bug keeps its traceback."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     with redirect_stdout(Visible(sys.stdout)), redirect_stderr(Visible(sys.stderr)):
         replace_handler(quit_quietly, signal.default_int_handler)
