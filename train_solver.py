@@ -36,6 +36,7 @@ from training.resume import (
     check_same_run,
     find_checkpoint,
     load_pretrained,
+    nothing_to_do,
     pretrained_recipe,
     save_recipe,
 )
@@ -217,8 +218,7 @@ def train(
     writing.wait()
     log.save_curve(folder / "loss.png")
     if start >= steps:
-        longer = "raise train_epoch, max_steps or max_minutes"
-        print(f"{checkpoint} has done all of its {steps:,} steps: {longer} to continue")
+        print(nothing_to_do(checkpoint, start, steps))
         return
     seen, seconds = (steps - start) * recipe["batch_size"], time.monotonic() - began
     timed, since = (seen - recipe["batch_size"], warm) if steps - start > 1 else (seen, began)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from files.atomic import clear_parts, write_file
-from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, check_utf8, short
 from files.seal import sha256_of
 from runs.network import plan
 from runs.recipe import complete_recipe
@@ -67,6 +67,7 @@ def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dty
 
 def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors, in float32 on the CPU, and the metadata. Raises CheckpointError."""
+    check_utf8(file)
     try:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)

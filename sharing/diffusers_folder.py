@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
-from files.errors import CheckpointError, ConfigError, short
+from files.errors import CheckpointError, ConfigError, check_utf8, short
 from models import UNet
 from models.diffusers_unet import arguments, diffusers, keywords_of, settings, unallocated
 from runs.network import build, check_size, load_state
@@ -39,6 +39,7 @@ def export_folder(run: Run, folder: Path) -> None:
     Raises ConfigError for a network that UNet2DModel cannot represent, and CheckpointError if the outputs differ by
     more than 1e-5; the caller then removes the folder.
     """
+    check_utf8(folder)
     try:
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
@@ -59,6 +60,7 @@ def import_folder(folder: Path) -> Run:
     If the network differs from our UNet, the recipe's diffusers_unet describes it. Raises CheckpointError, which names
     the reason, for a folder that is damaged, of another kind, or cannot be represented.
     """
+    check_utf8(folder)
     unet, scheduler = _components(folder)
     theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json")
     if config.get("_class_name") not in SCHEDULERS:

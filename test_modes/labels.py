@@ -54,4 +54,4 @@ def names_of(args: Namespace, recipe: dict) -> list[str]:
 
 def described(what: SampleSpec | str, guidance: float) -> str:
     """A sampler, or what is drawn, and its guidance in the name of a file."""
-    return str(what) + f"_guidance{guidance:g}".replace(".", "p") * (guidance != 1)
+    return str(what) + f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)

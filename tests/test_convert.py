@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_fine_tuning_starts_from_shared_weights_and_resumes(in_process, shared, 
     moved = tmp_path / "moved" / shared.name  # the file is not needed any more; its name is
     again = in_process("train_solver.py", *args[:-1], moved, *steps, "max_steps=3")
     assert again.returncode == 0 and "resuming from step 2" in again.stdout
+    shutil.copy(shared, tmp_path / "other.safetensors")
     other = in_process("train_solver.py", *args[:-1], tmp_path / "other.safetensors", *steps, "max_steps=4")
     refused(other, 1, "init_from: was digits.safetensors, is other.safetensors")
     wider = in_process("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)

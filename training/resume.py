@@ -27,14 +27,17 @@ from training.processes import Processes
 
 
 def pretrained_recipe(recipe: dict) -> dict:
-    """The recipe of the weights that a run starts from: its own if it has begun, else the one of its init_from."""
-    saved = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml")
-    if not saved.exists():
-        return load_run(recipe["init_from"]).recipe
-    try:
-        return complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
+    """The recipe of the weights that a run starts from: its own if it has a checkpoint, else that of its init_from."""
+    name, first = recipe["pth_save_name"], Path(recipe["init_from"])
+    saved = Path(recipe["save_dir"], name, "recipe.yaml")
+    if saved.exists() and any(saved.parent.glob(f"{glob.escape(name)}.*pt")):
+        try:
+            own = complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
+        if own["init_from"] and Path(own["init_from"]).name == first.name:  # the file may have been moved since
+            return own
+    return load_run(first).recipe
 
 
 def load_pretrained(model: nn.Module, recipe: dict) -> None:
@@ -61,6 +64,12 @@ def load_pretrained(model: nn.Module, recipe: dict) -> None:
     load_state(model, tensors, file)
 
 
+def nothing_to_do(file: Path, done: int, steps: int) -> str:
+    """What to say where no more steps are asked for than the checkpoint has done, `file` or one before it."""
+    longer = "raise train_epoch, max_steps or max_minutes to continue"
+    return f"{file.parent} holds {done:,} steps, and {steps:,} were asked for: {longer}"
+
+
 def save_recipe(file: Path, recipe: dict) -> None:
     """Writes the recipe as YAML."""
     write_file(file, yaml.safe_dump(recipe, sort_keys=False))
@@ -77,7 +86,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         with Part(folder / f"{folder.name}.pt"):  # of all names in it the longest
             pass
     except OSError as error:
-        raise CheckpointError(f"no run fits into {folder}: {error.strerror}: set pth_save_name or save_dir") from error
+        raise CheckpointError(f"{folder}: {error.strerror}: set another pth_save_name or save_dir") from error
     with ExitStack() as until_exit:
         try:
             until_exit.enter_context(locked(folder))
@@ -143,12 +152,14 @@ class TrainingState:
 
     writing: runs the writing of a checkpoint. On a GPU this is a thread, which writes a copy in the host's memory while
     the training continues; on a CPU it would only take cores from the training.
+    Raises ConfigError for a recipe that could not be read again.
     """
 
     def __init__(
         self, file: Path, recipe: dict, model: nn.Module, ema: nn.Module, optimizer: Optimizer, scale: LossScale,
         processes: Processes, images: int, writing: Background,
     ):  # fmt: skip
+        complete_recipe(recipe, "the recipe")  # nothing is trained that `load_checkpoint` would refuse
         self.file, self.recipe, self.processes, self.writing = file, recipe, processes, writing
         self.model, self.ema, self.optimizer, self.scale = model, ema, optimizer, scale
         self.circumstances = {"images": images, "processes": processes.world}

@@ -22,10 +22,17 @@ BAR_MOVES = re.compile(r"(\n|\r| |\x1b\[A)*")  # what tqdm writes between its ba
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with one-line errors and without abbreviated flags."""
+    """argparse's parser with one-line errors, without abbreviated flags and without empty values."""
 
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, **keywords)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        for flag, value in zip(["an argument", *args], args, strict=False):
+            if not value or (value.startswith("--") and value.endswith("=")):
+                self.error(f"{value.rstrip('=') or flag} is empty: give it a value, or leave it out")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (--help lists every argument)")
@@ -96,6 +103,7 @@ class Visible:
 def _run(main: Callable[[], None]) -> None:
     try:
         main()
+        sys.stdout.flush()
     except ConfigError as error:
         _exit(2, str(error))
     except (CheckpointError, DataError, TrainingError) as error:
@@ -103,9 +111,11 @@ def _run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         _exit(128 + stopped.signum, str(stopped), "")
     except BrokenPipeError:
+        _stdout_is_lost()
         _exit(141, "the output is not read any more; files saved before are unchanged")
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        where = error.filename or ("the output (stdout)" if _stdout_is_lost() else None)
+        what = f"{where}: {error.strerror}" if where and error.strerror else str(error)
         _exit(1, f"{what}; files saved before are unchanged")
     except FloatingPointError as error:
         _exit(1, str(error))
@@ -122,6 +132,16 @@ def _is_first() -> bool:
         return rank_and_world()[0] == 0
     except ConfigError:  # about the number of this process
         return True
+
+
+def _stdout_is_lost() -> bool:
+    """Whether nothing can be printed any more. Then nothing is: Python would complain about it at its end."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:
