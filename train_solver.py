@@ -193,7 +193,7 @@ def end(training: Training) -> None:
     log.save_curve()
     if start >= steps:
         longer = "raise train_epoch, max_steps or max_minutes to continue"
-        print(f"{state.file.parent} has done {start:,} steps, and {steps:,} are asked for: {longer}")
+        print(f"{state.file.parent} holds {start:,} steps, and {steps:,} were asked for: {longer}")
         return
     how = {None: "", True: ", compiled", False: "; torch.compile failed, so parts ran uncompiled"}[log.compiled]
     where = f"on {training.step.processes.device} in {training.step.precision}{how}"

@@ -20,6 +20,8 @@ from evaluation.features import extractor_for
 from evaluation.neighbours import nearest
 from evaluation.numbers import frechet_with_error
 from evaluation.real_pictures import real_pictures
+from files.errors import ConfigError
+from runs.recipe import parse_spec
 from runs.run import Run, in_batches, load_run
 from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device
@@ -40,13 +42,19 @@ def main() -> None:
     trained = load_run(args.model_path)
     recipe = trained.to(pick_device()).recipe
     size, channels = recipe["image_size"], recipe["image_channel"]
+    path = way(SampleSpec("DDPM", STEPS, 0.0).timesteps(recipe["timestep_num"]), None, RESAMPLINGS)
+    calls = sum(after < t for t, after in pairwise(path))
+    parse_spec(f"DDPM_{calls}_0p0", recipe["timestep_num"], str(args.model_path))
+    extractor = extractor_for(recipe["dataset"], channels, trained.device)
+    if not extractor or not extractor.classes:
+        raise ConfigError(f"{args.model_path}: {recipe['dataset']} has no shipped classifier to judge by")
     real = real_pictures(recipe["dataset"], args.data_path or recipe["data_path"], "train", "train", size, channels)
+    if real.held_out is None:
+        raise ConfigError(f"{args.model_path}: {recipe['dataset']} has no held-out pictures to fill")
     originals, hole = real.held_out[: args.sample_num], torch.zeros(size, size, dtype=torch.bool)
     hole[size // 4 : size // 4 * 3, size // 4 : size // 4 * 3] = True
     _, closest = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))
     filled = {"nearest training picture": torch.where(hole, real.training[closest], originals)}
-    path = way(SampleSpec("DDPM", STEPS, 0.0).timesteps(recipe["timestep_num"]), None, RESAMPLINGS)
-    calls = sum(after < t for t, after in pairwise(path))
     settings = {
         f"replacement alone, {STEPS} steps": (STEPS, 1),
         f"replacement alone, {calls} steps": (calls, 1),
@@ -56,7 +64,6 @@ def main() -> None:
         began = time.monotonic()
         filled[name] = fill(trained, originals, hole, steps, resamplings, args.seed)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    extractor = extractor_for(recipe["dataset"], channels, trained.device)
     reference = extractor.features(originals)
     for name, pictures in filled.items():
         features = extractor.features(pictures)

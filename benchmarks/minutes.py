@@ -57,13 +57,13 @@ Trained = tuple[Run, int, float]  # the network with its diffusion, images seen,
 
 def recipe_of(arm: str, seed: int, args: Namespace) -> dict:
     """The recipe of an arm such as "small batch_size=32". Its run is called by the arm, the minutes and the seed."""
-    block, *overrides = arm.split()
-    settings = {"seed": seed, "save_every": 10**6, "sample_every": 10**6, "sample_num": 16}
-    if block == "small" or block in PEERS:
-        settings = SMALL | settings | ({"num_classes": "null"} if block in PEERS else {})  # peers see no labels
-        block = args.data_name
+    first, *overrides = arm.split() or [""]
+    settings = {"seed": seed, "max_minutes": args.minutes, "save_every": 10**6, "sample_every": 10**6, "sample_num": 16}
+    block = args.data_name if first == "small" or first in PEERS else first
+    if block != first:
+        settings = SMALL | settings | ({"num_classes": "null"} if first in PEERS else {})  # peers see no labels
     given = Namespace(data_name=block, set=overrides, data_path=args.data_path, save_dir=args.save_dir)
-    return recipe_with(f"{arm.split()[0]}_{args.minutes:g}min_{seed}", settings, given)
+    return recipe_with(f"{first}_{args.minutes:g}min_{seed}", settings, given)
 
 
 def train_ours(recipe: dict, seconds: float) -> Trained:
@@ -236,7 +236,7 @@ def main() -> None:
             samples = to_uint8(network.sample(args.sample_num, spec, guidance=guidance))
             row = [arm, str(seed), *numbers(trained, guidance, evaluation(samples)[0])]
             print(f"| {' | '.join(row)} |", flush=True)
-            picture = recipe["pth_save_name"] + (f"_guidance{guidance:g}" if labelled else "") + ".png"
+            picture = recipe["pth_save_name"] + (f"_guidance{guidance}".removesuffix(".0") if labelled else "") + ".png"
             save_grid(samples[:64], Path(args.save_dir, picture), grid_columns(64))
             with open(Path(args.save_dir, "minutes.jsonl"), "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(dict(zip(head, row, strict=True))) + "\n")

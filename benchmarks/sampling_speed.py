@@ -23,11 +23,10 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor, nn
 
 from datasets import to_uint8
-from diffusion import SampleSpec
 from diffusion.gaussian import Model
 from files.errors import ConfigError
 from runs.network import build
-from runs.recipe import plain_recipe
+from runs.recipe import parse_spec, plain_recipe
 from runs.run import Run, load_run
 from sharing.diffusers_folder import to_unet2d
 from sharing.diffusers_scheduler import scheduler_configuration
@@ -60,11 +59,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=number(1), default=5, metavar="N")
     parser.add_argument("--compile", action="store_true", help="also our compiled network; on CUDA only")
     args = parser.parse_args()
-    device, spec = pick_device(), SampleSpec("DDIM", args.steps, 0.0)
+    device = pick_device()
     trained = (load_run(args.model_path) if args.model_path else untrained()).to(device)
+    spec = parse_spec(f"DDIM_{args.steps}_0p0", trained.recipe["timestep_num"], "--steps")
     if trained.recipe["num_classes"]:
         raise ConfigError(f"{args.model_path} has labels, which DDIMPipeline does not pass on: give weights without")
-    twin = to_unet2d(trained).to(device)
+    try:
+        twin = to_unet2d(trained).to(device)
+    except ValueError as error:
+        raise ConfigError(f"{args.model_path} cannot be compared: {error}") from error
     scheduler = DDIMScheduler.from_config(scheduler_configuration(trained.recipe, trained.diffusion))
     pipeline = DDIMPipeline(twin, scheduler)
     pipeline.set_progress_bar_config(disable=True)

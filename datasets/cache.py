@@ -74,6 +74,8 @@ def fit_files(
         try:
             folder.mkdir(exist_ok=True)
             clear_parts(folder)
+            if taken := [place for place in folder.glob(f"{stem}_*") if place.is_dir()]:
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(taken[0]))
             part = Part(folder / f"{stem}.u8")
         except OSError as error:
             warn(f"no cache ({error}): the pictures are kept in memory and decoded again next time")
@@ -88,6 +90,8 @@ def fit_files(
                 write_file(cache.with_suffix(".rows"), np.array(rows, "<i8").tobytes())
             part.complete(cache)
     except OSError as error:
+        if cached := _open_cache(folder, stem, shape, len(files)):
+            return cached  # another process was faster, and Windows replaces no file that is mapped
         error = not_written(folder / f"{stem}.u8", error, len(files) * int(np.prod(shape)))
         raise DataError(f"{error.filename} {error.strerror}") from error
     finally:
@@ -96,7 +100,8 @@ def fit_files(
     for file in folder.iterdir():
         match = CACHE.fullmatch(file.name)
         if match and match[1] == prefix and f"{match[1]}_{match[2]}" != stem:
-            file.unlink(missing_ok=True)  # of files that have changed since
+            with suppress(OSError):  # a folder, or mapped by another process of Windows
+                file.unlink()  # of files that have changed since
     return np.memmap(cache, np.uint8, "r", shape=(count, *shape)), np.array(rows)
 
 
@@ -106,7 +111,7 @@ def _open_cache(
     """The cached pictures (N, *shape), memory-mapped, and their rows; None if there is no complete cache file."""
     for cache in folder.glob(f"{stem}_*.u8"):
         match = CACHE.fullmatch(cache.name)
-        if not match:
+        if not match or cache.is_dir():
             continue
         count = int(match[3])
         rows = np.arange(count) if count == files else _saved_rows(cache.with_suffix(".rows"))

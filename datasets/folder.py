@@ -53,17 +53,31 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
 
 @data_labels("Folder")
 def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.ndarray, list[str]]:
-    """The subfolder of data_path that a picture is in, at any depth; pictures directly in data_path have no class."""
+    """The subfolder of data_path that a picture is in, at any depth; pictures directly in data_path have no class.
+
+    Only a subfolder with a picture that can be opened is a class.
+    """
     inside = [file.relative_to(data_path).parts for file in found]
-    folders = [parts[0] if len(parts) > 1 else None for parts in inside]
-    classes = sorted({folder for folder in folders if folder is not None})
+    folders, of = [parts[0] if len(parts) > 1 else None for parts in inside], {}
+    for folder, file in zip(folders, found, strict=True):
+        of.setdefault(folder, []).append(file)
+    classes = sorted(folder for folder in of if folder is not None and any(map(_is_picture, of[folder])))
     if not classes:
         raise DataError(
             f"{data_path} has no subfolders, which would be the classes of its pictures: set num_classes=null"
         )
-    number = {folder: i for i, folder in enumerate(classes)} | {None: -1}
+    number = {folder: i for i, folder in enumerate(classes)}
     names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]  # a name on disk may hold any bytes
-    return np.array([number[folder] for folder in folders]), names
+    if len(set(names)) < len(names):
+        names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes]
+    return np.array([number.get(folder, -1) for folder in folders]), names
+
+
+def _is_picture(file: Path) -> bool:
+    try:
+        return bool(open_picture(file))
+    except Exception:  # Pillow raises many types; what can be done about it is said where the pictures are decoded
+        return False
 
 
 def open_picture(file: Path) -> Image.Image:

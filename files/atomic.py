@@ -33,7 +33,7 @@ class Part:
     def __init__(self, file: Path):
         self.path = part_of(file)
         self.stream = _created(self.path)
-        self._lock = os.dup(self.stream.fileno())  # keeps the lock until the file has its name
+        self._lock = os.dup(self.stream.fileno()) if fcntl else None  # keeps the lock until the file has its name
 
     def complete(self, file: Path, exclusive: bool = False, sync: bool = True) -> None:
         """Renames it. exclusive: FileExistsError if the file exists, instead of replacing it.
@@ -58,7 +58,8 @@ class Part:
             pass
         finally:
             self.path.unlink(missing_ok=True)
-            os.close(self._lock)
+            if fcntl:
+                os.close(self._lock)
 
 
 @contextmanager
@@ -88,24 +89,20 @@ def part_folder(folder: Path) -> Iterator[Path]:
     clear_parts(folder.parent)
     part = part_of(folder)
     part.mkdir()
-    descriptor = os.open(part, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl:
-            lock(descriptor)
-        yield part
-        taken = FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))
-        if os.path.lexists(folder):
-            raise taken
+    with locked(part):
         try:
-            part.rename(folder)
-        except OSError as error:
-            if os.path.lexists(folder):  # filled since the check
-                raise taken from error
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if fcntl:
-            os.close(descriptor)
+            yield part
+            taken = FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))
+            if os.path.lexists(folder):
+                raise taken
+            try:
+                part.rename(folder)
+            except OSError as error:
+                if os.path.lexists(folder):  # filled since the check
+                    raise taken from error
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def write_file(file: Path, content: bytes | str, exclusive: bool = False, sync: bool = True) -> Path:
@@ -151,6 +148,8 @@ def own_stem(folder: Path, stem: str) -> Iterator[str]:
         except FileExistsError:
             continue
         with stream:
+            if not fcntl:  # there is no lock to keep, and Windows cannot remove an open file
+                stream.close()
             try:
                 if not any(file.name.startswith(f"{own}_") for file in folder.iterdir()):
                     yield own
@@ -186,11 +185,23 @@ def clear_parts(folder: Path) -> None:
             os.close(descriptor)
 
 
-def lock(descriptor: int) -> None:
-    """Locks an open file or folder until its last descriptor is closed. BlockingIOError if another process has it."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Locks a folder during the block, except on Windows. BlockingIOError if another process has locked it."""
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None  # Windows cannot open folders
     try:
         if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
+        yield
+    finally:
+        if fcntl:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Locks an open file or folder until its last descriptor is closed. BlockingIOError if another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:  # a file system without locks
@@ -202,12 +213,13 @@ def _created(part: Path) -> BinaryIO:
     while True:
         stream = open(part, "xb")
         try:
-            lock(stream.fileno())
-        except BlockingIOError:  # `clear_parts` of another process was faster
-            stream.close()
-            continue
-        if not fcntl or os.fstat(stream.fileno()).st_nlink:  # else it has just been removed there
-            return stream
+            if not fcntl:
+                return stream
+            _lock(stream.fileno())
+            if os.fstat(stream.fileno()).st_nlink:  # else `clear_parts` of another process has just removed it
+                return stream
+        except BlockingIOError:  # it is about to
+            pass
         stream.close()
 
 
@@ -225,7 +237,7 @@ def _rename_new(part: Path, file: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Waits until the renames are on the disk."""
-    if os.name == "posix":  # Windows cannot open folders
+    if fcntl:  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

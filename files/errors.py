@@ -1,9 +1,11 @@
 """The errors that end a script with one line on stderr; see `utils.command_line.run`."""
 
+import re
 import reprlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,12 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlevel = 3
 short = _SHORT.repr  # but of at most a few hundred characters: a value from a file may be of any size
+
+
+# of the CPU, CUDA, cuBLAS, and of oneDNN, which says less; "a primitive descriptor" is another error of its
+OUT_OF_MEMORY = re.compile(
+    "can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|could not create a (primitive(?! desc)|memory)"
+)
 
 
 class ConfigError(Exception):
@@ -37,6 +45,14 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def check_utf8(path: Path) -> None:
+    """CheckpointError for a path that safetensors cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8, and safetensors opens no other paths: rename it") from error
+
+
 @contextmanager
 def out_of_memory_means(advice: str) -> Iterator[None]:
     """Turns an out-of-memory error of the block, on any device, into a TrainingError with this advice."""
@@ -50,5 +66,4 @@ def out_of_memory_means(advice: str) -> Iterator[None]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether PyTorch or Python ran out of memory, on the CPU or on a device."""
-    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of the CPU, CUDA and cuBLAS
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))

@@ -1,13 +1,15 @@
-"""A checksum inside checkpoint files, which detects a single flipped bit; torch.load does not.
+"""A checksum inside files of weights, which detects a single flipped bit; torch.load and safetensors do not.
 
 A checkpoint is a ZIP archive, and the checksum is the archive's comment: the SHA-256 of the archive without a comment.
-Other programs read a sealed file as usual, and a copy keeps its seal.
+Other programs read a sealed file as usual, and a copy keeps its seal. A .safetensors has `sha256_of` in its metadata.
 """
 
 import hashlib
 import os
 from pathlib import Path
 from typing import BinaryIO
+
+from torch import Tensor
 
 from files.errors import DamagedCheckpointError
 
@@ -34,6 +36,15 @@ class Sealing:
         self.stream.write(COMMENT + self.digest.hexdigest().encode())
         self.stream.flush()
         os.fsync(self.stream.fileno())
+
+
+def sha256_of(tensors: dict[str, Tensor], text: str = "") -> str:
+    """The checksum of a text and of named tensors: their names, shapes, types and values, in order of the names."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_seal(file: Path) -> None:

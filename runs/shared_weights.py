@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from files.atomic import clear_parts, write_file
-from files.errors import CheckpointError, ConfigError, short
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, check_utf8, short
+from files.seal import sha256_of
 from runs.recipe import complete_recipe
 
 VERSION = 1
 KEY = "diffusion_pytorch"  # in the metadata
+SEAL = "sha256"  # among the facts there: the checksum of the tensors and of the other facts
 
 
 def facts_of(recipe: dict, weights: str, step: int) -> dict:
@@ -52,6 +54,7 @@ def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dty
             raise CheckpointError(f"{name} is outside the range of {str(dtype).removeprefix('torch.')}: use float32")
     file.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(file.parent)
+    facts = facts | {SEAL: sha256_of(tensors, json.dumps(facts))}
     try:
         write_file(file, safetensors.torch.save(tensors, {KEY: json.dumps(facts)}), exclusive=True)
     except FileExistsError as error:
@@ -60,6 +63,7 @@ def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dty
 
 def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors, in float32 on the CPU, and the metadata. Raises CheckpointError."""
+    check_utf8(file)
     try:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)
@@ -68,7 +72,11 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
                     f"{file} has no recipe: convert.py makes a file with one, from a checkpoint or a diffusers folder"
                 )
             facts = check_facts(text, file)
-            tensors = {name: content.get_tensor(name).float() for name in content.keys()}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}
+        told = json.loads(text)
+        if SEAL in told and told.pop(SEAL) != sha256_of(tensors, json.dumps(told)):
+            raise DamagedCheckpointError(f"{file} is damaged: its content does not match its checksum")
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist") from error
     except (MemoryError, CheckpointError):

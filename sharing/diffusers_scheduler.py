@@ -1,8 +1,10 @@
 """Our diffusion as the scheduler of a diffusers pipeline, and back:
 
-    objective -> prediction_type     betas -> beta_schedule or trained_betas     clip_denoised -> clip_sample
+    objective -> prediction_type               betas -> beta_schedule or trained_betas
+    clip_denoised -> clip_sample and thresholding
 
-diffusers calls our evenly spaced timesteps "trailing", and the variance of our DDPM "fixed_small".
+diffusers calls our evenly spaced timesteps "trailing", and the variance of our DDPM "fixed_small". Its solvers ignore
+clip_sample, but not thresholding: with sample_max_value 1 its threshold is 1 for every picture, which is clipping.
 """
 
 import torch
@@ -12,6 +14,7 @@ from diffusion import GaussianDiffusion
 from diffusion.schedule import BETA_SCHEDULES, MAX_BETA
 
 PREDICTION_TYPES = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
+TRIED = ("DDPM", "DDIM", "UniPCMultistep", "DPMSolverMultistep")  # schedulers that draw what ours do from an export
 OBJECTIVES = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
 
 
@@ -33,6 +36,9 @@ def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
         "num_train_timesteps": diffusion.timestep_num,
         "prediction_type": PREDICTION_TYPES[recipe["objective"]],
         "clip_sample": recipe["clip_denoised"],
+        "thresholding": recipe["clip_denoised"],
+        "sample_max_value": 1.0,
+        "dynamic_thresholding_ratio": 0.0,  # any gives 1; between infinities, in float16, a larger quantile is NaN
         "variance_type": "fixed_small",
         "timestep_spacing": "trailing",
     }
@@ -44,8 +50,9 @@ def diffusion_keys(scheduler) -> dict:
     Settings that only concern sampling are left to our samplers, with a message.
     """
     config = scheduler.config
-    usual = {"thresholding": False, "rescale_betas_zero_snr": False}
-    usual |= {"clip_sample_range": 1.0} if config["clip_sample"] else {}
+    clips = config["clip_sample"] or config.get("thresholding", False)
+    usual = {"rescale_betas_zero_snr": False} | ({"clip_sample_range": 1.0} if config["clip_sample"] else {})
+    usual |= {"sample_max_value": 1.0} if config.get("thresholding") else {}
     for key, value in usual.items():
         if config.get(key, value) != value:
             raise ValueError(f"{key} {config[key]} cannot be represented here")
@@ -66,7 +73,7 @@ def diffusion_keys(scheduler) -> dict:
         "timestep_num": T,
         "beta_schedule": names[0],
         "objective": OBJECTIVES[config["prediction_type"]],
-        "clip_denoised": config["clip_sample"],
+        "clip_denoised": clips,
     }
 
 

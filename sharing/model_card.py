@@ -1,12 +1,15 @@
 """The README of an exported folder: what the network is, how it was trained and how to use it."""
 
+import json
 from pathlib import Path
 
 from datasets import picture_shape
 from diffusion import SampleSpec
 from files.atomic import write_file
 from runs.labels import class_names
+from runs.recipe import DIFFUSION_KEYS
 from runs.run import Run
+from sharing.diffusers_scheduler import TRIED
 from utils.device import pick_device
 from utils.pictures import save_grid
 
@@ -15,6 +18,7 @@ SPEC, COUNT, COLUMNS = SampleSpec.parse("DPMpp_20_0p0"), 16, 8
 BIND = """labels = torch.arange(16) % {classes}  # a class for each picture
 pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=labels)
 """
+OPTIMIZER = "optimizer learning_rate lr_schedule warmup_steps grad_clip"  # keys
 PREDICTS = {"pred_noise": "the noise", "pred_x0": "the picture (x_start)", "pred_v": "v"}
 
 CARD = """---
@@ -48,16 +52,18 @@ pipeline = DDIMPipeline.from_pretrained("{name}")  # this folder, or USER/NAME o
 ```
 
 `DDPMPipeline` loads it too. `use_clipped_model_output` makes DDIM derive the noise from the clipped prediction, as in
-the previews of the training. `recipe.json` holds the complete recipe; `convert.py` of Diffusion.pytorch converts this
-folder back.
+the previews of the training. Other schedulers take the settings of this one: `from_config(pipeline.scheduler.config)`.
+Tried are {tried}; some others do not clip the prediction, and their samples leave the range.
+
+`recipe.json` holds the complete recipe; `convert.py` of Diffusion.pytorch converts this folder back.
 """
 
 
 def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
     """Writes README.md and samples.png. log: the lines of the training's metrics.jsonl, for its losses; may be []."""
     recipe = run.recipe
-    channels, height, width = picture_shape(recipe["image_size"], recipe["image_channel"])
-    spec = SampleSpec(SPEC.method, min(SPEC.steps, recipe["timestep_num"]), SPEC.eta)
+    (channels, height, width), T = picture_shape(recipe["image_size"], recipe["image_channel"]), recipe["timestep_num"]
+    spec = SampleSpec(SPEC.method, min(SPEC.steps, T), SPEC.eta)
     samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8, guidance=1)  # as the code in the card
     save_grid(samples, folder / "samples.png", COLUMNS)
     classes = len(class_names(recipe))
@@ -72,7 +78,8 @@ def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
         "like": f", as in {recipe['data_name']} ({recipe['split']})" if run.step else "",
         "count": COUNT,
         "spec": spec,
-        "steps": min(50, recipe["timestep_num"]),
+        "steps": next(n for n in range(min(50, T), T + 1) if T % n == 0),  # diffusers' DDIM needs a divisor
+        "tried": ", ".join(TRIED),
         "rows": "\n".join(f"| {what} | {value} |" for what, value in _rows(run, log)),
     }
     write_file(folder / "README.md", CARD.format(**facts))
@@ -91,12 +98,13 @@ def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:
         return [*rows, ("trained", "elsewhere; the details are unknown")]
     seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"
     averaged = run.weights == "ema"
-    how = f"{recipe['loss_type'].capitalize()} loss, Adam, learning rate {recipe['learning_rate']:g}"
-    rows += [("trained", f"{seen}, {how}")]
+    keys = [*DIFFUSION_KEYS, *OPTIMIZER.split(), "horizontal_flip", *(["label_dropout"] if names else [])]
+    settings = " ".join(f"{key}={json.dumps(recipe[key])}".replace('"', "") for key in keys)
+    rows += [("trained", seen), ("settings", f"`{settings}`")]
     rows += [("started from", Path(recipe["init_from"]).name)] if recipe["init_from"] else []
     rows += [("weights", f"averaged, decay {recipe['ema_decay']}" if averaged else "of the last step")]
-    names = {"loss": "training loss"} | ({"held_out_loss": "loss of held-out pictures"} if averaged else {})
-    for key, what in names.items():
+    losses = {"loss": "training loss"} | ({"held_out_loss": "loss of held-out pictures"} if averaged else {})
+    for key, what in losses.items():
         values = [line[key] for line in log if line["step"] <= run.step and line.get(key) is not None]
         rows += [(what, f"{values[-1]:.4f}")] if values else []
     return rows

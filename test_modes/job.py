@@ -30,6 +30,6 @@ class Job:
 
         of: a sampler, or what is drawn.
         """
-        guided = f"_guidance{guidance:g}".replace(".", "p") * (guidance != 1)
+        guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
         name = f"{self.stem}_{self.args.model_path.stem}_{of}{guided}{'_' * bool(what)}{what}.png"
         return self.args.save_dir / name

@@ -1,6 +1,5 @@
 """A folder of numbered samples that can be filled in several runs and never mixes different samplers or networks."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -13,26 +12,23 @@ from torch import Tensor
 from diffusion import SampleSpec
 from files.atomic import PART, clear_parts, write_file
 from files.errors import ConfigError, short
-from runs.recipe import DIFFUSION_KEYS, KEYS
+from files.seal import sha256_of
+from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS
 from runs.run import Run
 from utils.pictures import is_complete_png, png
 
 IDENTITY = "samples.json"
+RECIPE_KEYS = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if key != "dropout"]
 
 
 def identity_of(
     run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None = None, guidance: float = 1.0
 ) -> dict:
     """Everything that determines the samples. The weights are hashed: in another file they are still the same."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(run.model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.cpu().contiguous().numpy().tobytes())
-    identity = {"weights": digest.hexdigest(), "sample_info": str(spec), "seed": seed, "precision": precision}
+    weights = sha256_of(run.model.state_dict())
+    identity = {"weights": weights, "sample_info": str(spec), "seed": seed, "precision": precision}
     identity |= {"labels": labels, "guidance": guidance} if labels else {}
-    size = run.recipe["image_size"]
-    identity |= {} if isinstance(size, int) else {"image_size": size}
-    return identity | {key: run.recipe[key] for key in DIFFUSION_KEYS}
+    return identity | {key: run.recipe[key] for key in RECIPE_KEYS}
 
 
 class SampleDir:
@@ -62,8 +58,8 @@ class SampleDir:
     @staticmethod
     def _check(file: Path, identity: dict) -> None:
         try:
-            newer = {key: KEYS[key].default for key in DIFFUSION_KEYS}  # keys may be newer than the folder
-            found = newer | json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            identity = {k: v for k, v in identity.items() if k in found or k not in RECIPE_KEYS}  # earlier: fewer keys
             differ = [
                 f"{k}: was {short(found.get(k))}, is {short(v)}" for k, v in identity.items() if found.get(k) != v
             ]

@@ -1,5 +1,6 @@
 """The terminal and the environment: Ctrl-C at any moment, odd arguments, odd names."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.scripts import ENVIRONMENT, ROOT, in_process, refused, train
+from helpers.scripts import ENVIRONMENT, ROOT, in_process, refused, tiny, train
 from PIL import Image
 
 
@@ -80,6 +81,44 @@ def test_running_out_of_memory_outside_a_step_gives_no_advice_about_steps(tmp_pa
     run = train(tmp_path)
     refused(run, 1, "out of memory")
     assert "gradient_accumulation" not in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "script, args, flag",
+    [
+        ("train_solver.py", ["--init_from", ""], "--init_from"), ("train_solver.py", ["--init_from="], "--init_from"),
+        ("train_solver.py", ["--set", "max_steps=1", ""], "max_steps=1"), ("convert.py", ["", "x"], "an argument"),
+        ("test_solver.py", ["--data_path", ""], "--data_path"), ("test_solver.py", ["--save_dir="], "--save_dir"),
+    ],
+)  # fmt: skip
+def test_an_empty_value_is_refused_and_not_taken_for_a_missing_one(tmp_path, script, args, flag):
+    before = tiny(tmp_path) if script == "train_solver.py" else []
+    before += ["--model_path", tmp_path / "x", "--test_mode", "random_gen"] if script == "test_solver.py" else []
+    refused(in_process(script, *before, *args), 2, f"{flag} is empty: give it a value, or leave it out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full_is_named(unbuffered):
+    command = [sys.executable, ROOT / "train_solver.py", "--data_name", "Digits", "--dry_run"]
+    with open("/dev/full", "w") as full:
+        environment = ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered}
+        run = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.stderr == "error: the output (stdout): No space left on device; files saved before are unchanged\n"
+    assert run.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_a_path_that_is_not_unicode_is_used_or_named(trained, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    assert train(folder, "--data_path", folder).returncode == 0
+    shared = folder / "digits.safetensors"
+    assert in_process("convert.py", folder / "digits" / "digits.pt", shared).returncode == 0
+    refused(in_process("convert.py", shared, tmp_path / "x"), 1, r"caf\udce9", "is not UTF-8", "rename it")
+    refused(in_process("convert.py", trained, folder / "x"), 1, r"caf\udce9", "is not UTF-8", "rename it")
+    assert in_process("convert.py", shared.rename(tmp_path / shared.name), tmp_path / "x.safetensors").returncode == 0
 
 
 def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """convert.py: weights to share, and fine-tuning from them."""
 
 import json
+import random
 import re
+import shutil
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -121,6 +123,7 @@ def test_fine_tuning_starts_from_shared_weights_and_resumes(in_process, shared, 
     moved = tmp_path / "moved" / shared.name  # the file is not needed any more; its name is
     again = in_process("train_solver.py", *args[:-1], moved, *steps, "max_steps=3")
     assert again.returncode == 0 and "resuming from step 2" in again.stdout
+    shutil.copy(shared, tmp_path / "other.safetensors")
     other = in_process("train_solver.py", *args[:-1], tmp_path / "other.safetensors", *steps, "max_steps=4")
     refused(other, 1, "init_from: was digits.safetensors, is other.safetensors")
     wider = in_process("train_solver.py", *args, *steps, "model_channels=16", "--save_dir", tmp_path)
@@ -144,12 +147,30 @@ def test_convert_refuses(in_process, convert, trained, shared, tmp_path):
 
 
 def edited(shared, file, **changes):
-    """The file with other facts."""
+    """The file with other facts, and without a checksum, as in files of earlier versions."""
     tensors = safetensors.torch.load_file(shared)
     with safetensors.safe_open(shared, "pt") as content:
         facts = json.loads(content.metadata()["diffusion_pytorch"])
+    del facts["sha256"]
     safetensors.torch.save_file(tensors, file, {"diffusion_pytorch": json.dumps(facts | changes)})
     return file
+
+
+def test_any_flipped_bit_of_shared_weights_is_detected(shared, tmp_path):
+    whole, chance, file = shared.read_bytes(), random.Random(0), tmp_path / "digits.safetensors"
+    header, first = 8 + int.from_bytes(whole[:8], "little"), load_run(shared)
+    bits = [chance.randrange(8 * header, 8 * len(whole)) for _ in range(30)]  # in the weights
+    for bit in bits + [chance.randrange(8 * header) for _ in range(40)]:  # in names, shapes and recipe
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        try:
+            run = load_run(file)
+        except CheckpointError as error:
+            assert bit < 8 * header or "is damaged: its content does not match its checksum" in str(error)
+            continue
+        assert bit < 8 * header and run.recipe == first.recipe  # the checksum has lost its name
+        assert all(map(torch.equal, run.model.parameters(), first.model.parameters()))
 
 
 def test_bad_weights_files_are_one_clear_line(trained, shared, tmp_path):

@@ -134,11 +134,13 @@ def test_float16_trains_and_resumes_to_the_same_end(tmp_path):
         MemoryError(), torch.OutOfMemoryError("Tried to allocate"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("could not create a primitive"), RuntimeError("could not create a memory object"),
     ],
 )  # fmt: skip
 def test_running_out_of_memory_is_known_by_all_its_names(error):
     assert is_out_of_memory(error)
-    assert not is_out_of_memory(RuntimeError("the sizes do not match"))
+    for other in ("the sizes do not match", "could not create a primitive descriptor for a convolution"):
+        assert not is_out_of_memory(RuntimeError(other))
 
 
 @pytest.mark.slow

@@ -179,6 +179,26 @@ def test_files_with_odd_names_in_the_cache_are_left_alone(tmp_path):
     assert not cache.exists() and all((tmp_path / ".cache" / name).exists() for name in names)
 
 
+@pytest.mark.parametrize("suffix", ["u8", "rows"])
+def test_a_folder_that_is_named_like_a_cache_is_left_alone(tmp_path, capsys, suffix):
+    save_every_kind(tmp_path)
+    (tmp_path / "not a picture").write_text("so that there are rows")
+    whole = np.array(load_images("Folder", tmp_path, "train", 8, 3))
+    for cache in sorted((tmp_path / ".cache").iterdir()):
+        cache.unlink()
+    taken = (tmp_path / ".cache" / cache.name).with_suffix(f".{suffix}")
+    (taken / "theirs").mkdir(parents=True)
+    outdated = taken.with_name(f"train_8px_3ch_{'0' * 16}_9.u8")
+    outdated.mkdir()
+    capsys.readouterr()
+    for _ in range(2):
+        assert (load_images("Folder", tmp_path, "train", 8, 3) == whole).all()
+        err = capsys.readouterr().err
+        assert f"no cache ([Errno 21] Is a directory: '{taken}')" in err and "kept in memory" in err
+    taken.rename(tmp_path / "moved")
+    assert isinstance(load_images("Folder", tmp_path, "train", 8, 3), np.memmap) and outdated.is_dir()
+
+
 @pytest.mark.parametrize("left", [0, 0.5, 0.999])
 def test_a_truncated_cache_is_rebuilt(tmp_path, capsys, left):
     save_every_kind(tmp_path)

@@ -145,7 +145,7 @@ def test_pictures_with_other_channels_are_refused():
         (DDPMScheduler(trained_betas=[0.01] * 100), r"trained_betas.* 0\.01 to 0\.01"),
         (DDPMScheduler(variance_type="learned_range"), "variance_type learned_range"),
         (DDPMScheduler(prediction_type="flow_prediction"), "prediction_type flow_prediction"),
-        (DDPMScheduler(thresholding=True), "thresholding True"),
+        (DDPMScheduler(thresholding=True, sample_max_value=1.5), "sample_max_value 1.5"),
         (DDPMScheduler(clip_sample_range=2.0), "clip_sample_range 2.0"),
         (DDPMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr True"),
     ],

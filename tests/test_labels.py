@@ -1,8 +1,10 @@
 """Class labels of every data set, in the order of the pictures, also where files are skipped."""
 
 import gzip
+import os
 import pickle
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from sklearn.datasets import load_digits
 
 import datasets.mnist
 from datasets import DataError, find_images, find_labels, load_images, load_labelled
+from runs.recipe import plain_recipe
 from training.pictures import with_classes
 
 rng = np.random.default_rng(0)
@@ -169,6 +172,32 @@ def test_labels_are_numbered_by_the_classes_of_a_training(tmp_path):
     assert (
         classes == ["red", "blue"] and set(labels[:4]) == {1} and set(labels[4:9]) == {2} and set(labels[9:-1]) == {0}
     )
+
+
+def test_only_a_subfolder_with_a_picture_is_a_class(tmp_path):
+    colours(tmp_path)
+    for name in ("captions", "broken", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "captions" / "0.txt").write_text("a red picture")
+    Image.fromarray(rng.integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "broken" / "0.png")
+    os.truncate(tmp_path / "broken" / "0.png", 1000)
+    assert labels_of("Folder", tmp_path, "train")[1] == ["blue", "green", "red"]
+    images, labels, _ = load_labelled("Folder", tmp_path, "train", 8, 3)
+    check_colours(images, labels)
+    recipe = {"dataset": "Folder", "data_path": str(tmp_path), "split": "train", "num_classes": "auto"}
+    recipe = with_classes(plain_recipe("Mine", **recipe | {"image_size": 8}))
+    assert (recipe["num_classes"], recipe["class_names"]) == (3, ["blue", "green", "red"])
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are Unicode there")
+def test_names_with_different_invalid_bytes_are_different_classes(tmp_path):
+    for i, name in enumerate((b"caf\xe9", b"caf\xe8", b"tea")):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        Image.new("RGB", (9, 9), (0, 0, 50 * i)).save(tmp_path / os.fsdecode(name) / "0.png")
+    labels, names = labels_of("Folder", tmp_path, "train")
+    assert names == [r"caf\xe8", r"caf\xe9", "tea"] and labels.tolist() == [0, 1, 2]
+    (tmp_path / os.fsdecode(b"caf\xe8")).rename(tmp_path / "coffee")
+    assert labels_of("Folder", tmp_path, "train")[1] == ["caf\ufffd", "coffee", "tea"]  # as in earlier recipes
 
 
 # --- refusals ---

@@ -14,6 +14,7 @@ from files.atomic import part_of
 from files.errors import CheckpointError, ConfigError
 from runs.checkpoint import save_checkpoint
 from runs.config import load_recipe
+from runs.recipe import plain_recipe
 from training.background import Background
 from training.optimizer import UNSCALED, backward, make_optimizer, update
 from training.processes import Processes
@@ -84,8 +85,15 @@ def test_a_run_that_has_begun_keeps_its_own_recipe(tmp_path):
     saved = tmp_path / "digits" / "recipe.yaml"
     saved.parent.mkdir()
     save_recipe(saved, recipe | {"model_channels": 48})
-    assert pretrained_recipe(recipe) == recipe | {"model_channels": 48}
     assert [file.name for file in saved.parent.iterdir()] == ["recipe.yaml"]
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors does not exist"):  # there is no checkpoint yet
+        pretrained_recipe(recipe)
+    (saved.parent / "digits.1.pt").touch()
+    assert pretrained_recipe(recipe) == recipe | {"model_channels": 48}
+    moved = recipe | {"init_from": "elsewhere/gone.safetensors"}
+    assert pretrained_recipe(moved) == pretrained_recipe(recipe)
+    with pytest.raises(CheckpointError, match=r"other\.safetensors does not exist"):
+        pretrained_recipe(recipe | {"init_from": "other.safetensors"})
     saved.write_text("{model_channels: 4")
     with pytest.raises(ConfigError, match=r"recipe\.yaml is damaged"):
         pretrained_recipe(recipe)
@@ -115,7 +123,8 @@ def saved(model, optimizer):
 
 def state_of(model, optimizer, images=IMAGES):
     ema, processes = SimpleNamespace(model=nn.Conv2d(3, 8, 3)), Processes(CPU)
-    step = SimpleNamespace(recipe={}, model=model, ema=ema, optimizer=optimizer, scaler=UNSCALED, processes=processes)
+    recipe, known = plain_recipe("X"), {"ema": ema, "scaler": UNSCALED, "processes": processes}
+    step = SimpleNamespace(recipe=recipe, model=model, optimizer=optimizer, **known)
     return TrainingState(Path("x"), step, images, Background(threaded=False))
 
 

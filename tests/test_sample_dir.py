@@ -7,8 +7,11 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers.pictures import pictures, sample
 from helpers.scripts import ENVIRONMENT, ROOT, TORCHRUN, in_process, refused, script
+
+from runs.recipe import MODEL_KEYS
 
 
 def contents(folder):
@@ -62,6 +65,39 @@ def test_what_is_no_complete_sample_is_drawn_again(trained, tmp_path):
     (tmp_path / "d" / "\u00b25.png").write_text("a number to Unicode, but not one of ours")
     sample(trained, tmp_path / "r", *args)
     assert {name: content for name, content in contents(tmp_path / "d").items() if name in whole} == whole
+
+
+def test_an_empty_samples_json_of_an_earlier_version_blocks_nothing(trained, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "samples.json").touch()
+    sample(trained, tmp_path / "r", "--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d")
+    assert json.loads((tmp_path / "d" / "samples.json").read_text())["seed"] == 0
+
+
+def test_a_folder_of_an_earlier_version_is_continued_and_keeps_its_identity(trained, tmp_path):
+    """Which lacked the keys of the network that its weights do not show."""
+    args = ["--sample_num", 2, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d"]
+    sample(trained, tmp_path / "r", *args)
+    whole, file = contents(tmp_path / "d"), tmp_path / "d" / "samples.json"
+    earlier = {k: v for k, v in json.loads(file.read_text()).items() if k not in MODEL_KEYS}
+    file.write_text(json.dumps(earlier))
+    (tmp_path / "d" / "000001.png").unlink()
+    assert "2 samples to draw" in sample(trained, tmp_path / "r", *args).stdout
+    assert contents(tmp_path / "d") | {file.name: whole[file.name]} == whole
+    file.write_text(json.dumps(earlier | {"timestep_num": 999}))
+    refused(in_process("test_solver.py", *arguments(trained, tmp_path, *args)), 2, "timestep_num: was 999, is 1000")
+
+
+@pytest.mark.parametrize("key, value", [("image_size", 16), ("num_heads", 1), ("norm_groups", 4)])
+def test_what_the_weights_do_not_show_makes_other_samples(trained, tmp_path, key, value):
+    content = torch.load(trained, weights_only=True)
+    was = content["recipe"][key]
+    content["recipe"][key] = value
+    torch.save(content, tmp_path / "other.pt")
+    args = ["--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d"]
+    sample(trained, tmp_path / "r", *args)
+    other = in_process("test_solver.py", *arguments(tmp_path / "other.pt", tmp_path, *args))
+    refused(other, 2, f"{key}: was {was}, is {value}")
 
 
 @pytest.mark.slow

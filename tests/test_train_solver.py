@@ -52,7 +52,7 @@ def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
     for picture in pictures:
         picture.unlink()  # as if it had been killed before they were drawn
     third = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
-    assert third.returncode == 0 and "has done 6 steps, and 6 are asked for" in third.stdout
+    assert third.returncode == 0 and "holds 6 steps, and 6 were asked for" in third.stdout
     assert all(picture.exists() for picture in pictures)
 
 
@@ -107,7 +107,7 @@ def test_train_holds_its_folder_until_its_caller_exits(trained, tmp_path, capsys
         assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
         with ExitStack() as other:
             once_more("auto", other)
-        assert "has done 6 steps, and 6 are asked for" in capsys.readouterr().out
+        assert "holds 6 steps, and 6 were asked for" in capsys.readouterr().out
         with ExitStack() as other, pytest.raises(CheckpointError, match="would be overwritten"):
             once_more("never", other)
 

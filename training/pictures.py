@@ -7,13 +7,14 @@ import numpy as np
 
 from datasets import DataError, find_images, find_labels, fit_images
 from files.errors import ConfigError
+from runs.recipe import coerce
 
 
 def with_classes(recipe: dict, download: bool = True) -> dict:
     """The recipe with the number and the names of the classes that its pictures are of, if it has num_classes.
 
     Unchanged if the data are missing and are not to be downloaded. Raises DataError for data without labels, and
-    ConfigError for another number of classes than num_classes.
+    ConfigError for another number of classes than num_classes, and for classes that no recipe can hold.
     """
     if not recipe["num_classes"]:
         return recipe
@@ -31,7 +32,11 @@ def with_classes(recipe: dict, download: bool = True) -> dict:
             f"num_classes={recipe['num_classes']}: {recipe['data_path']} has {len(names)} classes in its "
             f"{recipe['split']} split: set num_classes=auto, or null for a network without labels"
         )
-    return recipe | {"num_classes": len(names), "class_names": names}
+    found = {"num_classes": len(names), "class_names": names}
+    try:
+        return recipe | {key: coerce(recipe["data_path"], key, value) for key, value in found.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{error}: rename or merge its folders, or set num_classes=null") from error
 
 
 def check_outside(folder: Path, recipe: dict, found: np.ndarray | list[Path]) -> None:

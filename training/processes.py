@@ -43,7 +43,7 @@ class Processes:
                 "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2)
             )
         if self.rank:
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
         return self
 
     def __exit__(self, kind, error, traceback) -> None:

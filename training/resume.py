@@ -3,11 +3,10 @@
 import glob
 import hashlib
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from files.atomic import clear_parts, lock, write_file
+from files.atomic import Part, clear_parts, locked, write_file
 from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, Stopped, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
@@ -31,14 +30,17 @@ from training.step import TrainingStep
 
 
 def pretrained_recipe(recipe: dict) -> dict:
-    """The recipe of the weights that a run starts from: its own if it has begun, else the one of its init_from."""
-    saved = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml")
-    if not saved.exists():
-        return load_run(recipe["init_from"]).recipe
-    try:
-        return complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
+    """The recipe of the weights that a run starts from: its own if it has a checkpoint, else that of its init_from."""
+    name, first = recipe["pth_save_name"], Path(recipe["init_from"])
+    saved = Path(recipe["save_dir"], name, "recipe.yaml")
+    if saved.exists() and any(saved.parent.glob(f"{glob.escape(name)}.*pt")):
+        try:
+            own = complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
+        if own["init_from"] and Path(own["init_from"]).name == first.name:  # the file may have been moved since
+            return own
+    return load_run(first).recipe
 
 
 def load_pretrained(model: nn.Module, recipe: dict) -> None:
@@ -69,20 +71,19 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     CheckpointError if another training holds the lock. The lock ends with the process, however that ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None  # Windows cannot open folders
     try:
-        if descriptor is not None:
-            lock(descriptor)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
-    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Part(folder / f"{folder.name}.pt"):  # of all names in it the longest
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror}: set another pth_save_name or save_dir") from error
+    with ExitStack() as until_exit:
+        try:
+            until_exit.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
         clear_parts(folder)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def find_checkpoint(file: Path, resume: str) -> dict | None:
@@ -162,9 +163,11 @@ class TrainingState:
 
     writing: runs the writing of a checkpoint. On a GPU this is a thread, which writes a copy in the host's memory while
     the training continues; on a CPU it would only take cores from the training.
+    Raises ConfigError for a recipe that could not be read again.
     """
 
     def __init__(self, folder: Path, step: TrainingStep, images: np.ndarray, writing: Background, resume: str = "auto"):
+        complete_recipe(step.recipe, "the recipe")  # nothing is trained that `load_checkpoint` would refuse
         self.file, self.step, self.recipe = folder / f"{folder.name}.pt", step, step.recipe
         self.writing, self.resume, self.saved = writing, resume, 0  # the step of the last checkpoint
         self.circumstances = {"images": len(images), "pictures": fingerprint(images), "processes": step.processes.world}

@@ -18,13 +18,20 @@ LONGEST = 1500  # characters of an error message
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with one-line errors and without abbreviated flags.
+    """argparse's parser with one-line errors, without abbreviated flags and without empty values.
 
     Where there is a --set KEY=VALUE, the error for an unknown flag shows it, too.
     """
 
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, **keywords)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        for flag, value in zip(["an argument", *args], args, strict=False):
+            if not value or (value.startswith("--") and value.endswith("=")):
+                self.error(f"{value.rstrip('=') or flag} is empty: give it a value, or leave it out")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         unknown = [flag.replace("=", " ").split() for flag in message.split(" --")[1:]]
@@ -70,11 +77,12 @@ def run(main: Callable[[], None]) -> None:
     """Runs a script's main. Errors that a user can cause end it with one line; a bug keeps its traceback."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may hold any bytes
     replace_handler(quit_quietly, signal.default_int_handler)
     try:
         main()
+        sys.stdout.flush()
     except ConfigError as error:
         _exit(2, str(error))
     except (CheckpointError, DataError, TrainingError) as error:
@@ -82,9 +90,11 @@ def run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         _exit(128 + stopped.signum, str(stopped), "")
     except BrokenPipeError:
+        _stdout_is_lost()
         _exit(141, "the output is not read any more; files saved before are unchanged")
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        where = error.filename or ("the output (stdout)" if _stdout_is_lost() else None)
+        what = f"{where}: {error.strerror}" if where and error.strerror else str(error)
         _exit(1, f"{what}; files saved before are unchanged")
     except FloatingPointError as error:
         _exit(1, str(error))
@@ -96,6 +106,16 @@ def run(main: Callable[[], None]) -> None:
         _exit(130, "stopped by the keyboard", "")
     finally:
         replace_handler(signal.default_int_handler, quit_quietly)  # while Python ends
+
+
+def _stdout_is_lost() -> bool:
+    """Whether nothing can be printed any more. Then nothing is: Python would complain about it at its end."""
+    try:
+        print(flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _exit(code: int, message: str, kind: str = "error: ") -> NoReturn:

@@ -35,7 +35,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def call(main, *argv):
     """Calls a script's main with these arguments: its exit code and what it wrote, like subprocess.run."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True) for _ in range(2)]
+    out, err = streams
     handlers, code = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}, 0
     try:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

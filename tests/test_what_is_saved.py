@@ -1,0 +1,91 @@
+"""What a training saves can be read again: checked by the reader's own check before the first step."""
+
+import pytest
+from helpers.pictures import sample
+from helpers.scripts import LABELLED, in_process, refused, tiny, train
+from PIL import Image
+
+from runs.checkpoint import load_checkpoint
+from runs.config import load_recipe
+from runs.recipe import CLASSES
+from runs.run import load_run
+from training.preview import Preview
+
+
+def class_folders(folder, names):
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (i % 255, i // 255, 9)).save(folder / name / "0.png")
+
+
+def train_on(folder, *args, **settings):
+    (folder / "c.yaml").write_text("{Train_Setting: {}, Train_Data: {Mine: {image_size: 8, label_dropout: 0.2}}}")
+    args = ("--config", folder / "c.yaml", "--data_path", folder / "data", *args)
+    return train(folder / "runs", *args, data_name="Mine", settings={"batch_size": 2} | LABELLED | settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dry", [("--dry_run",), ()])
+def test_more_classes_than_a_recipe_holds_are_refused_before_the_first_step(tmp_path, dry):
+    class_folders(tmp_path / "data", [f"{i:05d}" for i in range(CLASSES + 1)])
+    refused(train_on(tmp_path, *dry), 2, f"at most {CLASSES:,}", f"not {CLASSES + 1}", "set num_classes=null")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_class_of_any_name_is_refused_or_can_be_drawn(tmp_path):
+    class_folders(tmp_path / "data", ["a" * 250, "b", "c: [1]", "\u732b"])
+    run = train_on(tmp_path)
+    if run.returncode:
+        refused(run, 2, "class_names", "set num_classes=null")
+        assert not list(tmp_path.rglob("*.pt"))
+    else:
+        assert len(load_run(tmp_path / "runs" / "mine" / "mine.pt").recipe["class_names"]) == 4
+
+
+@pytest.mark.parametrize("length, fits", [(229, True), (230, False), (300, False)])
+def test_a_name_that_the_file_system_cannot_hold_is_refused_before_the_first_step(tmp_path, length, fits, monkeypatch):
+    monkeypatch.setattr(Preview, "draw", lambda *_: None)
+    name = "n" * length
+    run = train(tmp_path, settings={"pth_save_name": name, "max_steps": 1})
+    if fits:  # .NAME.pt.<16 digits>.part has 255 characters
+        assert run.returncode == 0 and load_checkpoint(tmp_path / name / f"{name}.pt")["step"] == 1, run.stderr
+    else:
+        refused(run, 1, name[:100], "File name too long: set another pth_save_name or save_dir")
+        assert "step/s" not in run.stderr
+
+
+def test_a_value_that_no_recipe_may_have_ends_a_training_before_its_first_step(tmp_path, monkeypatch):
+    """As another program may hand one over that calls `train`."""
+    monkeypatch.setattr("train_solver.load_recipe", lambda *args: load_recipe(*args) | {"learning_rate": 1e9})
+    refused(in_process("train_solver.py", *tiny(tmp_path)), 2, "learning_rate must be", "not 1000000000.0")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_checkpoint_says_nothing_about_the_next(tmp_path):
+    """Its recipe.yaml is left; the next run in the folder starts from other weights, with other betas."""
+    for name, betas in (("one", "cosine"), ("two", "linear")):
+        assert train(tmp_path / name, settings={"beta_schedule": betas}).returncode == 0
+        run = in_process("convert.py", tmp_path / name / "digits" / "digits.pt", tmp_path / f"{name}.safetensors")
+        assert run.returncode == 0, run.stderr
+    for name in ("one", "two"):
+        run = train(tmp_path / "runs", "--init_from", tmp_path / f"{name}.safetensors")
+        assert run.returncode == 0, run.stderr
+        for file in (tmp_path / "runs" / "digits").glob("*.pt" if name == "one" else "none"):
+            file.unlink()
+    assert load_run(tmp_path / "runs" / "digits" / "digits.pt").recipe["beta_schedule"] == "linear"
+
+
+def test_a_training_that_has_nothing_to_do_says_what_is_there(tmp_path):
+    assert train(tmp_path, settings={"max_steps": 4}).returncode == 0
+    run = train(tmp_path, settings={"max_steps": 2})
+    assert run.returncode == 0 and f"{tmp_path / 'digits'} holds 4 steps, and 2 were asked for" in run.stdout
+    (tmp_path / "digits" / "digits.pt").unlink()
+    run = train(tmp_path, settings={"max_steps": 2})
+    assert "holds 3 steps, and 2 were asked for" in run.stdout and not (tmp_path / "digits" / "digits.pt").exists()
+
+
+def test_two_weights_that_look_alike_have_two_pictures(labelled, tmp_path):
+    sample(labelled, tmp_path, "--sample_num", 10, "--sample_info", "DDIM_1_0p0", "--guidance", 2.5, 2.5000001, 3)
+    names = {file.name.partition("_digits_")[2] for file in tmp_path.glob("*_final.png")}
+    assert names == {f"DDIM_1_0p0_guidance{weight}_final.png" for weight in ("2p5", "2p5000001", "3")}
