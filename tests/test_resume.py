@@ -153,8 +153,8 @@ def test_the_settings_of_the_optimizer_come_from_the_recipe_and_not_from_the_che
 @pytest.mark.parametrize(
     "damage",
     [
-        "no state", "an empty state", "half a state", "no moments", "another shape", "a shape that broadcasts", "NaN",
-        "a negative square", "no number of steps", "another network",
+        "no state", "an empty state", "half a state", "no moments", "another shape", "a shape that broadcasts",
+        "another network",
     ],
 )  # fmt: skip
 def test_a_state_that_does_not_fit_is_refused(damage):
@@ -168,12 +168,6 @@ def test_a_state_that_does_not_fit_is_refused(damage):
         old["optimizer"]["state"] = {}
     elif damage == "half a state":
         del old["optimizer"]["state"][1]
-    elif damage == "NaN":
-        moments["exp_avg"][0] = torch.nan
-    elif damage == "a negative square":
-        moments["exp_avg_sq"][0] = -1
-    elif damage == "no number of steps":
-        moments["step"] = torch.tensor(torch.nan)
     elif damage == "no moments":
         del moments["exp_avg"]
     elif damage == "another shape":

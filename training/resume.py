@@ -208,18 +208,10 @@ class TrainingState:
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
         try:  # only the state comes from the file; the settings of the optimizer come from the recipe
             optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
-            for name, weight in model.named_parameters():
-                state = optimizer.state[weight]
-                if not state["step"] >= 0:
-                    raise ValueError(f"{state['step']} steps of {name}")
-                for moment in moments(optimizer, weight):
-                    least = 0 if moment == "exp_avg_sq" else -math.inf
-                    if state[moment].shape != weight.shape:
-                        raise ValueError(f"{moment} of shape {tuple(state[moment].shape)}, not {tuple(weight.shape)}")
-                    if not (state[moment].isfinite() & (state[moment] >= least)).all():
-                        raise ValueError(f"{moment} of {name} has impossible values")
-                    # fused kernels need the memory layout of the weight
-                    state[moment] = torch.empty_like(weight).copy_(state[moment])
+            for weight in model.parameters():
+                for moment in moments(optimizer, weight):  # fused kernels need the memory layout of the weight
+                    known = optimizer.state[weight]
+                    known[moment] = torch.empty_like(weight).copy_(known[moment].view_as(weight))
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise CheckpointError(f"the checkpoint's optimizer state does not fit: {what}") from error
