@@ -53,7 +53,8 @@ def arguments(recipe: dict) -> list[str]:
 
 def unused_keys(recipe: dict) -> list[str]:
     """The keys of other networks that a recipe sets, such as those of the block of its data."""
-    others = MODEL_KEYS.keys() - {"network", "diffusers_unet", *arguments(recipe)}
+    data = {"image_size", "image_channel", "num_classes"}  # it sees them in the pictures, if it does not ask for them
+    others = MODEL_KEYS.keys() - {"network", "diffusers_unet", *data, *arguments(recipe)}
     return [key for key in MODEL_KEYS if key in others and recipe[key] != KEYS[key].default]
 
 

@@ -53,7 +53,8 @@ def load_pretrained(model: nn.Module, recipe: dict) -> None:
     tensors, known = first.model.state_dict(), class_names(first.recipe)
     unnamed = not first.recipe["class_names"] and len(known) == len(names)  # from diffusers: the order has to do
     if names != known and not unnamed:
-        rows = [known.index(name) if name in known else None for name in names]
+        numbers = {name: number for number, name in enumerate(known)}
+        rows = [numbers.get(name) for name in names]
         if names:
             print(f"classes     {rows.count(None)} of {len(names)} are new to {file}")
         tensors = relabelled(tensors, rows)
