@@ -17,7 +17,6 @@ from datasets import to_uint8
 from diffusion import Frame, SampleSpec
 from diffusion.samplers import USES_ETA
 from files.atomic import write_file
-from utils.picture_size import zoom_of
 
 MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
 COARSE_TO_FINE = 0.3  # see progress_frames
@@ -38,7 +37,7 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     Pictures of up to 16 pixels are enlarged by a whole factor, to 32 pixels or nearly so.
     """
     pixels = x.cpu() if x.dtype == torch.uint8 else to_uint8(x.cpu())
-    zoom = zoom_of(pixels.shape[2:])
+    zoom = max(1, 32 // max(pixels.shape[2:]))
     pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     return Image.fromarray(make_grid(pixels, nrow=columns, padding=2).permute(1, 2, 0).numpy())
 
