@@ -42,7 +42,8 @@ def main() -> None:
     trained = load_run(args.model_path)
     recipe = trained.to(pick_device()).recipe
     size, channels = recipe["image_size"], recipe["image_channel"]
-    path = way(SampleSpec("DDPM", STEPS, 0.0).timesteps(recipe["timestep_num"]), None, RESAMPLINGS)
+    spec = parse_spec(f"DDPM_{STEPS}_0p0", recipe["timestep_num"], str(args.model_path))
+    path = way(spec.timesteps(recipe["timestep_num"]), None, RESAMPLINGS)
     calls = sum(after < t for t, after in pairwise(path))
     parse_spec(f"DDPM_{calls}_0p0", recipe["timestep_num"], str(args.model_path))
     extractor = extractor_for(recipe["dataset"], channels, trained.device)

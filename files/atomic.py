@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -87,9 +87,14 @@ def part_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(folder.parent)
-    part = part_of(folder)
-    part.mkdir()
-    with locked(part):
+    with ExitStack() as until_renamed:
+        while True:
+            part = part_of(folder)
+            part.mkdir()
+            with suppress(FileNotFoundError, BlockingIOError):
+                until_renamed.enter_context(locked(part))
+                if part.exists():  # else `clear_parts` of another process was faster
+                    break
         try:
             yield part
             taken = FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))

@@ -77,7 +77,7 @@ def test_running_out_of_memory_outside_a_step_gives_no_advice_about_steps(tmp_pa
     def exhausted(*_):
         raise MemoryError
 
-    monkeypatch.setattr("train_solver.find_images", exhausted)
+    monkeypatch.setattr("train_solver.find_pictures", exhausted)
     run = train(tmp_path)
     refused(run, 1, "out of memory")
     assert "gradient_accumulation" not in run.stderr.splitlines()[-1]
@@ -125,6 +125,6 @@ def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train_solver.find_images", interrupt)
+    monkeypatch.setattr("train_solver.find_pictures", interrupt)
     ended = train(tmp_path)
     assert ended.returncode == 130 and ended.stderr.strip() == "stopped by the keyboard"

@@ -6,12 +6,12 @@ import diffusers
 import pytest
 import torch
 from helpers.networks import small_run
-from helpers.samplers import OBJECTIVES, SCHEDULES, all_pairs, randn, seeded
+from helpers.samplers import SCHEDULES, all_pairs, randn, seeded
 
 import sharing.model_card
 from diffusion import GaussianDiffusion, SampleSpec, sample
 from runs.recipe import plain_recipe
-from sharing.diffusers_scheduler import TRIED, diffusion_keys, scheduler_configuration
+from sharing.diffusers_scheduler import PREDICTION_TYPES, TRIED, diffusion_keys, scheduler_configuration
 
 NEW = {"thresholding", "sample_max_value", "dynamic_thresholding_ratio"}
 MEAN, SPREAD, STEPS = 0.3, 0.25, 20
@@ -39,7 +39,7 @@ def nearly_perfect(d):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, in diffusers
-@pytest.mark.parametrize("name, objective, schedule", all_pairs(TRIED, OBJECTIVES, SCHEDULES))
+@pytest.mark.parametrize("name, objective, schedule", all_pairs(TRIED, PREDICTION_TYPES, SCHEDULES))
 def test_the_solvers_that_the_card_names_stay_in_range_and_draw_our_samples(name, objective, schedule):
     d = GaussianDiffusion(1000, schedule, objective=objective)
     scheduler = getattr(diffusers, f"{name}Scheduler").from_config(configuration(objective, schedule))

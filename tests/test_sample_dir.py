@@ -67,13 +67,6 @@ def test_what_is_no_complete_sample_is_drawn_again(trained, tmp_path):
     assert {name: content for name, content in contents(tmp_path / "d").items() if name in whole} == whole
 
 
-def test_an_empty_samples_json_of_an_earlier_version_blocks_nothing(trained, tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "samples.json").touch()
-    sample(trained, tmp_path / "r", "--sample_num", 1, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d")
-    assert json.loads((tmp_path / "d" / "samples.json").read_text())["seed"] == 0
-
-
 def test_a_folder_of_an_earlier_version_is_continued_and_keeps_its_identity(trained, tmp_path):
     """Which lacked the keys of the network that its weights do not show."""
     args = ["--sample_num", 2, "--sample_info", "DDIM_1_0p0", "--sample_dir", tmp_path / "d"]
