@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from helpers.scripts import ROOT, in_process, refused
@@ -22,7 +23,7 @@ from runs.config import load_recipe
 from runs.network import plan
 from runs.recipe import KEYS
 from runs.run import load_run
-from runs.shared_weights import facts_of, save_shared_weights
+from runs.shared_weights import facts_of
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 LONGEST = 2000  # characters of a message
@@ -53,14 +54,9 @@ def little_memory():
 @pytest.fixture(scope="module")
 def shared(trained):
     """The bytes of shared weights, without their checksum, as a stranger may write them."""
-    run, file = load_run(trained), trained.parent / "shared.safetensors"
-    save_shared_weights(file, run.model.state_dict(), facts_of(run.recipe, "ema", run.step), torch.float32)
-    header, tensors = split(file.read_bytes())
-    file.unlink()
-    facts = json.loads(header["__metadata__"]["diffusion_pytorch"])
-    del facts["sha256"]
-    header["__metadata__"]["diffusion_pytorch"] = json.dumps(facts)
-    return joined(header, tensors)
+    run = load_run(trained)
+    facts = json.dumps(facts_of(run.recipe, "ema", run.step))
+    return safetensors.torch.save(run.model.state_dict(), {"diffusion_pytorch": facts})
 
 
 def split(content):
