@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import resource
 import shutil
 import struct
 import zipfile
@@ -14,6 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 from helpers.scripts import ROOT, in_process, refused
+from helpers.systems import limited, linux, resource
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -43,12 +43,12 @@ changes = st.dictionaries(st.sampled_from([*KEYS, "data_name", "dataset", "base"
 @pytest.fixture(autouse=True)
 def little_memory():
     """Nothing may take two more GiB of address space: that would be a MemoryError, which no loader catches."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    if pages:
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    with limited("RLIMIT_AS", pages * resource.getpagesize() + (2 << 30)):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +221,7 @@ def test_idx_files(tmp_path, start, dimensions, data, zipped):
     assert images is None or (images.dtype == np.uint8 and images.shape[1:] == (1, 4, 4) and len(images))
 
 
+@linux
 def test_compressed_checkpoints_and_devices_are_refused(trained, tmp_path):
     with zipfile.ZipFile(trained) as old, zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for part in old.namelist():
