@@ -13,6 +13,7 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+torch.backends.mps.is_available = lambda: False  # Apple's GPU, likewise
 torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does for the scripts in processes of their own: sums in one order
 
 

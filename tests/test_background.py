@@ -94,7 +94,7 @@ def test_a_signal_ends_the_run_when_its_checkpoint_is_written(tmp_path, beside, 
 
     def with_signal(recipe, step, steps):
         if step == 3:
-            os.kill(os.getpid(), signum)
+            signal.raise_signal(signum)
         return rate(recipe, step, steps)
 
     beside(slow)
@@ -111,7 +111,7 @@ def test_what_was_not_written_is_not_called_saved(tmp_path, beside, monkeypatch,
 
     def with_signal(recipe, step, steps):
         if step == at == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return rate(recipe, step, steps)
 
     def failing(file, content, keep):

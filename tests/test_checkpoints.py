@@ -3,13 +3,13 @@
 import hashlib
 import os
 import random
-import resource
 import signal
 import zipfile
 
 import pytest
 import torch
 from helpers.checkpoints import content
+from helpers.systems import limited, linux
 
 import files.atomic
 import runs.checkpoint
@@ -117,6 +117,7 @@ def killed_at(phase):
         files.atomic._sync_folder = die
 
 
+@linux
 @pytest.mark.parametrize(
     "phase, newest",
     [
@@ -142,15 +143,12 @@ def test_a_kill_in_any_phase_of_a_save_leaves_a_good_checkpoint(two, phase, newe
     assert load_checkpoint(two)["step"] == 4
 
 
+@linux
 def test_without_space_the_older_checkpoints_stay_and_the_needed_space_is_reported(two):
     before = {file: file.read_bytes() for file in two.parent.iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # bytes per file
-    try:
-        with pytest.raises(CheckpointError, match=r"x.pt was not written \(.*it needs 7.6 MiB, and .* MiB are free"):
-            save_checkpoint(two, content(3, numbers=2_000_000), keep=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    says = r"x.pt was not written \(.*it needs 7.6 MiB, and .* MiB are free"
+    with pytest.raises(CheckpointError, match=says), limited("RLIMIT_FSIZE", 1 << 20):
+        save_checkpoint(two, content(3, numbers=2_000_000), keep=2)
     assert {file: file.read_bytes() for file in two.parent.iterdir()} == before
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from helpers.scripts import ENVIRONMENT, ROOT, in_process, refused, tiny, train
+from helpers.systems import linux
 from PIL import Image
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="sees in /proc what a process has loaded")
+@linux
 @pytest.mark.parametrize("script", ["train_solver.py", "test_solver.py", "convert.py"])
 @pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu"])
 def test_ctrl_c_while_the_imports_run_ends_quietly(script, library):
@@ -50,6 +51,7 @@ def test_an_environment_with_one_process_is_no_torchrun(tmp_path, monkeypatch):
     assert train(tmp_path).returncode == 0
 
 
+@linux
 def test_a_run_among_its_own_training_pictures_is_refused(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "c.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {tmp_path}}}}}}}")
@@ -99,7 +101,7 @@ def test_an_empty_value_is_refused_and_not_taken_for_a_missing_one(tmp_path, scr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@linux
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_output_that_is_full_is_named(unbuffered):
     command = [sys.executable, ROOT / "train_solver.py", "--data_name", "Digits", "--dry_run"]
@@ -110,7 +112,7 @@ def test_an_output_that_is_full_is_named(unbuffered):
     assert run.returncode == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+@linux
 def test_a_path_that_is_not_unicode_is_used_or_named(trained, tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     assert train(folder, "--data_path", folder).returncode == 0

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import struct
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_a_file_of_labels_is_not_taken_for_pictures(tmp_path):
 @pytest.mark.parametrize("name, source", [("Mnist", "MNIST"), ("Fashion_Mnist", "FashionMNIST")])
 def test_a_download_that_leaves_nothing_is_refused(tmp_path, no_debian, monkeypatch, name, source):
     monkeypatch.setattr(f"datasets.mnist.{source}", type(source, (), {"__init__": lambda self, *_, **__: None}))
-    with pytest.raises(DataError, match=f"{name}: {tmp_path} has no train split.* train-images-idx3-ubyte"):
+    with pytest.raises(DataError, match=rf"{name}: .* has no train split.* train-images-idx3-ubyte"):
         find_images(name, tmp_path, "train", download=True)
 
 
@@ -236,7 +237,7 @@ def test_digits_are_those_of_scikit_learn():
 @pytest.mark.parametrize("name", ["Mnist", "Fashion_Mnist", "Cifar10", "Flower102"])
 def test_missing_data_are_refused_with_the_files_to_add(tmp_path, no_debian, name):
     wanted = {"Mnist": "train-images-idx3", "Fashion_Mnist": "train-images-idx3", "Cifar10": "data_batch_1"}
-    with pytest.raises(DataError, match=f"{name}.*{tmp_path}.*{wanted.get(name, 'image_00001.jpg')}"):
+    with pytest.raises(DataError, match=f"{name}.*{re.escape(str(tmp_path))}.*{wanted.get(name, 'image_00001.jpg')}"):
         find_images(name, tmp_path, "train", download=False)
 
 

@@ -2,16 +2,17 @@
 
 import gzip
 import json
-import resource
 import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from helpers.scripts import ROOT, in_process, refused
+from helpers.systems import limited, resource
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from runs.config import load_recipe
 from runs.network import plan
 from runs.recipe import KEYS
 from runs.run import load_run
-from runs.shared_weights import facts_of, save_shared_weights
+from runs.shared_weights import facts_of
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 LONGEST = 2000  # characters of a message
@@ -41,25 +42,20 @@ changes = st.dictionaries(st.sampled_from([*KEYS, "data_name", "dataset", "base"
 @pytest.fixture(autouse=True)
 def little_memory():
     """Nothing may take two more GiB of address space: that would be a MemoryError, which no loader catches."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    if pages:
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    with limited("RLIMIT_AS", pages * resource.getpagesize() + (2 << 30)):
+        yield
 
 
 @pytest.fixture(scope="module")
 def shared(trained):
     """The bytes of shared weights, without their checksum, as a stranger may write them."""
-    run, file = load_run(trained), trained.parent / "shared.safetensors"
-    save_shared_weights(file, run.model.state_dict(), facts_of(run.recipe, "ema", run.step), torch.float32)
-    header, tensors = split(file.read_bytes())
-    file.unlink()
-    facts = json.loads(header["__metadata__"]["diffusion_pytorch"])
-    del facts["sha256"]
-    header["__metadata__"]["diffusion_pytorch"] = json.dumps(facts)
-    return joined(header, tensors)
+    run = load_run(trained)
+    facts = json.dumps(facts_of(run.recipe, "ema", run.step))
+    return safetensors.torch.save(run.model.state_dict(), {"diffusion_pytorch": facts})
 
 
 def split(content):

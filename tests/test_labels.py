@@ -4,11 +4,11 @@ import gzip
 import os
 import pickle
 import struct
-import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers.systems import linux
 from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
@@ -189,7 +189,7 @@ def test_only_a_subfolder_with_a_picture_is_a_class(tmp_path):
     assert (recipe["num_classes"], recipe["class_names"]) == (3, ["blue", "green", "red"])
 
 
-@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are Unicode there")
+@linux
 def test_names_with_different_invalid_bytes_are_different_classes(tmp_path):
     for i, name in enumerate((b"caf\xe9", b"caf\xe8", b"tea")):
         (tmp_path / os.fsdecode(name)).mkdir()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.pictures import sampling
 from helpers.scripts import forked, in_process, refused, resumes_to_the_same_end, state_hash, train
+from helpers.systems import linux
 from PIL import Image
 
 import datasets.cache
@@ -48,6 +49,7 @@ def instead(monkeypatch, what, change):
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
+@linux
 def test_two_trainings_may_decode_one_folder_at_the_same_time(pictures, monkeypatch):
     barrier = get_context("fork").Barrier(2)
 
@@ -91,6 +93,7 @@ def test_an_error_of_the_machine_does_not_drop_a_picture(pictures, monkeypatch, 
     assert again.returncode == 0 and "images      24" in again.stdout
 
 
+@linux
 def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
     def deadly(fit_picture):
         calls = iter(range(100))

@@ -2,12 +2,12 @@
 
 import os
 import pickle
-import resource
 from functools import partial
 
 import pytest
 import torch
 from helpers.scripts import refused, script, tiny, train
+from helpers.systems import linux, resource
 from PIL import Image
 
 
@@ -54,6 +54,7 @@ def test_a_run_is_never_overwritten(trained):
     assert trained.read_bytes() == before
 
 
+@linux
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
     assert train(tmp_path).returncode == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import content
+from helpers.systems import linux
 from torch import nn
 
 from files.atomic import part_of
@@ -62,6 +63,7 @@ def test_a_new_run_has_no_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path / "x.pt", "never") is None
 
 
+@linux
 def test_only_one_training_at_a_time_uses_a_folder(tmp_path):
     left, foreign = part_of(tmp_path / "x.pt"), tmp_path / "user.part"
     left.write_bytes(b"left by a killed training")

@@ -5,6 +5,9 @@ import subprocess
 
 import pytest
 from helpers.scripts import ENVIRONMENT, ROOT, in_process
+from helpers.systems import linux
+
+pytestmark = linux
 
 RECORDER = """#!/bin/sh
 printf '%s\\n' "$@" '' >> "$CALLS"

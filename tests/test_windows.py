@@ -1,20 +1,18 @@
 """What Windows does not allow: a file that is open in this process, or mapped, keeps its name and its place."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.pictures import sample
 from helpers.scripts import in_process, train
+from helpers.systems import linux
 from helpers.windows import as_on_windows
 from PIL import Image
 
 import datasets.cache
 from datasets import load_images
 from files.atomic import Part, write_file
-
-here = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Windows itself, or a system without /proc")
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def save_pictures(folder, count):
         Image.new("RGB", (9, 9), (i, 99, 9)).save(folder / f"{i}.png")
 
 
-@here
+@linux
 def test_the_emulation_refuses_what_windows_refuses(windows, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"12345678")
@@ -47,7 +45,7 @@ def test_the_emulation_refuses_what_windows_refuses(windows, tmp_path):
     (tmp_path / "b").replace(tmp_path / "a")
 
 
-@here
+@linux
 @pytest.mark.slow
 def test_a_run_is_trained_resumed_sampled_converted_and_evaluated(windows, tmp_path):
     pytest.importorskip("diffusers")
@@ -71,7 +69,7 @@ def test_a_run_is_trained_resumed_sampled_converted_and_evaluated(windows, tmp_p
     assert not list(tmp_path.rglob("*.part"))
 
 
-@here
+@linux
 def test_a_cache_that_is_mapped_is_left_where_it_is(windows, tmp_path):
     save_pictures(tmp_path, 3)
     first = load_images("Folder", tmp_path, "train", 8, 3)
