@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import load_images, normalize
+from datasets import Reading, load_images, normalize
 from diffusion import SampleNoise, SampleSpec, bound_terms
 from files.atomic import write_file
 from files.errors import ConfigError
@@ -27,7 +27,8 @@ def run(job: Job) -> list[Path]:
     args, trained, files, curves = job.args, job.trained, [], {}
     recipe = trained.recipe
     source, data_path, split = real_data(args, recipe)
-    images = load_images(source["dataset"], data_path, split, recipe["image_size"], recipe["image_channel"])
+    data = (source["dataset"], data_path, split, recipe["image_size"], recipe["image_channel"])
+    images = load_images(*data, reading=Reading.of(source))
     count = args.sample_num or min(PICTURES, len(images))
     if count > len(images):
         raise ConfigError(f"--sample_num {count}: the {split} split has {len(images)} pictures")
