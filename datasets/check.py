@@ -24,8 +24,8 @@ def say_facts(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     wide, high, pages, low, top, mean, flat, grey, content = facts.T
     odd = {
-        "few levels: 16-bit grey files that hold 12 bits need bits=12": top.max() - low.min() < LEVELS,
-        f"{flat.mean():.0%} are of one colour: white on transparency needs background=black": flat.mean() > FLAT,
+        f"{flat.mean():.0%} are of one colour: if white on transparency, set background=black": flat.mean() > FLAT,
+        "few levels: if 12 bits in 16-bit files, set bits=12": top.max() - low.min() < LEVELS and flat.mean() <= FLAT,
         f"{pages.sum():,.0f} files have several pages, of which only the first is read": pages.any(),
         f"{len(content) - len(set(content)):,} are copies of others": len(content) > len(set(content)),
         "all are grey, and image_channel=1 is enough": grey.all(),
