@@ -1,8 +1,8 @@
 """Pictures of any size as one uint8 array. Picture files are decoded once, into a cache file.
 
-The cache file is in a hidden subfolder of the data and holds the pixels without a header. Its name contains all that it
-depends on, so that a change of the files, the size or the split leads to a new cache, and the number of pictures, so
-that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
+The cache file is in a hidden subfolder of the data, or see `_cache_folders`, and holds the pixels without a header. Its
+name contains all that it depends on, so that a change of the files, the size or the split leads to a new cache, and the
+number of pictures, so that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
 If files were skipped, a second file, .rows, holds the numbers of the others as int64.
 """
 
@@ -88,12 +88,10 @@ def fit_files(
     print(f"decoding {len(files):,} pictures into {folder}: up to {most / 2**20:,.1f} MiB")
     try:
         with part:
-            count = 0
             for picture in pictures:
                 part.stream.write(picture.tobytes())
-                count += 1
-            cache = folder / f"{stem}_{count}.u8"
-            if count < len(files):
+            cache = folder / f"{stem}_{len(rows)}.u8"
+            if len(rows) < len(files):
                 write_file(cache.with_suffix(".rows"), np.array(rows, "<i8").tobytes())
             part.complete(cache)
     except OSError as error:
@@ -106,7 +104,7 @@ def fit_files(
         match = CACHE.fullmatch(file.name)
         if match and match[1] == prefix and f"{match[1]}_{match[2]}" != stem:
             file.unlink(missing_ok=True)  # of files that have changed since
-    return np.memmap(cache, np.uint8, "r", shape=(count, *shape)), np.array(rows)
+    return np.memmap(cache, np.uint8, "r", shape=(len(rows), *shape)), np.array(rows)
 
 
 def _cache_folders(data_path: Path, reading: Reading) -> list[Path]:
@@ -118,9 +116,7 @@ def _cache_folders(data_path: Path, reading: Reading) -> list[Path]:
     return [data_path / ".cache", Path(users, "diffusion-pytorch", own)]
 
 
-def _open_cache(
-    folder: Path, stem: str, shape: tuple[int, int, int], files: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _open_cache(folder: Path, stem: str, shape: tuple, files: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The cached pictures (N, *shape), memory-mapped, and their rows; None if there is no complete cache file."""
     for cache in folder.glob(f"{stem}_*.u8"):
         match = CACHE.fullmatch(cache.name)

@@ -19,7 +19,7 @@ def data_set(name: str, table: dict = LOADERS) -> Callable[[Callable], Callable]
 
     name: the name of a block of config.yaml. The block, and every block that is based on it, then uses this loader.
     """
-    return lambda loader: table.setdefault(name, loader)
+    return lambda loader: table.update({name: loader}) or loader
 
 
 data_labels = partial(data_set, table=LABEL_LOADERS)  # the same for the class labels of what a loader of pictures found
