@@ -30,7 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import recipe_with, train_quietly
 
-from datasets import load_images, to_uint8
+from datasets import Reading, load_images, to_uint8
 from diffusion import GaussianDiffusion
 from evaluation.features import extractor_for
 from evaluation.numbers import GROUPS, Evaluation
@@ -172,7 +172,12 @@ def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
     except ImportError as error:
         raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
     data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
-    batches = Batches(load_images(*data), recipe | {"batch_size": batch_size}, diffusion.draw_timesteps, device)
+    batches = Batches(
+        load_images(*data, reading=Reading.of(recipe)),
+        recipe | {"batch_size": batch_size},
+        diffusion.draw_timesteps,
+        device,
+    )
     began, steps = time.monotonic(), 0
     for batch in batches.steps(0, sys.maxsize):
         step(batch.x_start, min(1, (time.monotonic() - began) / seconds))

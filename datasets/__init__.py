@@ -13,11 +13,12 @@ import numpy as np
 
 from datasets.cache import fit_array, fit_files, fit_some
 from datasets.errors import DataError
+from datasets.folder import AS_EVER, Reading
 from datasets.pixels import Size, normalize, picture_shape, to_uint8
 from datasets.registry import LABEL_LOADERS, LOADERS
 
 __all__ = [
-    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "find_images", "find_labels", "fit_images", "fit_some",
+    "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "Reading", "find_images", "find_labels", "fit_images", "fit_some",
     "load_images", "load_labelled", "normalize", "picture_shape", "to_uint8",
 ]  # fmt: skip
 
@@ -42,23 +43,25 @@ def find_images(dataset: str, data_path: str | Path, split: str, download: bool 
 
 
 def load_images(
-    dataset: str, data_path: str | Path, split: str, image_size: Size, image_channel: int, download: bool = True
-) -> np.ndarray:
+    dataset: str, data_path: str | Path, split: str, image_size: Size, image_channel: int, download: bool = True,
+    reading: Reading = AS_EVER,
+) -> np.ndarray:  # fmt: skip
     """The pictures of one split as uint8 (N, C, H, W), RGB or grey. image_size: pixels a side, or (height, width).
 
-    Resizes them to cover image_size and crops the middle. Picture files are decoded once, into a cache in data_path,
+    Resizes them to cover image_size and crops the middle. Picture files are decoded once, into a cache (see `Reading`),
     and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
     """
-    return fit_images(find_images(dataset, data_path, split, download), data_path, split, image_size, image_channel)[0]
+    found = find_images(dataset, data_path, split, download)
+    return fit_images(found, data_path, split, image_size, image_channel, reading)[0]
 
 
 def load_labelled(
     dataset: str, data_path: str | Path, split: str, image_size: Size, image_channel: int,
-    classes: list[str] | None = None, download: bool = True,
+    classes: list[str] | None = None, download: bool = True, reading: Reading = AS_EVER,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:  # fmt: skip
     """What `load_images` returns, and what `find_labels` returns for it."""
     found = find_images(dataset, data_path, split, download)
-    images, rows = fit_images(found, data_path, split, image_size, image_channel)
+    images, rows = fit_images(found, data_path, split, image_size, image_channel, reading)
     labels, classes = find_labels(dataset, found, data_path, split, classes)
     return images, labels[rows], classes
 
@@ -91,9 +94,10 @@ def find_labels(
 
 
 def fit_images(
-    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: Size, image_channel: int
-) -> tuple[np.ndarray, np.ndarray]:
+    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: Size, image_channel: int,
+    reading: Reading = AS_EVER,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What `find_images` found as `load_images` returns it, and which of them: int64 (N,); unreadable files are not."""
     if isinstance(found, np.ndarray):
         return fit_array(found, image_size, image_channel), np.arange(len(found))
-    return fit_files(found, Path(data_path), split, image_size, image_channel)
+    return fit_files(found, Path(data_path), split, image_size, image_channel, reading)

@@ -37,7 +37,7 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
         raise DataError(
             f"Flower102: {data_path} has no setid.mat, which defines the train and test splits; add it or use split=all"
         )
-    names = _names_of(tables[0], split)
+    names = {f"image_{i:05d}.jpg" for i in _numbers(tables[0], IDS[split], "splits")}
     files = [file for file in files if file.name in names]
     if not files:
         raise DataError(f"Flower102: no picture of the {split} split, such as {min(names)}, is in {data_path}")
@@ -56,11 +56,6 @@ def flower102_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np
     if strange := [file for file, i in zip(found, numbers, strict=True) if not 1 <= i <= len(labels)]:
         raise DataError(f"{strange[0]} is not named as the authors name their {len(labels):,}, such as image_00001.jpg")
     return np.array([labels[i - 1] - 1 for i in numbers]), [str(i) for i in range(1, 103)]
-
-
-def _names_of(table: Path, split: str) -> set[str]:
-    """The names of the picture files of a split, from the authors' setid.mat."""
-    return {f"image_{i:05d}.jpg" for i in _numbers(table, IDS[split], "splits")}
 
 
 def _numbers(table: Path, keys: tuple[str, ...], what: str) -> list[int]:

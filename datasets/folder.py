@@ -1,11 +1,17 @@
 """A folder of pictures: its files, and how a picture file is opened."""
 
 import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from datasets.errors import DataError, warn
 from datasets.registry import data_labels, data_set
@@ -14,50 +20,95 @@ FORMATS = (  # of pixels only: Pillow would hand an EPS file, which is a program
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "AVIF", "JPEG2000", "ICO", "ICNS", "PCX",
     "SGI", "QOI", "DDS", "PSD",
 )  # fmt: skip
+OTHERS = set(  # suffixes of what may lie beside pictures and is not opened
+    ".txt .caption .json .jsonl .csv .tsv .xml .yaml .yml .md .html .pdf .log .db .ini .py .npy .npz .mat .pkl .pt .pth"
+    " .ckpt .safetensors .parquet .zip .tar .gz .mp4 .mov .avi .mkv .webm .mp3 .wav .heic .heif".split()
+)
+SPLIT_OF = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}  # a subfolder's
+RAISED = {"L;2": 85, "L;4": 17}  # Pillow multiplies grey levels of few bits, but not the one that is transparent
+warnings.filterwarnings("ignore", module="PIL")  # a line of our own says what cannot be used
+
+
+class Reading(NamedTuple):
+    """How picture files are read: keys of a recipe, see config.yaml."""
+
+    background: str = "white"  # a name or #rrggbb
+    bits: int = 16
+    cache_dir: str | None = None
+
+    @classmethod
+    def of(cls, recipe: dict) -> "Reading":
+        return cls(*(recipe[key] for key in cls._fields))
+
+
+AS_EVER = Reading()
 
 
 @data_set("Folder")
 def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
-    """All files in data_path and its subfolders except hidden ones, sorted by path.
+    """All files in data_path and its subfolders except hidden ones and OTHERS, sorted by path.
 
-    Symbolic links are followed. A folder that can be reached in several ways counts once.
+    Symbolic links are followed. A folder or file that can be reached in several ways counts once.
 
-    "train" and "all" are the same; a folder has no test split. Raises DataError for split "test", and if data_path is
-    not a folder or contains no files.
+    Where data_path has folders for splits, "train" are those for training and validation; else it is all, without a
+    "test". Raises DataError for a split that is not there, and if data_path has no files or is not a folder.
     """
-    if split == "test":
-        raise DataError(f"{data_path} is a plain folder, which has no test split: use split=train or split=all")
     if not data_path.is_dir():
         raise DataError(f"{data_path} is not a folder: set data_path to the folder with your pictures")
-    files, visited = [], {os.path.realpath(data_path)}
+    splits = split_folders(data_path)
+    if split == "test" and "test" not in splits.values():
+        raise DataError(f"{data_path} is a plain folder, which has no test split: use split=train or split=all")
+    roots = [data_path / name for name, of in splits.items() if of == split] or [data_path]
+    files, others, visited = {}, [], {os.path.realpath(root) for root in (data_path, *roots)}
 
     def fail(error: OSError) -> NoReturn:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
-    for folder, subfolders, names in os.walk(data_path, onerror=fail, followlinks=True):
-        seen, subfolders[:] = sorted(subfolders), []
+    for folder, subfolders, names in chain(*(os.walk(root, onerror=fail, followlinks=True) for root in roots)):
+        seen, subfolders[:], real = sorted(subfolders), [], os.path.realpath(folder)
         for name in seen:
             target = os.path.realpath(os.path.join(folder, name))
             if not name.startswith(".") and target not in visited:  # a folder that is linked twice counts once
                 visited.add(target)
                 subfolders.append(name)
         for file in (Path(folder, name) for name in names if not name.startswith(".")):
-            if file.is_file():
-                files.append(file)
-            else:
+            if file.suffix.lower() in OTHERS:
+                others.append(file)
+            elif not file.is_file():
                 warn(f"skipped {file}: a broken link, or not a regular file")
+            elif file.is_symlink():
+                files.setdefault(os.path.realpath(file), file)
+            else:
+                files[os.path.join(real, file.name)] = file  # rather than links to it
+    if others:
+        heic = " (save HEIC as JPEG or PNG)" * any(file.suffix.lower() in (".heic", ".heif") for file in others)
+        warn(f"{data_path}: {len(others):,} files were not opened: {by_suffix(others)}{heic}")
     if not files:
-        raise DataError(f"{data_path} contains no files: put your pictures there (subfolders are allowed)")
-    return sorted(files)
+        raise DataError(f"{data_path} contains no pictures: put your files there (subfolders are allowed)")
+    return sorted(files.values())
+
+
+def split_folders(data_path: Path) -> dict[str, str]:
+    """The split of each subfolder that is named like one; {} if only one of several is, which then is a class."""
+    names = [entry.name for entry in data_path.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+    splits = {name: SPLIT_OF[name.lower()] for name in sorted(names) if name.lower() in SPLIT_OF}
+    return splits if len(splits) > 1 or len(splits) == len(names) else {}
+
+
+def by_suffix(files: Iterable[Path]) -> str:
+    """How many files there are of each kind, as "300 .txt, 2 .jpg"."""
+    counts = Counter(file.suffix.lower() or "without suffix" for file in files)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
 
 
 @data_labels("Folder")
 def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.ndarray, list[str]]:
-    """The subfolder of data_path that a picture is in, at any depth; pictures directly in data_path have no class.
+    """The subfolder of data_path, or of a split's, that a picture is in, at any depth; others have no class.
 
     Only a subfolder with a picture that can be opened is a class.
     """
-    inside = [file.relative_to(data_path).parts for file in found]
+    inside, splits = [file.relative_to(data_path).parts for file in found], split_folders(data_path)
+    inside = [parts[1:] if parts[0] in splits else parts for parts in inside]
     folders, of = [parts[0] if len(parts) > 1 else None for parts in inside], {}
     for folder, file in zip(folders, found, strict=True):
         of.setdefault(folder, []).append(file)
@@ -80,22 +131,46 @@ def _is_picture(file: Path) -> bool:
         return False
 
 
-def open_picture(file: Path) -> Image.Image:
-    """A picture file of any mode and of one of the FORMATS as 8-bit RGB; a 16-bit grey picture as 8-bit grey.
+def open_picture(file: Path, reading: Reading = AS_EVER) -> Image.Image:
+    """A picture file of any mode and of one of the FORMATS as 8-bit RGB. Its info["pages"]: whether it has several.
 
-    The picture is rotated as its EXIF data say, and transparent parts become white. Raises ValueError for pixels of
-    unknown range (floats and 32-bit integers), and Pillow's errors for a file that is not a picture.
+    It is rotated as its EXIF data say, a colour profile is converted to sRGB, and transparent parts get the background.
+    Raises ValueError for too many pixels, or of unknown range (floats and 32-bit integers), and Pillow's errors for a
+    file that is not a picture.
     """
     Image.init()  # fills Image.OPEN, which lacks formats that this Pillow was built without
-    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    try:
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{str(error).partition(',')[0]}: save it smaller, or in parts") from error
+    with image:
         has_16_bits = image.format in ("PNG", "PPM")  # Pillow may use its 32-bit mode "I" for 16-bit files of these
+        pages = image.format != "MPO" and getattr(image, "is_animated", False)  # phones write an MPO with a preview
+        clear = image.info.get("transparency")
+        raw = image.tile[0].args if image.format == "PNG" and clear else None
+        if raw == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow reads the pixels
+        elif raw in RAISED:
+            image.info["transparency"] = clear * RAISED[raw]
         image = ImageOps.exif_transpose(image)
         if image.mode == "F" or (image.mode == "I" and not has_16_bits):
             raise ValueError("the range of its pixels (floats or 32-bit integers) is unknown")
         if image.mode.startswith("I"):  # 16 bits: scaled here, because Pillow's convert would clip at 255
-            pixels = np.asarray(image, np.int32).clip(0, 65535)
-            return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))  # rounded
+            pixels, most = np.asarray(image, np.int32), 2**reading.bits - 1
+            image = Image.fromarray(((pixels.clip(0, most) * 255 + most // 2) // most).astype(np.uint8))  # rounded
+            if clear is not None:
+                image.putalpha(Image.fromarray(pixels != clear).convert("L"))
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+        elif image.mode not in ("L", "CMYK"):
+            image = image.convert("RGB")
+        profile = image.info.get("icc_profile")
+        if profile and b"sRGB" not in profile.replace(b"\0", b""):  # its text may be in UTF-16
+            srgb, mode = ImageCms.createProfile("sRGB"), "RGBA" if image.mode == "RGBA" else "RGB"
+            with suppress(ImageCms.PyCMSError):  # it is broken, or not for this mode
+                image = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode=mode)
+        if image.mode == "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, reading.background), image)
+        image = image.convert("RGB")
+        image.info["pages"] = pages
+        return image

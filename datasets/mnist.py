@@ -28,10 +28,7 @@ def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
     pickle = _pickle(data_path)
     if pickle.is_file():
         return _read_mnist_pickle(pickle, split)
-    pictures = _find(data_path, "MNIST", split)
-    if pictures is None:
-        pictures = _fetch_and_find("Mnist", MNIST, data_path, split, download, f"{IDX_FILES} or mnist.pkl.gz")
-    return pictures
+    return _find_or_fetch("Mnist", MNIST, data_path, split, download, f"{IDX_FILES} or mnist.pkl.gz")
 
 
 @data_set("Fashion_Mnist")
@@ -40,15 +37,8 @@ def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarra
 
     From IDX files, with or without gzip, or torchvision's old .pt files; else from Debian's package, if installed.
     """
-    pictures = _find(data_path, "FashionMNIST", split)
-    if pictures is None:
-        pictures = _read_idx_folder([DEBIAN_FASHION], split)
-        if pictures is not None:
-            print(f"Fashion_Mnist: no data in {data_path}; using {DEBIAN_FASHION}")
-    if pictures is None:
-        wanted = f"{IDX_FILES} or processed/training.pt and test.pt"
-        pictures = _fetch_and_find("Fashion_Mnist", FashionMNIST, data_path, split, download, wanted)
-    return pictures
+    wanted = f"{IDX_FILES} or processed/training.pt and test.pt"
+    return _find_or_fetch("Fashion_Mnist", FashionMNIST, data_path, split, download, wanted)
 
 
 @data_labels("Mnist")
@@ -57,16 +47,13 @@ def mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.nda
     pickle = _pickle(data_path)
     if not pickle.is_file():
         return _find(data_path, "MNIST", split, labels=True), DIGITS
-    train, validation, test = (np.asarray(labels) for _, labels in load_arrays(pickle))
-    parts = {"train": np.concatenate([train, validation]), "test": test}
-    return np.concatenate([parts[part] for part in _parts(split)]), DIGITS
+    return _from_pickle(pickle, split, labels=True), DIGITS
 
 
 @data_labels("Fashion_Mnist")
 def fashion_mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """From the same place as the pictures."""
-    labels = _find(data_path, "FashionMNIST", split, labels=True)
-    return _read_idx_folder([DEBIAN_FASHION], split, labels=True) if labels is None else labels, CLOTHES
+    return _find(data_path, "FashionMNIST", split, labels=True), CLOTHES
 
 
 def _pickle(data_path: Path) -> Path:
@@ -74,12 +61,14 @@ def _pickle(data_path: Path) -> Path:
     return data_path if data_path.is_file() else data_path / "mnist.pkl.gz"
 
 
-def _fetch_and_find(
+def _find_or_fetch(
     name: str, source: type[MNIST], data_path: Path, split: str, download: bool, wanted: str
 ) -> np.ndarray:
-    """Downloads the data set with torchvision's class `source`; `wanted` as in `fetch`."""
-    fetch(name, data_path, wanted, download, lambda: source(data_path, download=True))
+    """Where there are none, downloads the pictures with torchvision's class `source`; `wanted` as in `fetch`."""
     pictures = _find(data_path, source.__name__, split)
+    if pictures is None:
+        fetch(name, data_path, wanted, download, lambda: source(data_path, download=True))
+        pictures = _find(data_path, source.__name__, split)
     if pictures is None:
         raise DataError(f"{name}: {data_path} has no {split} split, even after the download; put {wanted} there")
     return pictures
@@ -88,6 +77,7 @@ def _fetch_and_find(
 def _find(data_path: Path, name: str, split: str, labels: bool = False) -> np.ndarray | None:
     """The split in one of torchvision's layouts (before and since 2020), in data_path or its subfolder `name`.
 
+    Of Fashion-MNIST also that of Debian's package.
     labels: its labels instead of its pictures.
     """
     roots = (data_path, data_path / name)
@@ -95,7 +85,8 @@ def _find(data_path: Path, name: str, split: str, labels: bool = False) -> np.nd
         for folder in (root, root / "processed"):
             if (folder / "training.pt").is_file() and (folder / "test.pt").is_file():
                 return np.concatenate([_read_processed(folder, part)[labels] for part in _parts(split)])
-    return _read_idx_folder([*roots, *(root / "raw" for root in roots)], split, labels)
+    folders = [*roots, *(root / "raw" for root in roots)] + [DEBIAN_FASHION] * (name == "FashionMNIST")
+    return _read_idx_folder(folders, split, labels)
 
 
 def read_idx(file: Path) -> np.ndarray:
@@ -130,6 +121,8 @@ def _read_idx_folder(folders: list[Path], split: str, labels: bool = False) -> n
         if None in files:
             continue
         if not labels:
+            if folder == DEBIAN_FASHION:
+                print(f"Fashion_Mnist: using {folder}")
             return np.concatenate([_checked(read_idx(file), file) for file in files])
         names = [name.replace("images-idx3", "labels-idx1") for name in names]
         files = [_idx_file(folder, name) for name in names]
@@ -146,16 +139,19 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 
 def _read_mnist_pickle(file: Path, split: str) -> np.ndarray:
     """mnist.pkl.gz: (train, validation, test), each (images, labels) with float images (N, 784) in [0, 1]."""
-    content = load_arrays(file)
     try:
-        train, validation, test = (images.astype(np.float64).reshape(-1, 28, 28) for images, _ in content)
+        pictures = _from_pickle(file, split).astype(np.float64).reshape(-1, 28, 28)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} is a pickle, but not the three sets of 784-pixel images of MNIST") from error
-    parts = {"train": np.concatenate([train, validation]), "test": test}
-    pictures = np.concatenate([parts[part] for part in _parts(split)])
     if not ((pictures >= 0) & (pictures <= 1)).all():  # False for NaN, too
         raise DataError(f"{file} holds pixels outside [0, 1], the range of MNIST's")
     return (pictures * 255).round().astype(np.uint8)
+
+
+def _from_pickle(file: Path, split: str, labels: bool = False) -> np.ndarray:
+    """The images of a split, or its labels; "train" includes the validation split."""
+    train, validation, test = (np.asarray(of if labels else images) for images, of in load_arrays(file))
+    return np.concatenate({"train": [train, validation], "test": [test], "all": [train, validation, test]}[split])
 
 
 def _read_processed(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The tables of loaders. To add a data set, write its loader in a new file of this folder and decorate it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,12 @@ LABEL_LOADERS: dict[str, LabelLoader] = {}
 DIGITS = [str(digit) for digit in range(10)]  # the names of the classes of Digits and Mnist
 
 
-def data_set(name: str) -> Callable[[Loader], Loader]:
+def data_set(name: str, table: dict = LOADERS) -> Callable[[Callable], Callable]:
     """A decorator that registers a loader as LOADERS[name].
 
     name: the name of a block of config.yaml. The block, and every block that is based on it, then uses this loader.
     """
-
-    def register(loader: Loader) -> Loader:
-        LOADERS[name] = loader
-        return loader
-
-    return register
+    return lambda loader: table.update({name: loader}) or loader
 
 
-def data_labels(name: str) -> Callable[[LabelLoader], LabelLoader]:
-    """The same for the loader of a data set's class labels, which gets what the loader of its pictures found."""
-
-    def register(loader: LabelLoader) -> LabelLoader:
-        LABEL_LOADERS[name] = loader
-        return loader
-
-    return register
+data_labels = partial(data_set, table=LABEL_LOADERS)  # the same for the class labels of what a loader of pictures found

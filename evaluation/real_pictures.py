@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import OTHER_SPLIT, DataError, load_images
+from datasets import OTHER_SPLIT, DataError, Reading, load_images
+from datasets.folder import AS_EVER
 
 LEAST = 20  # pictures of a split: ten in each half, as many as the jackknife of the distances has groups
 
@@ -47,12 +48,12 @@ class RealPictures:
 
 
 def real_pictures(
-    dataset: str, data_path: str, split: str, trained_split: str, size: int, channels: int
+    dataset: str, data_path: str, split: str, trained_split: str, size: int, channels: int, reading: Reading = AS_EVER
 ) -> RealPictures:
     """Loads the split to compare with, the one trained on, and the held-out one if the data set has it."""
 
     def load(name: str, download: bool = True) -> Tensor:
-        pictures = torch.from_numpy(np.array(load_images(dataset, data_path, name, size, channels, download)))
+        pictures = torch.from_numpy(np.array(load_images(dataset, data_path, name, size, channels, download, reading)))
         if len(pictures) < LEAST:
             raise DataError(f"{data_path}: {len(pictures)} pictures are too few to compare with; at least {LEAST}")
         return pictures

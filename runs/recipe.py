@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import LOADERS, SPLITS
+from PIL import ImageColor
+
+from datasets import LOADERS, SPLITS, Reading
 from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import LOSS_WEIGHTS, LOSSES, OBJECTIVES
 from diffusion.schedule import BETA_SCHEDULES, TIMESTEP_DENSITIES
@@ -75,6 +77,7 @@ KEYS = {
     "data_path": Key(str),
     "split": Key(SPLITS, "train"),
     "horizontal_flip": Key(bool, False),
+    **_arguments(Reading, background=Key(str), bits=Key(int, least=1, most=16), cache_dir=Key(str)),
     "class_names": Key(list[str], most=CLASSES),
     "label_dropout": Key(float, 0.1, 0, 0.999),
     "guidance": Key(float, 1.0, 0, 1000),
@@ -117,7 +120,7 @@ FORMAT_1 = (  # keys that every recipe in a file has; later ones have a default 
 # What may change when a run is resumed: its length, its place, how it is computed, what it shows, and the settings
 # that one changes after a failure.
 RESUMABLE = {
-    "data_path", "guidance", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
+    "data_path", "cache_dir", "guidance", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
     "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
     "keep_checkpoints", "sample_every", "preview_info",
@@ -151,6 +154,11 @@ def check_recipe(recipe: dict, where: str) -> dict:
     for key in ("data_path", "pth_save_name"):
         if checked[key] is None:
             raise ConfigError(f"{where}: {key} must be a text, not null")
+    try:
+        ImageColor.getrgb(checked["background"])
+    except ValueError:
+        names = f"white, black or '#ff8800', not {short(checked['background'])}"
+        raise ConfigError(f"{where}: background must be a colour, such as {names}") from None
     if checked["image_channel"] not in (1, 3):
         raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
     if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):

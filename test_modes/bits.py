@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import load_images, normalize
+from datasets import Reading, load_images, normalize
 from diffusion import VARIANCES, SampleNoise, SampleSpec, bound_terms, predictions
 from files.atomic import write_file
 from files.errors import ConfigError
@@ -29,7 +29,8 @@ def run(job: Job) -> list[Path]:
     args, trained, files, curves = job.args, job.trained, [], {}
     recipe = trained.recipe
     source, data_path, split = real_data(args, recipe)
-    images = load_images(source["dataset"], data_path, split, recipe["image_size"], recipe["image_channel"])
+    data = (source["dataset"], data_path, split, recipe["image_size"], recipe["image_channel"])
+    images = load_images(*data, reading=Reading.of(source))
     count = args.sample_num or min(PICTURES, len(images))
     if count > len(images):
         raise ConfigError(f"--sample_num {count}: the {split} split has {len(images)} pictures")

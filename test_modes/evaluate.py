@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from datasets import DataError, load_labelled, to_uint8
+from datasets import DataError, Reading, load_labelled, to_uint8
 from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
 from evaluation.real_pictures import real_pictures
@@ -34,10 +34,10 @@ def run(job: Job) -> list[Path]:
     files, count = [], args.sample_num or 2000
     source, data_path, split = real_data(args, recipe)
     size, channels = recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels)
+    real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels, Reading.of(source))
     extractor = extractor_for(source["dataset"], channels, trained.device)
     evaluation = Evaluation(real, extractor, count, mirrored=recipe["horizontal_flip"])
-    test_split = (source["dataset"], data_path, "test", size, channels)
+    test_split = (source["dataset"], data_path, "test", size, channels, None, True, Reading.of(source))
     asked, classes, accuracy = asked_for(job.names, count, extractor, test_split)
     for spec, weight in product(job.specs, job.guidance):
         began = time.monotonic()

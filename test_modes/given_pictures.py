@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets import load_images
-from datasets.folder import open_picture
+from datasets import Reading, load_images
+from datasets.folder import AS_EVER, open_picture
 from datasets.pixels import Size, fit_picture
 from files.errors import ConfigError
 from test_modes.real_data import real_data
@@ -27,17 +27,18 @@ def given_pictures(args: Namespace, recipe: dict, count: int) -> np.ndarray:
     if args.image_files:
         if args.image_indices or args.data_name or args.data_path or args.split:
             raise ConfigError("--image_files cannot be combined with another choice of pictures")
-        return from_files(args.image_files, size, channels)
+        return from_files(args.image_files, size, channels, Reading.of(recipe))
     source, data_path, split = real_data(args, recipe)
-    images = load_images(source["dataset"], data_path, split, size, channels)
+    images = load_images(source["dataset"], data_path, split, size, channels, reading=Reading.of(source))
     if args.image_indices:
         return by_number(images, args.image_indices)
     return drawn(images, count, args.seed)
 
 
-def from_files(files: list[Path], image_size: Size, image_channel: int) -> np.ndarray:
+def from_files(files: list[Path], image_size: Size, image_channel: int, reading: Reading = AS_EVER) -> np.ndarray:
     """Picture files, resized and cropped as for training."""
-    return np.stack([fit_picture(opened(file, "--image_files"), image_size, image_channel) for file in files])
+    pictures = [opened(file, "--image_files", reading) for file in files]
+    return np.stack([fit_picture(picture, image_size, image_channel) for picture in pictures])
 
 
 def by_number(images: np.ndarray, indices: list[int]) -> np.ndarray:
@@ -56,9 +57,9 @@ def drawn(images: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.array(images[np.random.default_rng(seed).choice(len(images), count, replace=False)])
 
 
-def opened(file: Path, flag: str) -> Image.Image:
+def opened(file: Path, flag: str, reading: Reading = AS_EVER) -> Image.Image:
     """The picture in a file that a flag names. ConfigError if it cannot be opened."""
     try:
-        return open_picture(file)
+        return open_picture(file, reading)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         raise ConfigError(f"{flag} {file}: {getattr(error, 'strerror', None) or error}") from error

@@ -70,7 +70,7 @@ def test_files_that_are_not_pictures_are_reported_and_skipped(tmp_path, capsys):
     pictures = load_images("Folder", tmp_path, "train", 8, 1)
     err = capsys.readouterr().err
     assert pictures.shape == (9, 1, 8, 8)
-    assert "notes.txt" in err and "cut.png" in err and "2 of 11 files" in err and "DS_Store" not in err
+    assert "1 .txt" in err and "cut.png" in err and "1 of 10 files" in err and "DS_Store" not in err
 
 
 @linux
@@ -140,6 +140,9 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
         with pytest.raises(DataError, match=re.escape(str(path))):
             load_images("Folder", path, "train", 8, 3)
     (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(DataError, match="no pictures"):
+        load_images("Folder", tmp_path, "train", 8, 3)
+    (tmp_path / "a.png").write_text("text")
     with pytest.raises(DataError, match="none of the 1 files"):
         load_images("Folder", tmp_path, "train", 8, 3)
     with pytest.raises(DataError, match="no test split"):
@@ -214,7 +217,8 @@ def test_a_truncated_cache_is_rebuilt(tmp_path, capsys, left):
     assert cache.stat().st_size == whole.nbytes
 
 
-def test_pictures_are_kept_in_memory_if_the_cache_cannot_be_written(tmp_path, capsys):
+def test_pictures_are_kept_in_memory_if_the_cache_cannot_be_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     save_every_kind(tmp_path)
     (tmp_path / ".cache").write_text("a file with the name of the cache folder")
     assert load_images("Folder", tmp_path, "train", 8, 3).shape == (9, 3, 8, 8)

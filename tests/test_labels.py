@@ -160,7 +160,8 @@ def test_labels_fit_the_pictures_where_files_are_skipped(tmp_path, cache, capsys
     assert "from the cache" in capsys.readouterr().out
 
 
-def test_labels_fit_the_pictures_without_a_cache(tmp_path):
+def test_labels_fit_the_pictures_without_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     colours(tmp_path)
     (tmp_path / ".cache").write_text("a file with the name of the cache folder")
     check_colours(*load_labelled("Folder", tmp_path, "train", 8, 3)[:2])
@@ -170,7 +171,7 @@ def test_labels_are_numbered_by_the_classes_of_a_training(tmp_path):
     colours(tmp_path)
     labels, classes = labels_of("Folder", tmp_path, "all", ["red", "blue"])
     assert (
-        classes == ["red", "blue"] and set(labels[:4]) == {1} and set(labels[4:9]) == {2} and set(labels[9:-1]) == {0}
+        classes == ["red", "blue"] and set(labels[:4]) == {1} and set(labels[4:8]) == {2} and set(labels[8:-1]) == {0}
     )
 
 

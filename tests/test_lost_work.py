@@ -79,7 +79,7 @@ def test_an_error_of_the_machine_does_not_drop_a_picture(pictures, monkeypatch, 
     with monkeypatch.context() as patch:
 
         def failing(open_picture):
-            def call(file):
+            def call(file, *_):
                 if file.name == "7.png":
                     raise error
                 return open_picture(file)
@@ -129,7 +129,7 @@ def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
 
 def test_a_decoder_that_seeks_too_far_is_no_error_of_the_machine(pictures, monkeypatch):
     def failing(open_picture):
-        def call(file):
+        def call(file, *_):
             if file.name == "7.png":
                 raise OSError(22, "Invalid argument")  # of a crafted JPEG 2000
             return open_picture(file)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from datasets import OTHER_SPLIT, DataError, load_images, load_labelled, normalize
+from datasets import OTHER_SPLIT, DataError, Reading, load_images, load_labelled, normalize
 from diffusion import GaussianDiffusion
 from diffusion.gaussian import Model
 from diffusion.guidance import with_labels
@@ -33,9 +33,9 @@ class HeldOut:
             data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
             data += (recipe["image_size"], recipe["image_channel"])
             if labels is None:
-                images = load_images(*data, download=False)
+                images = load_images(*data, download=False, reading=Reading.of(recipe))
             else:
-                images, labels, _ = load_labelled(*data, recipe["class_names"], download=False)
+                images, labels, _ = load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))
         except (KeyError, DataError):
             self.name = "fixed_noise_loss"
         device = diffusion.betas.device

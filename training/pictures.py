@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import DataError, find_images, find_labels, fit_images
+from datasets import DataError, Reading, find_images, find_labels, fit_images
 from files.errors import ConfigError
 from runs.recipe import coerce
 
@@ -69,7 +69,7 @@ def training_pictures(recipe: dict, found: np.ndarray | list[Path]) -> tuple[np.
     found: by `find_pictures`.
     """
     data = found, recipe["data_path"], recipe["split"]
-    images, rows = fit_images(*data, recipe["image_size"], recipe["image_channel"])
+    images, rows = fit_images(*data, recipe["image_size"], recipe["image_channel"], Reading.of(recipe))
     if not recipe["num_classes"]:
         return images, None
     return images, find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows]

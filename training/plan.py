@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from datasets import DataError, fit_some, picture_shape
+from datasets import DataError, Reading, fit_some, picture_shape
 from diffusion import GaussianDiffusion
 from files.errors import ConfigError
 from runs.network import unused_keys
@@ -29,7 +29,7 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
     """Prints the plan of a training; nothing is written or downloaded."""
     try:
         found = find_pictures(recipe, Path(recipe["save_dir"], recipe["pth_save_name"]), download=False)
-        fit_some(found, recipe["image_size"], recipe["image_channel"])
+        fit_some(found, recipe["image_size"], recipe["image_channel"], Reading.of(recipe))
         images = len(found)
     except DataError as error:
         print(f"data        {error}")
