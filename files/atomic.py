@@ -97,15 +97,9 @@ def part_folder(folder: Path) -> Iterator[Path]:
                     break
         try:
             yield part
-            taken = FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))
-            if os.path.lexists(folder):
-                raise taken
-            try:
-                part.rename(folder)
-            except OSError as error:
-                if os.path.lexists(folder):  # filled since the check
-                    raise taken from error
-                raise
+            if os.path.lexists(folder):  # a rename would replace an empty folder
+                raise FileExistsError(errno.EEXIST, "was written by another process in the meantime", str(folder))
+            part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

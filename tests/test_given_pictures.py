@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import load_images
+from datasets import Reading, load_images
 from files.errors import ConfigError
 from test_modes.given_pictures import by_number, drawn, from_files
 from test_modes.interpolate import pairs
@@ -23,9 +23,8 @@ def numbers(pictures):
 def pairs_of(monkeypatch, **given):
     monkeypatch.setattr("test_modes.given_pictures.load_images", lambda *_: IMAGES)
     flags = dict.fromkeys(("image_files", "image_indices", "data_name", "data_path", "split", "sample_num"))
-    recipe = {"image_size": 4, "image_channel": 3, "dataset": "Digits", "data_path": "none", "split": "train"} | {
-        "sample_num": 4
-    }
+    recipe = {"image_size": 4, "image_channel": 3, "dataset": "Digits", "data_path": "none", "split": "train"}
+    recipe |= {"sample_num": 4, **Reading()._asdict()}
     return numbers(pairs(Namespace(**flags | {"seed": 1} | given), recipe))
 
 

@@ -89,3 +89,8 @@ def test_two_weights_that_look_alike_have_two_pictures(labelled, tmp_path):
     sample(labelled, tmp_path, "--sample_num", 10, "--sample_info", "DDIM_1_0p0", "--guidance", 2.5, 2.5000001, 3)
     names = {file.name.partition("_digits_")[2] for file in tmp_path.glob("*_final.png")}
     assert names == {f"DDIM_1_0p0_guidance{weight}_final.png" for weight in ("2p5", "2p5000001", "3")}
+
+
+def test_training_names_the_weights_that_are_missing(tmp_path):
+    start = ("--data_name", "Digits", "--save_dir", tmp_path / "runs", "--init_from", tmp_path / "nothing.safetensors")
+    refused(in_process("train_solver.py", *start), 1, "nothing.safetensors does not exist")
