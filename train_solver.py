@@ -167,7 +167,7 @@ def train(
     until_exit.enter_context(stop)
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
-    preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps)
+    preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, class_labels)
     if lead and start < steps:
         save_recipe(folder / "recipe.yaml", recipe)
     if start and preview.missing(start):

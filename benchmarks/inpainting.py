@@ -14,9 +14,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import normalize, to_uint8
 from diffusion import SampleSpec, repaint
+from evaluation.distances import Reference, frechet
 from evaluation.features import extractor_for
 from evaluation.neighbours import nearest
-from evaluation.numbers import frechet_with_error
 from evaluation.real_pictures import real_pictures
 from runs.run import Run, in_batches, load_run
 from utils.command_line import ArgumentParser, number, run
@@ -41,7 +41,7 @@ def main() -> None:
     real = real_pictures(recipe["dataset"], args.data_path or recipe["data_path"], "train", "train", size, channels)
     originals, hole = real.held_out[: args.sample_num], torch.zeros(size, size, dtype=torch.bool)
     hole[size // 4 : size // 4 * 3, size // 4 : size // 4 * 3] = True
-    _, closest = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))
+    _, closest, _ = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))
     filled = {"nearest training picture": torch.where(hole, real.training[closest], originals)}
     calls = STEPS + (RESAMPLINGS - 1) * JUMP_LENGTH * ((STEPS - 1) // JUMP_LENGTH)
     settings = {
@@ -55,10 +55,11 @@ def main() -> None:
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     extractor = extractor_for(recipe["dataset"], channels, trained.device)
     reference = extractor.features(originals)
+    real_features = Reference(reference)
     for name, pictures in filled.items():
         features = extractor.features(pictures)
         squares = (pictures.double() - originals.double()).div(255).square()[:, :, hole].mean((1, 2))
-        apart, (distance, error) = (features - reference).square().sum(1), frechet_with_error(features, reference)
+        apart, (distance, error) = (features - reference).square().sum(1), frechet(features, real_features)
         print(f"{name}: mean squared error in the hole {mean_and_error(squares, 4)}")
         same = (extractor.classes(features) == extractor.classes(reference)).double().mean()
         print(f"    squared distance in features {mean_and_error(apart, 1)}, Fréchet {distance:.2f} ± {error:.2f}")
