@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from diffusion import SAMPLERS, SampleSpec
-from evaluation.numbers import GROUPS
+from evaluation.distances import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
 from runs.recipe import parse_spec

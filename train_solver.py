@@ -147,7 +147,7 @@ def begin(
     until_exit.enter_context(stop)
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
-    preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps)
+    preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
         state.save_recipe()
     if start and preview.missing(start):

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import recipe_with, train_quietly
 
 from datasets import to_uint8
+from evaluation.distances import GROUPS
 from evaluation.features import extractor_for
-from evaluation.numbers import GROUPS, Evaluation
+from evaluation.numbers import Evaluation
 from evaluation.real_pictures import real_pictures
 from runs.recipe import parse_spec
 from runs.run import load_run

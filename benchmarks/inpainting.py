@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from datasets import normalize, to_uint8
 from diffusion import SampleSpec, repaint
 from diffusion.inpainting import way
+from evaluation.distances import Reference, frechet
 from evaluation.features import extractor_for
 from evaluation.neighbours import nearest
-from evaluation.numbers import frechet_with_error
 from evaluation.real_pictures import real_pictures
 from files.errors import ConfigError
 from runs.recipe import parse_spec
@@ -54,7 +54,7 @@ def main() -> None:
         raise ConfigError(f"{args.model_path}: {recipe['dataset']} has no held-out pictures to fill")
     originals, hole = real.held_out[: args.sample_num], torch.zeros(size, size, dtype=torch.bool)
     hole[size // 4 : size // 4 * 3, size // 4 : size // 4 * 3] = True
-    _, closest = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))
+    _, closest, _ = nearest(originals.masked_fill(hole, 0), real.training.masked_fill(hole, 0))
     filled = {"nearest training picture": torch.where(hole, real.training[closest], originals)}
     settings = {
         f"replacement alone, {STEPS} steps": (STEPS, 1),
@@ -66,10 +66,11 @@ def main() -> None:
         filled[name] = fill(trained, originals, hole, steps, resamplings, args.seed)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     reference = extractor.features(originals)
+    real_features = Reference(reference)
     for name, pictures in filled.items():
         features = extractor.features(pictures)
         squares = (pictures.double() - originals.double()).div(255).square()[:, :, hole].mean((1, 2))
-        apart, (distance, error) = (features - reference).square().sum(1), frechet_with_error(features, reference)
+        apart, (distance, error) = (features - reference).square().sum(1), frechet(features, real_features)
         print(f"{name}: mean squared error in the hole {mean_and_error(squares, 4)}")
         same = (extractor.classes(features) == extractor.classes(reference)).double().mean()
         print(f"    squared distance in features {mean_and_error(apart, 1)}, Fréchet {distance:.2f} ± {error:.2f}")

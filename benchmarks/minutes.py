@@ -11,7 +11,8 @@ betas.
 
 Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
 max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
-the column minutes is what they took. Arms with labels have a row for each --guidance. The samples of each row are saved
+the column minutes is what they took. Arms with labels have a row for each --guidance, and samples of the classes in the
+proportions of the data. The samples of each row are saved
 as a picture, and it is appended to <save_dir>/minutes.jsonl. To use one core per arm, start the command once per core,
 with taskset and OMP_NUM_THREADS=1.
 """
@@ -32,9 +33,10 @@ from common import recipe_with, train_quietly
 
 from datasets import Reading, load_images, to_uint8
 from diffusion import GaussianDiffusion
+from evaluation.distances import GROUPS
 from evaluation.features import extractor_for
-from evaluation.numbers import GROUPS, Evaluation
-from evaluation.real_pictures import real_pictures
+from evaluation.numbers import Evaluation
+from evaluation.real_pictures import labels_like, real_pictures
 from files.errors import ConfigError
 from runs.labels import class_names, usual_guidance
 from runs.recipe import parse_spec
@@ -219,7 +221,8 @@ def main() -> None:
     device, recipe, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
     data, size, channels = (recipe["dataset"], recipe["data_path"]), recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(*data, recipe["split"], recipe["split"], size, channels)
+    split = recipe["split"]
+    real = real_pictures(*data, split, split, size, channels)
     evaluation = Evaluation(real, extractor_for(recipe["dataset"], channels, device), args.sample_num)
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
     if evaluation.extractor:
@@ -232,12 +235,13 @@ def main() -> None:
         trained = train_peer(name, recipe, seconds) if name in PEERS else train_ours(recipe, seconds)
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
         network = trained[0].to(device, "fp32" if name in PEERS else precision)
-        labelled = bool(class_names(network.recipe))
-        for guidance in (args.guidance or [usual_guidance(network.recipe)]) if labelled else [None]:
-            samples = to_uint8(network.sample(args.sample_num, spec, guidance=guidance))
+        names = class_names(network.recipe)
+        labels = labels_like(*data, split, names, args.sample_num) if names else None
+        for guidance in (args.guidance or [usual_guidance(network.recipe)]) if names else [None]:
+            samples = to_uint8(network.sample(args.sample_num, spec, labels=labels, guidance=guidance))
             row = [arm, str(seed), *numbers(trained, guidance, evaluation(samples)[0])]
             print(f"| {' | '.join(row)} |", flush=True)
-            picture = recipe["pth_save_name"] + (f"_guidance{guidance}".removesuffix(".0") if labelled else "") + ".png"
+            picture = recipe["pth_save_name"] + (f"_guidance{guidance}".removesuffix(".0") if names else "") + ".png"
             save_grid(samples[:64], Path(args.save_dir, picture), grid_columns(64))
             with open(Path(args.save_dir, "minutes.jsonl"), "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(dict(zip(head, row, strict=True))) + "\n")

@@ -22,8 +22,8 @@ from common import recipe_with, train_quietly
 
 from datasets import load_images, normalize, to_uint8
 from diffusion.gaussian import OBJECTIVES
+from evaluation.distances import GROUPS, Reference, frechet
 from evaluation.features import batched
-from evaluation.numbers import frechet
 from runs.run import Run, load_run
 from training.held_out import quarter_means, quarter_sums
 from utils.command_line import ArgumentParser, number, run
@@ -50,7 +50,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=["pred_noise", "pred_x0", "pred_v"])
     parser.add_argument("--seeds", nargs="+", type=number(0, 2**63 - 1), default=[0, 1], metavar="S")
-    parser.add_argument("--sample_num", type=number(2), default=1000, metavar="N", help="samples of each network")
+    parser.add_argument("--sample_num", type=number(GROUPS), default=1000, metavar="N", help="samples of each network")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override any key, for every network")
     parser.add_argument(
         "--save_dir", default="train_results/precision", metavar="D", help="where the networks are kept"
@@ -61,9 +61,9 @@ def main() -> None:
     device, size = pick_device(), recipe_with("any", SETTINGS, args)["image_size"]
     train, test = (load_images(args.data_name, args.data_path, split, size, 1) for split in ("train", "test"))
     net = train_classifier(train, labels_of(args.data_name, Path(args.data_path))[0], device, epochs=3)
-    features = batched(lambda pictures: net[:-1](normalize(pictures.to(device))).double().cpu())
-    test, real = torch.from_numpy(test), features(torch.from_numpy(train[:10_000]))
-    floor = frechet(features(test[: args.sample_num]), real)
+    features = batched(lambda pictures: net[:-1](normalize(pictures.to(device))).cpu())
+    test, real = torch.from_numpy(test), Reference(features(torch.from_numpy(train[:10_000])))
+    floor, _ = frechet(features(test[: args.sample_num]), real)
     print(f"Fréchet distance of {args.sample_num:,} test pictures: {floor:.2f}")
     print("| objective | precision | seed | loss, t < T/4 | T/4 to T/2 | T/2 to 3T/4 | t ≥ 3T/4 | all t | distance |")
     print(f"|{' --- |' * 9}", flush=True)
@@ -72,7 +72,7 @@ def main() -> None:
         recipe = recipe_with(f"{objective}_{precision}_{seed}", settings, args)
         trained = load_run(train_quietly(recipe)).to(device)
         losses = " | ".join(f"{loss:.4f}" for loss in held_out_loss(trained, test))
-        distance = frechet(features(to_uint8(trained.sample(args.sample_num, SAMPLER))), real)
+        distance, _ = frechet(features(to_uint8(trained.sample(args.sample_num, SAMPLER))), real)
         print(f"| {objective} | {precision} | {seed} | {losses} | {distance:.2f} |", flush=True)
 
 

@@ -9,8 +9,10 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from datasets import normalize
+from evaluation.parts import in_parts
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 LAYOUTS = {1: ((32, 1), (64, 2), (128, 2)), 3: ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1))}
@@ -23,7 +25,7 @@ INCEPTION = 2048
 class Extractor:
     """Computes features. name and sha256 (of the weights) identify them: distances in others are not comparable.
 
-    features: uint8 (N, C, H, W) -> float64 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
+    features: uint8 (N, C, H, W) -> float32 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
     """
 
     name: str
@@ -81,10 +83,10 @@ def shipped_classifier(file: Path, device: torch.device) -> Extractor:
         x = normalize(pictures.to(device))
         if x.shape[2:] != (size, size):
             x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
-        return net[:-1](x).cpu().double()  # MPS has no float64
+        return net[:-1](x).cpu()
 
     def classes(features: Tensor) -> Tensor:
-        return net[-1](features.float().to(device)).argmax(1).cpu()
+        return net[-1](features.to(device)).argmax(1).cpu()
 
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Extractor(file.stem, digest, FEATURES, batched(features), classes)
@@ -108,16 +110,19 @@ def inception(device: torch.device) -> Extractor | None:
 
     def features(pictures: Tensor) -> Tensor:
         rgb = pictures.expand(-1, 3, -1, -1)
-        return net(rgb.to(device))[0].cpu().double()
+        return net(rgb.to(device))[0].cpu()
 
     return Extractor("inception-v3-compat", digest.hexdigest(), INCEPTION, batched(features))
 
 
 def batched(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function, computed for 250 pictures at a time and without gradients."""
+    """The same function, computed for at most 250 pictures at a time and without gradients."""
 
     @torch.inference_mode()
     def call(pictures: Tensor) -> Tensor:
-        return torch.cat([features(part) for part in pictures.split(250)])
+        found = []
+        for part in tqdm([*in_parts(pictures, 1 << 22, 250)], desc="features", leave=False, delay=2):
+            found.append(features(pictures[part]))
+        return torch.cat(found)
 
     return call

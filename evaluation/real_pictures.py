@@ -1,13 +1,16 @@
 """The real pictures that samples are compared with, and the floor: how far real pictures are from each other."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import OTHER_SPLIT, DataError, Reading, load_images
+from datasets import OTHER_SPLIT, DataError, Reading, find_images, find_labels, load_images
 from datasets.folder import AS_EVER
+from evaluation.parts import shuffled
+from runs.labels import in_proportion
 
 LEAST = 20  # pictures of a split: ten in each half, as many as the jackknife of the distances has groups
 
@@ -33,18 +36,18 @@ class RealPictures:
         """The split that the network was not trained on, if there is one."""
         return self.splits.get(OTHER_SPLIT.get(self.trained_split))
 
-    def floor(self) -> tuple[Tensor, Tensor, str]:
-        """(reference, others, what the others are): two disjoint sets of real pictures.
+    def floor(self, count: int) -> tuple[Tensor | slice, Tensor, str]:
+        """(reference, others, what the others are): rows of `pictures`, and at most `count` other real pictures.
 
         Samples have their distance to the reference. The distance of the others to it, the floor, is what perfect
-        samples would reach. The others are the other split. If there is none (a folder, or all of a data set), the
-        reference and the others are two halves of the pictures.
+        samples would reach. The others are from the other split. If there is none (a folder, or all of a data set), the
+        reference and the others are from two halves of the pictures.
         """
         if self.held_out is None or self.split not in OTHER_SPLIT:
-            reference, others = shuffled(self.pictures).tensor_split(2)
-            return reference, others, "the other half"
-        other = OTHER_SPLIT[self.split]
-        return self.pictures, shuffled(self.splits[other]), f"the {other} split"
+            reference, others = shuffled(len(self.pictures)).tensor_split(2)
+            return reference, self.pictures[others[:count]], "the other half"
+        others = self.splits[OTHER_SPLIT[self.split]]
+        return slice(None), others[shuffled(len(others))[:count]], f"the {OTHER_SPLIT[self.split]} split"
 
 
 def real_pictures(
@@ -53,7 +56,9 @@ def real_pictures(
     """Loads the split to compare with, the one trained on, and the held-out one if the data set has it."""
 
     def load(name: str, download: bool = True) -> Tensor:
-        pictures = torch.from_numpy(np.array(load_images(dataset, data_path, name, size, channels, download, reading)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a memory-mapped file is read only
+            pictures = torch.from_numpy(load_images(dataset, data_path, name, size, channels, download, reading))
         if len(pictures) < LEAST:
             raise DataError(f"{data_path}: {len(pictures)} pictures are too few to compare with; at least {LEAST}")
         return pictures
@@ -67,6 +72,17 @@ def real_pictures(
     return RealPictures(splits, split, trained_split)
 
 
-def shuffled(pictures: Tensor) -> Tensor:
-    """The pictures in random order, the same in every call."""
-    return pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))]
+def labels_like(dataset: str, data_path: str, split: str, names: list[str], count: int) -> list[int] | None:
+    """The classes of `count` samples in the proportions of a split, as numbers of names; see `in_proportion`.
+
+    None, with a line that says so, where the data have no such classes.
+    """
+    try:
+        found = find_images(dataset, data_path, split, download=False)
+        sizes = np.bincount(find_labels(dataset, found, data_path, split, names)[0], minlength=len(names))[: len(names)]
+    except DataError:
+        sizes = np.zeros(len(names))
+    if not sizes.any():
+        print(f"samples are of every class evenly: the {split} split of {data_path} has no labels of these classes")
+        return None
+    return in_proportion(sizes, count)

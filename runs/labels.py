@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def usual_guidance(recipe: dict) -> float:
     """The guidance of a network's samples where none is asked for."""
@@ -31,7 +33,23 @@ def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guida
         )
     if not names:
         return None
-    return list(range(len(names))) if labels is None else [_number(label, names) for label in labels]
+    if labels is None:
+        return list(range(len(names)))
+    numbers = {label: _number(label, names) for label in dict.fromkeys(labels)}
+    return [numbers[label] for label in labels]
+
+
+def in_proportion(sizes: Sequence[int], count: int) -> list[int]:
+    """The classes of `count` samples, in the proportions of classes with so many pictures each.
+
+    Each sample is of the class that is furthest below its share, so that all first samples, and all that follow each
+    other, are nearly in proportion, too. Classes of equal sizes come in turn: 0, 1, 2, …
+    """
+    sizes, drawn, order = np.asarray(sizes), np.zeros(len(sizes), np.int64), []
+    for i in range(1, count + 1):
+        order.append(int((i * sizes - drawn * sizes.sum()).argmax()))
+        drawn[order[-1]] += 1
+    return order
 
 
 def _number(label: int | str, names: list[str]) -> int:

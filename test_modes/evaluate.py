@@ -11,19 +11,23 @@ import torch
 from datasets import DataError, Reading, load_labelled, to_uint8
 from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
-from evaluation.real_pictures import real_pictures
+from evaluation.real_pictures import labels_like, real_pictures
 from files.atomic import write_file
+from files.errors import ConfigError
+from runs.labels import class_names
 from test_modes import bits
 from test_modes.job import Job
 from test_modes.real_data import real_data
 from utils.pictures import save_grid
 
-FLAGS = ("bits", "data_name", "data_path", "split", "labels", "guidance")
+FLAGS = ("bits", "data_name", "data_path", "split", "labels", "guidance", "classes")
 
 
 def add_flags(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("evaluate").add_argument
     add("--bits", action="store_true", default=None, help="only how well the network fits real pictures, in bits")
+    text = "without --labels: in the proportions of the split (default), or each in turn"
+    add("--classes", choices=("proportional", "even"), help=text)
 
 
 def run(job: Job) -> list[Path]:
@@ -37,15 +41,18 @@ def run(job: Job) -> list[Path]:
     real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels, Reading.of(source))
     extractor = extractor_for(source["dataset"], channels, trained.device)
     evaluation = Evaluation(real, extractor, count, mirrored=recipe["horizontal_flip"])
+    drawn = drawn_labels(job, (source["dataset"], data_path, split), count)
     test_split = (source["dataset"], data_path, "test", size, channels, None, True, Reading.of(source))
-    asked, classes, accuracy = asked_for(job.names, count, extractor, test_split)
+    each = [class_names(recipe)[number] for number in drawn or []]
+    asked, classes, accuracy = asked_for(each, count, extractor, test_split)
     for spec, weight in product(job.specs, job.guidance):
         began = time.monotonic()
-        batches = trained.batches(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
+        batches = trained.batches(count, spec, args.seed, args.batch_size, labels=drawn, guidance=weight)
         samples = torch.cat([to_uint8(x) for x in batches])
         seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples, asked, classes)
         if job.names:
-            report |= {"labels": job.names, "guidance": weight}
+            how = "in turn" if drawn is job.labels else f"in the proportions of the {split} split"
+            report |= {"labels": job.names, "classes_drawn": how, "guidance": weight}
         if "as_asked" in report:
             report["as_asked"]["real"] = accuracy
         report = dict(  # raises TypeError if the report already has one of these keys; {…} would not
@@ -60,6 +67,19 @@ def run(job: Job) -> list[Path]:
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
         files += [file, save_grid(torch.cat(rows), job.path(spec, "neighbours", weight), len(first))]
     return files
+
+
+def drawn_labels(job: Job, data: tuple, count: int) -> list[int] | None:
+    """The classes that the samples have in turn. Without --labels they are in the proportions of the split.
+
+    data: the first arguments of `labels_like`.
+    """
+    args, names = job.args, class_names(job.trained.recipe)
+    if args.classes and (args.labels or not names):
+        raise ConfigError("--classes needs a network with labels, and no --labels, which the samples have in turn")
+    if args.labels or args.classes == "even" or not names:
+        return job.labels
+    return labels_like(*data, names, count) or job.labels
 
 
 def asked_for(

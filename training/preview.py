@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from datasets import picture_shape
@@ -9,7 +10,7 @@ from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
 from diffusion.gaussian import Model
 from diffusion.guidance import with_labels
 from files.errors import out_of_memory_means
-from runs.labels import class_names, usual_guidance
+from runs.labels import class_names, in_proportion, usual_guidance
 from training.processes import Processes, StopRequest
 from utils.pictures import is_complete_png, save_by_class
 
@@ -17,16 +18,20 @@ from utils.pictures import is_complete_png, save_by_class
 class Preview:
     """Draws preview_<step>.png into the run's folder, every sample_every steps and at the end, in rank 0.
 
-    network: the one to sample from, usually the average. A signal ends a drawing early, without a picture. The run then
-    stops at this step, and draws it when it is resumed.
+    network: the one to sample from, usually the average. labels: int64 (N,), those of the pictures, for a network with
+    labels; the samples are in their proportions. A signal ends a drawing early, without a picture. The run then stops
+    at this step, and draws it when it is resumed.
     """
 
     def __init__(
         self, folder: Path, recipe: dict, network: Model, diffusion: GaussianDiffusion, processes: Processes,
-        stop: StopRequest, steps: int,
+        stop: StopRequest, steps: int, labels: np.ndarray | None = None,
     ):  # fmt: skip
         self.folder, self.recipe, self.network, self.diffusion = folder, recipe, network, diffusion
         self.processes, self.stop, self.steps = processes, stop, steps
+        names = class_names(recipe)
+        sizes = np.bincount(labels, minlength=len(names))[: len(names)] if names else []
+        self.labels = in_proportion(sizes, recipe["sample_num"]) if names else None
 
     def file(self, step: int) -> Path:
         """The picture after `step` steps."""
@@ -48,7 +53,7 @@ class Preview:
         generator = torch.Generator().manual_seed(self.recipe["seed"])
         noise = torch.randn(count, *shape, generator=generator).to(self.diffusion.betas.device)
         spec, names = SampleSpec.parse(self.recipe["preview_info"]), class_names(self.recipe)
-        labels = torch.arange(count, device=noise.device) % len(names) if names else None
+        labels = torch.tensor(self.labels, device=noise.device) if names else None
         network = with_labels(self.network, labels, usual_guidance(self.recipe), no_label=len(names))
         with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
             for frame in sample_progressive(self.diffusion, network, noise, spec, generator):
@@ -56,6 +61,6 @@ class Preview:
                 if self.stop.signum:
                     return
             try:
-                save_by_class(x, names, self.file(step))
+                save_by_class(x, [names[label] for label in self.labels or []], self.file(step))
             except FloatingPointError:
                 print(f"no preview of step {step:,}: its samples are not finite, so the training has diverged")

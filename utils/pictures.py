@@ -51,17 +51,21 @@ def save_grid(x: Tensor, file: Path, columns: int) -> Path:
 def save_by_class(x: Tensor, names: Sequence[str], file: Path) -> Path:
     """Writes samples, of which number i is of the class names[i % len(names)]: a row a class, with its name beside.
 
+    The rows are as long as the class has samples, in the order in which the classes come.
+
     Of many classes with only one sample each it is a square instead, with the names below. names: []: as `save_grid`.
     """
     if not names:
         return save_grid(x, file, grid_columns(len(x)))
     file.parent.mkdir(parents=True, exist_ok=True)
-    if len(x) >= 2 * len(names) or len(x) <= MOST_ROWS:
-        rows = [x[i :: len(names)] for i in range(min(len(x), len(names)))]
-        return save_table([[grid(row, len(rows[0]))] for row in rows], names[: len(rows)], [""], file)
+    each = [names[i % len(names)] for i in range(len(x))]
+    rows = {name: [i for i, other in enumerate(each) if other == name] for name in dict.fromkeys(each)}
+    if len(x) >= 2 * len(rows) or len(x) <= MOST_ROWS:
+        columns = max(map(len, rows.values()))
+        return save_table([[grid(x[row], columns)] for row in rows.values()], list(rows), [""], file)
     side = grid_columns(len(x))
     starts, pictures = range(0, len(x), side), [grid(picture[None], 1) for picture in x]
-    below = [names[i % len(names)][: pictures[0].width // 7] for i in range(len(x))]  # 7 pixels a letter
+    below = [name[: pictures[0].width // 7] for name in each]  # 7 pixels a letter
     pad = [None] * (-len(x) % side)
     return save_table(
         [(pictures + pad)[start : start + side] for start in starts], [""] * len(starts), [""] * side, file,
@@ -92,12 +96,12 @@ def save_table(
     file: Path,
     notes: Sequence[Sequence[str]] | None = None,
 ) -> Path:
-    """Writes pictures of one size as a table, with row labels on the left, column labels above and notes below cells.
+    """Writes pictures of one height as a table, with row labels on the left, column labels above and notes below cells.
 
     A cell that is None stays empty.
     """
     font, ink, gap, line = ImageFont.load_default(14), "black", 8, 18  # pixels: size of the text, gap, line height
-    width, height = next(cell.size for row in cells for cell in row if cell)
+    width, height = max(cell.size for row in cells for cell in row if cell)
     left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
     row_height, head = height + gap + (line if notes else 0), line * any(columns) + gap
     table = Image.new("RGB", (left + len(columns) * (width + gap), head + len(rows) * row_height), "white")
