@@ -1,6 +1,10 @@
-"""The published checkpoints, {"epoch", "unet_model"}: weights without a recipe, trained on BGR if in colour."""
+"""The published checkpoints, {"epoch", "unet_model"}: weights without a recipe, trained on BGR if in colour.
+
+Weights alone count as one, too, and so does one with other entries, or that was saved from a wrapped network.
+"""
 
 import itertools
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -10,13 +14,13 @@ from models.blocks import height_and_width
 from runs.recipe import coerce, plain_recipe
 
 NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
-KEYS = {"epoch", "unet_model"}
+WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")  # names from DistributedDataParallel and torch.compile
 COLOURS = {"down_blocks.0.0.weight": 1, "out.2.weight": 0, "out.2.bias": 0}  # weight: its axis of colour channels
 
 
 def is_published(content) -> bool:
     """Whether a loaded file looks like a published checkpoint."""
-    return isinstance(content, dict) and "unet_model" in content
+    return isinstance(content, dict) and ("unet_model" in content or any("time_embed.0." in str(k) for k in content))
 
 
 def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Tensor], dict]:
@@ -25,9 +29,10 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
     given: recipe keys; None where the user gave no value. Raises ConfigError without image_size, CheckpointError if the
     file does not have this format.
     """
-    if content.keys() != KEYS or not isinstance(content["unet_model"], dict):
-        raise CheckpointError(f"{file} holds {', '.join(map(str, content))}, not just {' and '.join(sorted(KEYS))}")
-    weights = dict(content["unet_model"])
+    weights = content.get("unet_model", content)
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{file}: its unet_model is a {type(weights).__name__}, not a network's weights by name")
+    weights = {WRAPPED.sub("", str(name)): weight for name, weight in weights.items()}
     given = {key: coerce(str(file), key, value) for key, value in given.items() if value is not None}
     try:
         shown, attended = _network(weights)
@@ -44,7 +49,7 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         raise ConfigError(
             f"{file} has no recipe: add --image_size, the pixels a side in its training. Its weights show "
             f"{', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, epoch "
-            f"{content['epoch']}; timesteps and betas are assumed to be 1000 and cosine, or set them with "
+            f"{content.get('epoch', 'unknown')}; timesteps and betas are assumed to be 1000 and cosine, or set them with "
             "--training_timestep_num and --beta_schedule (flags of test_solver.py and convert.py)"
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:

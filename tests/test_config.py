@@ -244,3 +244,9 @@ def test_only_resumable_keys_may_change_when_a_run_is_resumed():
         "objective: was pred_v, is pred_x0",
         "seed: was 0, is 9",
     ]
+
+
+def test_epochs_by_hand_win_over_the_steps_of_a_block():
+    recipe = load_recipe(CONFIG, "Digits", ["train_epoch=3"])
+    assert recipe["max_steps"] is None and recipe["train_epoch"] == 3
+    assert load_recipe(CONFIG, "Digits", ["train_epoch=3", "max_steps=5"])["max_steps"] == 5
