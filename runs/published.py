@@ -48,8 +48,8 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         at = ", ".join(f"1/{2**level}" for level in attended) or "no level"
         raise ConfigError(
             f"{file} has no recipe: add --image_size, the pixels a side in its training. Its weights show "
-            f"{', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, epoch "
-            f"{content.get('epoch', 'unknown')}; timesteps and betas are assumed to be 1000 and cosine, or set them with "
+            f"{', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, "
+            f"epoch {content.get('epoch', 'unknown')}; timesteps and betas are assumed to be 1000 and cosine, or set them with "
             "--training_timestep_num and --beta_schedule (flags of test_solver.py and convert.py)"
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
