@@ -12,9 +12,8 @@ betas.
 Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
 max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
 the column minutes is what they took. Arms with labels have a row for each --guidance, and samples of the classes in the
-proportions of the data. The samples of each row are saved
-as a picture, and it is appended to <save_dir>/minutes.jsonl. To use one core per arm, start the command once per core,
-with taskset and OMP_NUM_THREADS=1.
+proportions of the data. The samples of each row are saved as a picture, and it is appended to <save_dir>/minutes.jsonl.
+To use one core per arm, start the command once per core, with taskset and OMP_NUM_THREADS=1.
 """
 
 import json
@@ -52,7 +51,6 @@ SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
 HEAD = "arm, seed, minutes, images, images/s, parameters, guidance, Fréchet distance, least class, most, brightness"
 
 Trained = tuple[Run, int, float]  # the network with its diffusion, images seen, seconds of training
-
 
 # --- our recipes ------------------------------------------------------------------------------------------------------
 
@@ -220,9 +218,9 @@ def main() -> None:
             raise ConfigError(f"{arm}: with label_dropout=0 the network only knows --guidance 1")
     device, recipe, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
-    data, size, channels = (recipe["dataset"], recipe["data_path"]), recipe["image_size"], recipe["image_channel"]
-    split = recipe["split"]
-    real = real_pictures(*data, split, split, size, channels)
+    data = tuple(recipe[key] for key in ("dataset", "data_path", "split"))
+    size, channels = recipe["image_size"], recipe["image_channel"]
+    real = real_pictures(*data, recipe["split"], size, channels)
     evaluation = Evaluation(real, extractor_for(recipe["dataset"], channels, device), args.sample_num)
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
     if evaluation.extractor:
@@ -236,7 +234,7 @@ def main() -> None:
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
         network = trained[0].to(device, "fp32" if name in PEERS else precision)
         names = class_names(network.recipe)
-        labels = labels_like(*data, split, names, args.sample_num) if names else None
+        labels = labels_like(*data, names, args.sample_num) if names else None
         for guidance in (args.guidance or [usual_guidance(network.recipe)]) if names else [None]:
             samples = to_uint8(network.sample(args.sample_num, spec, labels=labels, guidance=guidance))
             row = [arm, str(seed), *numbers(trained, guidance, evaluation(samples)[0])]

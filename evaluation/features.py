@@ -85,6 +85,7 @@ def shipped_classifier(file: Path, device: torch.device) -> Extractor:
             x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(-1, 1)
         return net[:-1](x).cpu()
 
+    @torch.inference_mode()
     def classes(features: Tensor) -> Tensor:
         return net[-1](features.to(device)).argmax(1).cpu()
 

@@ -61,6 +61,6 @@ class Preview:
                 if self.stop.signum:
                     return
             try:
-                save_by_class(x, [names[label] for label in self.labels or []], self.file(step))
+                save_by_class(x, names, self.file(step), self.labels)
             except FloatingPointError:
                 print(f"no preview of step {step:,}: its samples are not finite, so the training has diverged")

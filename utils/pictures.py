@@ -48,25 +48,22 @@ def save_grid(x: Tensor, file: Path, columns: int) -> Path:
     return write_file(file, png(grid(x, columns)))
 
 
-def save_by_class(x: Tensor, names: Sequence[str], file: Path) -> Path:
-    """Writes samples, of which number i is of the class names[i % len(names)]: a row a class, with its name beside.
+def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[int] | None = None) -> Path:
+    """Writes samples, of which number i is of the class names[labels[i]]: a row a class, with its name beside.
 
-    The rows are as long as the class has samples, in the order in which the classes come.
-
-    Of many classes with only one sample each it is a square instead, with the names below. names: []: as `save_grid`.
+    Of many classes with only one sample each it is a square instead, with the names below.
+    labels: by default each class in turn. names: []: as `save_grid`.
     """
     if not names:
         return save_grid(x, file, grid_columns(len(x)))
     file.parent.mkdir(parents=True, exist_ok=True)
-    each = [names[i % len(names)] for i in range(len(x))]
-    rows = {name: [i for i, other in enumerate(each) if other == name] for name in dict.fromkeys(each)}
-    if len(x) >= 2 * len(rows) or len(x) <= MOST_ROWS:
-        columns = max(map(len, rows.values()))
-        return save_table([[grid(x[row], columns)] for row in rows.values()], list(rows), [""], file)
+    labels = torch.arange(len(x)) % len(names) if labels is None else torch.tensor(labels)
+    if len(x) >= 2 * len(labels.unique()) or len(x) <= MOST_ROWS:
+        rows, columns = labels.unique().tolist(), labels.bincount().max().item()
+        return save_table([[grid(x[labels == row], columns)] for row in rows], [names[row] for row in rows], [""], file)
     side = grid_columns(len(x))
     starts, pictures = range(0, len(x), side), [grid(picture[None], 1) for picture in x]
-    below = [name[: pictures[0].width // 7] for name in each]  # 7 pixels a letter
-    pad = [None] * (-len(x) % side)
+    below, pad = [names[label][: pictures[0].width // 7] for label in labels], [None] * (-len(x) % side)  # 7 a letter
     return save_table(
         [(pictures + pad)[start : start + side] for start in starts], [""] * len(starts), [""] * side, file,
         notes=[(below + [""] * len(pad))[start : start + side] for start in starts],
