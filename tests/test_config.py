@@ -244,8 +244,3 @@ def test_only_resumable_keys_may_change_when_a_run_is_resumed():
         "objective: was pred_v, is pred_x0",
         "seed: was 0, is 9",
     ]
-
-
-def test_epochs_by_hand_win_over_the_steps_of_a_block():
-    for given, steps in ((["train_epoch=3"], None), (["train_epoch=3", "max_steps=5"], 5)):
-        assert load_recipe(CONFIG, "Digits", given)["max_steps"] == steps

@@ -84,3 +84,8 @@ def test_the_counted_memory_is_what_a_real_step_keeps(network):
     real = sum(size for size, _ in kept.values())
     assert loss.requires_grad and activation_bytes(model, diffusion, (4, 3, 16, 16)) == pytest.approx(real, rel=0.05)
     assert next(model.parameters()).device.type == "cpu" and diffusion.betas.device.type == "cpu"
+
+
+@pytest.mark.parametrize("settings, steps", [(["train_epoch=3"], 69), (["train_epoch=3", "max_steps=5"], 5)])
+def test_epochs_by_hand_win_over_the_steps_of_a_block(settings, steps):
+    assert total_steps(load_recipe(CONFIG, "Digits", settings), 23) == steps
