@@ -172,12 +172,8 @@ def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
     except ImportError as error:
         raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
     data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
-    batches = Batches(
-        load_images(*data, reading=Reading.of(recipe)),
-        recipe | {"batch_size": batch_size},
-        diffusion.draw_timesteps,
-        device,
-    )
+    images = load_images(*data, reading=Reading.of(recipe))
+    batches = Batches(images, recipe | {"batch_size": batch_size}, diffusion.draw_timesteps, device)
     began, steps = time.monotonic(), 0
     for batch in batches.steps(0, sys.maxsize):
         step(batch.x_start, min(1, (time.monotonic() - began) / seconds))
