@@ -21,7 +21,7 @@ def numbers(pictures):
 
 
 def pairs_of(monkeypatch, **given):
-    monkeypatch.setattr("test_modes.given_pictures.load_images", lambda *_: IMAGES)
+    monkeypatch.setattr("test_modes.given_pictures.load_images", lambda *_, **__: IMAGES)
     flags = dict.fromkeys(("image_files", "image_indices", "data_name", "data_path", "split", "sample_num"))
     recipe = {"image_size": 4, "image_channel": 3, "dataset": "Digits", "data_path": "none", "split": "train"} | {
         "sample_num": 4
