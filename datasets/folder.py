@@ -38,7 +38,7 @@ class Reading(NamedTuple):
 
     @classmethod
     def of(cls, recipe: dict) -> "Reading":
-        return cls(*(recipe[key] for key in cls._fields))
+        return cls(**{key: recipe[key] for key in cls._fields if key in recipe})
 
 
 AS_EVER = Reading()
