@@ -125,7 +125,7 @@ def sampling_precision(precision: str, device: torch.device, objective: str) -> 
     """`resolve_precision` for sampling, where "auto" is fp32 if x_start magnifies the network's rounding errors.
 
     Where the network predicts noise, x_start = (x_t - σ ε) / a multiplies them by up to 2e4 at the noisy end, which
-    changes the pictures. With the other objectives the factor is 1, and the pictures stay the same to the eye.
+    changes the pictures. With the other objectives the factor is small, and the pictures stay the same to the eye.
     """
     a, sigma = torch.tensor([5e-5, 1.0])  # at the noisy end of cosine betas
     p, q = OBJECTIVES[objective](a, sigma)
