@@ -123,7 +123,7 @@ def summary(report: dict) -> str:
     sampler = report["sample_info"] + (f", guidance {report['guidance']:g}" if "guidance" in report else "")
     lines = [sampler + ", seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
     lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
-    lines[0] += f", of its classes {report['classes_drawn']}" if "labels" in report else ""
+    lines[0] += f"; classes {report['classes_drawn']}" if "labels" in report else ""
     if used:
         lines.append(f"features: {used['name']}, SHA-256 {used['sha256'][:8]}…; distances to {floor['to']:,} pictures")
         lines.append("± is the standard error of drawing other samples, or other real pictures in their place")

@@ -84,7 +84,7 @@ def test_previews_are_in_the_proportions_of_the_pictures(tmp_path, monkeypatch):
         for i in range(count):
             Image.new("L", (8, 8), 10 * i).save(tmp_path / "data" / name / f"{i}.png")
     (tmp_path / "c.yaml").write_text(
-        f"Train_Setting: {{}}\nTrain_Data: {{Own: {{dataset: Folder, data_path: {tmp_path / 'data'}, image_size: 8, "
+        f"Train_Setting: {{}}\nTrain_Data: {{Own: {{data_path: {tmp_path / 'data'}, image_size: 8, "
         "image_channel: 1}}\n"
     )
     settings = LABELLED | {"sample_num": 10, "max_steps": 1}
