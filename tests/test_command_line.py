@@ -62,7 +62,7 @@ def test_a_run_among_its_own_training_pictures_is_refused(tmp_path):
             refused(run, 2, f"save_dir={save_dir} is inside data_path={tmp_path}", "become training pictures")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "c.yaml", "link"]
     hidden = train(tmp_path / ".runs", "--config", tmp_path / "c.yaml", "--dry_run", data_name="Mine")
-    refused(hidden, 2, "its 2 pictures are fewer")  # nothing is said against a hidden folder, which is not searched
+    refused(hidden, 2, "its 1 pictures are fewer")  # nothing is said against a hidden folder, which is not searched
     elsewhere, pictures = tmp_path / "elsewhere", tmp_path / "pictures"
     pictures.mkdir()
     for i in range(8):

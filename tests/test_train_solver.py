@@ -131,5 +131,5 @@ def test_a_folder_of_your_own_pictures_trains(tmp_path):
     )
     run = train(tmp_path / "runs", "--config", tmp_path / "config.yaml", data_name="Mine")
     assert run.returncode == 0, run.stderr
-    assert "12" in run.stdout and "1 of 13 files" in run.stderr and "notes.txt" in run.stderr
+    assert "images      12" in run.stdout and "1 files were not opened: 1 .txt" in run.stderr
     assert load_run(tmp_path / "runs" / "mine" / "mine.pt").recipe["image_channel"] == 3
