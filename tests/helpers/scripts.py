@@ -158,12 +158,12 @@ def wait_for(step, save_dir, process):
 
 
 def stopped_by(signum, process, *pids):
-    """Sends the signal; returns what the training printed, which took at most five seconds to end."""
+    """Sends the signal; returns what the training printed, which ended in half of the time that torchrun gives."""
     began = time.monotonic()
     for pid in pids or [process.pid]:
         os.kill(pid, signum)
     text, _ = process.communicate(timeout=60)
-    assert time.monotonic() - began < 5, text
+    assert time.monotonic() - began < 15, text
     return text
 
 
