@@ -1,7 +1,6 @@
 """MNIST and Fashion-MNIST in all their file layouts: IDX files, torchvision's old .pt files, mnist.pkl.gz."""
 
 import gzip
-import math
 import zlib
 from pathlib import Path
 
@@ -25,9 +24,8 @@ def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
 
     From IDX files, with or without gzip, torchvision's old .pt files, or the old mnist.pkl.gz.
     """
-    pickle = _pickle(data_path)
-    if pickle.is_file():
-        return _read_mnist_pickle(pickle, split)
+    if _pickle(data_path).is_file():
+        return _read_mnist_pickle(_pickle(data_path), split)
     return _find_or_fetch("Mnist", MNIST, data_path, split, download, f"{IDX_FILES} or mnist.pkl.gz")
 
 
@@ -44,10 +42,9 @@ def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarra
 @data_labels("Mnist")
 def mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """From the file with the pictures, or from the IDX file of labels beside theirs."""
-    pickle = _pickle(data_path)
-    if not pickle.is_file():
-        return _find(data_path, "MNIST", split, labels=True), DIGITS
-    return _from_pickle(pickle, split, labels=True), DIGITS
+    if _pickle(data_path).is_file():
+        return _from_pickle(_pickle(data_path), split)[1], DIGITS
+    return _find(data_path, "MNIST", split, labels=True), DIGITS
 
 
 @data_labels("Fashion_Mnist")
@@ -80,78 +77,62 @@ def _find(data_path: Path, name: str, split: str, labels: bool = False) -> np.nd
     Of Fashion-MNIST also that of Debian's package.
     labels: its labels instead of its pictures.
     """
+    parts = ("train", "test") if split == "all" else (split,)
     roots = (data_path, data_path / name)
-    for root in roots:
-        for folder in (root, root / "processed"):
-            if (folder / "training.pt").is_file() and (folder / "test.pt").is_file():
-                return np.concatenate([_read_processed(folder, part)[labels] for part in _parts(split)])
-    folders = [*roots, *(root / "raw" for root in roots)] + [DEBIAN_FASHION] * (name == "FashionMNIST")
-    return _read_idx_folder(folders, split, labels)
+    for folder in (place for root in roots for place in (root, root / "processed")):
+        if (folder / "training.pt").is_file() and (folder / "test.pt").is_file():
+            return np.concatenate([_read_processed(folder, part)[labels] for part in parts])
+    for folder in [*roots, *(root / "raw" for root in roots)] + [DEBIAN_FASHION] * (name == "FashionMNIST"):
+        files = [_idx_file(folder, IDX_NAMES[part]) for part in parts]
+        if all(file.is_file() for file in files):
+            if labels:
+                names = [IDX_NAMES[part].replace("images-idx3", "labels-idx1") for part in parts]
+                return np.concatenate([read_idx(_idx_file(folder, name)) for name in names])
+            if folder == DEBIAN_FASHION:
+                print(f"Fashion_Mnist: using {folder}")
+            return np.concatenate([_checked(read_idx(file), file) for file in files])
+    return None
+
+
+def _idx_file(folder: Path, name: str) -> Path:
+    """The unpacked file if there is one, else where the gzipped one belongs."""
+    return folder / name if (folder / name).is_file() else folder / f"{name}.gz"
 
 
 def read_idx(file: Path) -> np.ndarray:
     """The uint8 array in an IDX file of bytes, gzipped if the name ends in .gz.
 
     The format: two zero bytes, the type (8: bytes), the number of dimensions, each dimension as a big-endian int32, and
-    then the bytes. Raises DataError if the file is damaged or of another kind.
+    then the bytes. Raises DataError if the file is missing, damaged or of another kind.
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
             data = stream.read()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{file} is damaged ({error}): download it again") from error
-    if data[:3] != b"\0\0\x08" or len(data) < 4:
-        raise DataError(f"{file} is not an IDX file of bytes")
-    start = 4 + 4 * data[3]
-    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(data) != start + math.prod(shape):
-        raise DataError(f"{file} is damaged: its bytes do not match its shape {'x'.join(map(str, shape))}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def _parts(split: str) -> tuple[str, ...]:
-    return ("train", "test") if split == "all" else (split,)
-
-
-def _read_idx_folder(folders: list[Path], split: str, labels: bool = False) -> np.ndarray | None:
-    """The split, or its labels, from the first folder that has its image files; None if no folder has them."""
-    names = [IDX_NAMES[part] for part in _parts(split)]
-    for folder in folders:
-        files = [_idx_file(folder, name) for name in names]
-        if None in files:
-            continue
-        if not labels:
-            if folder == DEBIAN_FASHION:
-                print(f"Fashion_Mnist: using {folder}")
-            return np.concatenate([_checked(read_idx(file), file) for file in files])
-        names = [name.replace("images-idx3", "labels-idx1") for name in names]
-        files = [_idx_file(folder, name) for name in names]
-        if None in files:
-            raise DataError(f"{folder} has pictures but no {names[files.index(None)]}, gzipped or not; put it there")
-        return np.concatenate([read_idx(file) for file in files])
-    return None
-
-
-def _idx_file(folder: Path, name: str) -> Path | None:
-    files = (folder / f"{name}.gz", folder / name)
-    return next((file for file in files if file.is_file()), None)
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("not an IDX file of bytes")
+        start = 4 + 4 * data[3]
+        return np.frombuffer(data, np.uint8, offset=start).reshape(np.frombuffer(data[4:start], ">u4"))
+    except (OSError, EOFError, zlib.error, IndexError, ValueError) as error:
+        raise DataError(f"{file} is damaged or missing ({error}): download it again") from error
 
 
 def _read_mnist_pickle(file: Path, split: str) -> np.ndarray:
     """mnist.pkl.gz: (train, validation, test), each (images, labels) with float images (N, 784) in [0, 1]."""
     try:
-        pictures = _from_pickle(file, split).astype(np.float64).reshape(-1, 28, 28)
-    except (TypeError, ValueError, AttributeError) as error:
+        pictures = _from_pickle(file, split)[0].astype(np.float64).reshape(-1, 28, 28)
+    except (TypeError, ValueError, KeyError) as error:
         raise DataError(f"{file} is a pickle, but not the three sets of 784-pixel images of MNIST") from error
     if not ((pictures >= 0) & (pictures <= 1)).all():  # False for NaN, too
         raise DataError(f"{file} holds pixels outside [0, 1], the range of MNIST's")
     return (pictures * 255).round().astype(np.uint8)
 
 
-def _from_pickle(file: Path, split: str, labels: bool = False) -> np.ndarray:
-    """The images of a split, or its labels; "train" includes the validation split."""
-    train, validation, test = (np.asarray(of if labels else images) for images, of in load_arrays(file))
-    return np.concatenate({"train": [train, validation], "test": [test], "all": [train, validation, test]}[split])
+def _from_pickle(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of a split; "train" includes the validation split."""
+    sets = load_arrays(file)
+    chosen = {"train": sets[:2], "test": sets[2:], "all": sets}[split]
+    images, labels = zip(*chosen, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _read_processed(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -87,12 +87,8 @@ def _read_yaml(config: Path) -> dict:
     try:
         with open(config, "rb") as stream:
             content = read_yaml(stream)
-    except OSError as error:
-        raise ConfigError(f"{config} cannot be read: {error.strerror}") from error
-    except MemoryError:
-        raise
     except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
-        raise ConfigError(f"{config}: {error}") from error
+        raise ConfigError(f"{config}: {getattr(error, 'strerror', None) or error}") from error
     content = _mapping(content, str(config))
     for key in content:
         if key not in ("Train_Setting", "Train_Data"):
@@ -127,8 +123,6 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
         try:
             is_text = key in KEYS and KEYS[key].kind is str and value != "null"
             values[key] = value if is_text else read_yaml(value)
-        except MemoryError:
-            raise
         except Exception as error:  # as above
             raise ConfigError(f"--set {text}: {error}") from error
     return values

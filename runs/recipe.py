@@ -31,7 +31,7 @@ def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
 
 LIMITS = {  # of the arguments of networks
     "image_size": Key(int | list, least=1, most=8192),
-    "image_channel": Key(int, least=1, most=3),
+    "image_channel": Key((1, 3)),  # grey, RGB
     "model_channels": Key(int, least=2, most=8192),
     "channel_mult": Key(list, least=1, most=64),
     "num_res_blocks": Key(int, least=1, most=64),
@@ -147,20 +147,15 @@ def check_recipe(recipe: dict, where: str) -> dict:
 
     A preview of more steps than there are timesteps takes all timesteps.
     """
-    names = {"data_name": Key(str, ""), "dataset": Key(str, "")}
-    checked = {k: coerced(where, k, v, names[k]) if k in names else coerce(where, k, v) for k, v in recipe.items()}
+    texts = dict.fromkeys(("data_name", "dataset", "data_path", "pth_save_name"), Key(str, ""))  # which may not be null
+    checked = {k: coerced(where, k, v, texts[k]) if k in texts else coerce(where, k, v) for k, v in recipe.items()}
     if checked["dataset"] not in LOADERS:
         raise ConfigError(f"{where}: dataset: {unknown(checked['dataset'], LOADERS)}")
-    for key in ("data_path", "pth_save_name"):
-        if checked[key] is None:
-            raise ConfigError(f"{where}: {key} must be a text, not null")
     try:
         ImageColor.getrgb(checked["background"])
     except ValueError:
         names = f"white, black or '#ff8800', not {short(checked['background'])}"
         raise ConfigError(f"{where}: background must be a colour, such as {names}") from None
-    if checked["image_channel"] not in (1, 3):
-        raise ConfigError(f"{where}: image_channel must be 1 (grey) or 3 (RGB), not {checked['image_channel']}")
     if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):
         names = len(checked["class_names"])
         raise ConfigError(f"{where}: {names} class_names do not fit num_classes={checked['num_classes']}")

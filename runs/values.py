@@ -24,7 +24,7 @@ class Key:
     least, most: of a number, or of each of a list; of a list of names, how many. word: a text that is allowed, too.
     """
 
-    kind: type | UnionType | tuple[str | bool, ...]
+    kind: type | UnionType | tuple[str | bool | int, ...]
     default: object = None
     least: float | None = None
     most: float | None = None

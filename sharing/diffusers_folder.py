@@ -35,10 +35,9 @@ def export_folder(run: Run, folder: Path) -> None:
     try:
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
+        diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
     except ValueError as error:
         raise ConfigError(f"this cannot be exported: {error}") from error
-    try:
-        diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
     except SafetensorError as error:  # such as a full disk
         raise CheckpointError(f"the weights were not written: {error}") from error
     facts = facts_of(run.recipe, run.weights, run.step)
@@ -53,11 +52,9 @@ def import_folder(folder: Path) -> Run:
     the reason, for a folder that is damaged, of another kind, or cannot be represented.
     """
     check_utf8(folder)
-    unet, scheduler = _components(folder)
-    theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json")
-    if config.get("_class_name") not in SCHEDULERS:
-        raise CheckpointError(f"{scheduler} has a {config.get('_class_name')}, and not a {' or '.join(SCHEDULERS)}")
     with _refused(folder):
+        unet, scheduler = _components(folder)
+        theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
         ours, keys = is_ours(theirs), keywords_of(dict(theirs.config))
         if not ours:
             keys["diffusers_unet"] = settings(dict(theirs.config))
@@ -65,14 +62,11 @@ def import_folder(folder: Path) -> Run:
             raise ValueError(f"only the {RECIPE} of an export from here says what its num_class_embeds are")
         keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
-    if (folder / RECIPE).exists():
-        facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
-        weights, step = facts["weights"], facts["step"]
-        with _refused(folder):
+        if (folder / RECIPE).exists():
+            facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
             if _canonical(facts["recipe"]) != _canonical(recipe):
-                raise CheckpointError(f"{folder}: {RECIPE} disagrees with the configurations of unet and scheduler")
-        recipe = facts["recipe"]
-    with _refused(folder):
+                raise ValueError(f"{RECIPE} disagrees with the configurations of unet and scheduler")
+            recipe, weights, step = facts["recipe"], facts["weights"], facts["step"]
         model, diffusion = build(recipe)
         if ours:
             with torch.no_grad():
@@ -101,25 +95,21 @@ def to_unet2d(run: Run) -> nn.Module:
 
 
 def load_unet(folder: Path) -> nn.Module:
-    """The UNet2DModel in a folder, in eval mode. CheckpointError if a tensor is missing or unexpected."""
-    config = _json(folder / "config.json")
-    if config.get("_class_name") != "UNet2DModel":
-        raise CheckpointError(f"{folder}: its network is {config.get('_class_name')}, not UNet2DModel")
-    with _refused(folder):
-        if unknown := sorted({key for key in config if not key.startswith("_")} - set(arguments())):
-            raise CheckpointError(f"{folder}/config.json: this diffusers does not know {', '.join(unknown)}")
-        with torch.device("meta"):  # the weights have shapes, but take no memory
-            check_size(diffusers().UNet2DModel(**{key: value for key, value in config.items() if key in arguments()}))
-        unet, report = diffusers().UNet2DModel.from_pretrained(
-            str(folder),
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            use_safetensors=any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
-        )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := [str(name) for name in report[what]]:
-            more = f" and {len(names) - 1} more" * (len(names) > 1)
-            raise CheckpointError(f"{folder}: {what.removesuffix('_keys')} tensor {names[0]}{more}")
+    """The UNet2DModel in a folder, in eval mode. ValueError if a tensor is missing or unexpected."""
+    config = {key: value for key, value in _json(folder / "config.json", ("UNet2DModel",)).items() if key[:1] != "_"}
+    if unknown := sorted(set(config) - set(arguments())):
+        raise ValueError(f"this diffusers does not know {', '.join(unknown)} in its config.json")
+    with torch.device("meta"):  # the weights have shapes, but take no memory
+        check_size(diffusers().UNet2DModel(**config))
+    unet, report = diffusers().UNet2DModel.from_pretrained(
+        str(folder),
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
+        use_safetensors=any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
+    )
+    for what in ("missing", "unexpected", "mismatched"):
+        if names := [str(name) for name in report[f"{what}_keys"]]:
+            raise ValueError(f"{what} tensor {names[0]} (of {len(names)})")
     return unet.float().eval()
 
 
@@ -147,28 +137,26 @@ def _canonical(recipe: dict) -> tuple:
     return recipe["network"], network, scheduler_configuration(recipe, diffusion)
 
 
-def _components(folder: Path) -> tuple[Path, Path]:
+def _components(folder: Path) -> list[Path]:
     """The folders of its unet and of its scheduler."""
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise CheckpointError(f"{folder} is not a diffusers folder: it has no model_index.json")
-    pipeline = _json(index)
+    if not (folder / "model_index.json").exists():
+        raise ValueError("it is not a diffusers folder: it has no model_index.json")
+    pipeline = _json(folder / "model_index.json", PIPELINES)
     parts = sorted(key for key, value in pipeline.items() if isinstance(value, list) and value and value[0])
-    if pipeline.get("_class_name") not in PIPELINES or parts != ["scheduler", "unet"]:
-        name = f"{pipeline.get('_class_name')} of {', '.join(parts) or 'nothing'}"
-        raise CheckpointError(f"{folder} is a {name}, not a DDPMPipeline or DDIMPipeline of scheduler, unet")
-    return tuple(folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
+    if parts != ["scheduler", "unet"]:
+        raise ValueError(f"its parts are {', '.join(parts) or 'nothing'}, not scheduler, unet")
+    return [folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")]
 
 
-def _json(file: Path) -> dict:
+def _json(file: Path, classes: tuple[str, ...]) -> dict:
+    """A configuration of diffusers. ValueError if it is not of one of these classes."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, not an object of keys and values")
+        raise ValueError(f"{file.name} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("_class_name") not in classes:
+        found = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"its {file.name} is of {found}, not of {' or '.join(classes)}")
     return content
 
 

@@ -51,14 +51,16 @@ def diffusion_keys(scheduler) -> dict:
     """
     config = scheduler.config
     clips = config["clip_sample"] or config.get("thresholding", False)
-    usual = {"rescale_betas_zero_snr": False} | ({"clip_sample_range": 1.0} if config["clip_sample"] else {})
-    usual |= {"sample_max_value": 1.0} if config.get("thresholding") else {}
-    for key, value in usual.items():
-        if config.get(key, value) != value:
+    unsupported = {
+        "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
+        "clip_sample_range": config["clip_sample"] and config.get("clip_sample_range", 1.0) != 1.0,
+        "sample_max_value": config.get("thresholding") and config.get("sample_max_value", 1.0) != 1.0,
+        "prediction_type": config["prediction_type"] not in OBJECTIVES,
+        "variance_type": "learned" in str(config.get("variance_type")),
+    }
+    for key, wrong in unsupported.items():
+        if wrong:
             raise ValueError(f"{key} {config[key]} cannot be represented here")
-    if config["prediction_type"] not in OBJECTIVES or "learned" in str(config.get("variance_type")):
-        what = "prediction_type" if config["prediction_type"] not in OBJECTIVES else "variance_type"
-        raise ValueError(f"{what} {config[what]} cannot be represented here")
     T = config["num_train_timesteps"]
     names = [name for name, betas in BETA_SCHEDULES.items() if _same(betas(T), scheduler.betas)]
     if not names:

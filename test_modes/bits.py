@@ -16,7 +16,7 @@ from files.errors import ConfigError
 from runs.run import in_batches
 from test_modes.job import Job
 from test_modes.real_data import real_data
-from utils.pictures import save_figure
+from utils.pictures import plotted
 
 PICTURES = 100  # unless --sample_num says otherwise
 SUMMARY = """{sample_info}, seed {seed}: {n:,} pictures of {data}'s {split} split, {model} in {seconds} s
@@ -74,12 +74,9 @@ def errors_of(job: Job, spec: SampleSpec, pictures: Tensor, indices: range) -> t
 
 def plot_bits(curves: dict[SampleSpec, tuple[list[int], Tensor]], file: Path) -> Path:
     """Plots the bits per dimension that each step loses, over its t. The last step, t lowest, is the decoder's."""
-    from matplotlib.figure import Figure  # imported here because it takes a second
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for spec, (timesteps, bits) in curves.items():
-        axes.plot(timesteps, bits, marker="." if len(bits) < 100 else None, label=f"{spec}: {bits.sum():.3f} in all")
-    axes.set(xlabel="t (the lowest t: the decoder)", ylabel="bits per dimension of the step from t", yscale="log")
-    axes.legend()
-    return save_figure(figure, file)
+    settings = {"xlabel": "t (the lowest t: the decoder)", "ylabel": "bits per dimension of the step from t"}
+    with plotted(file, **settings, yscale="log") as axes:
+        for spec, (timesteps, bits) in curves.items():
+            label = f"{spec}: {bits.sum():.3f} in all"
+            axes.plot(timesteps, bits, marker="." if len(bits) < 100 else None, label=label)
+    return file

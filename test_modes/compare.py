@@ -1,7 +1,5 @@
 """Draws a table of samples over samplers and steps, or over guidance."""
 
-import csv
-import io
 import time
 from pathlib import Path
 
@@ -9,9 +7,8 @@ import torch
 from tqdm import tqdm
 
 from diffusion import SampleSpec
-from files.atomic import write_file
 from test_modes.job import Job
-from utils.pictures import grid, grid_columns, save_comparison, save_table
+from utils.pictures import grid, grid_columns, save_comparison, save_csv, save_table
 
 FLAGS = ("labels", "guidance")
 
@@ -39,15 +36,14 @@ def run(job: Job) -> list[Path]:
 
 def over_guidance(job: Job, spec: SampleSpec, count: int) -> list[Path]:
     """A table of one sampler, classes down and guidance across, all from the same noise; and its seconds as CSV."""
-    args, trained, names, table, text = job.args, job.trained, job.names, [], io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["sample_info", "guidance", "seconds_per_image", "images", "device", "precision"])
+    args, trained, names, table = job.args, job.trained, job.names, []
+    lines = [["sample_info", "guidance", "seconds_per_image", "images", "device", "precision"]]
     for weight in tqdm(job.guidance, desc=f"compare {spec}", leave=False):
         began = time.monotonic()
         x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
         seconds = (time.monotonic() - began) / count
         table.append([grid(x[i :: len(names)], -(-count // len(names))) for i in range(min(count, len(names)))])
-        writer.writerow([spec, f"{weight:g}", f"{seconds:.6f}", count, trained.device, job.precision])
+        lines.append([spec, f"{weight:g}", f"{seconds:.6f}", count, trained.device, job.precision])
     file, rows = job.path(spec, "guidance"), list(zip(*table, strict=True))
     save_table(rows, names[: len(rows)], [f"guidance {weight:g}" for weight in job.guidance], file)
-    return [file, write_file(file.with_suffix(".csv"), text.getvalue())]
+    return [file, save_csv(lines, file.with_suffix(".csv"))]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets import normalize
@@ -15,7 +16,7 @@ from test_modes import given_pictures
 from test_modes.job import Job
 from utils.command_line import number
 from utils.picture_size import check_size
-from utils.pictures import grid_columns, jump, plot_steps, save_film, save_grid, step_sizes
+from utils.pictures import grid_columns, plotted, save_film, save_grid
 
 FLAGS = ("interp_mode", "lambda_num", "diffusion_step", "animate", *given_pictures.FLAGS)
 
@@ -73,3 +74,29 @@ def depths(args: Namespace, T: int) -> list[int] | None:
                 f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps: use at most {T}"
             )
     return args.diffusion_step
+
+
+def step_sizes(rows: list[Tensor]) -> Tensor:
+    """RMS distances between neighbouring rows of an interpolation, L of (P, C, H, W): (L - 1, P)."""
+    return torch.stack([(b - a).square().flatten(1).mean(1).sqrt() for a, b in zip(rows, rows[1:], strict=False)]).cpu()
+
+
+def jump(steps: Tensor) -> float:
+    """Largest step over mean step of a pair, averaged over all pairs. steps: (L - 1, P).
+
+    1: all steps are equal. L - 1: a single step covers the whole distance.
+    """
+    return (steps.amax(0) / steps.mean(0).clamp(min=1e-12)).mean().item()
+
+
+def plot_steps(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
+    """Plots the `step_sizes` of each mode over lambda: the mean (line) and the middle half of the pairs (band)."""
+    middles = [(a + b) / 2 for a, b in zip(lambdas, lambdas[1:], strict=False)]
+    with plotted(file, xlabel="lambda", ylabel="distance between neighbouring rows (RMS)", xlim=(0, 1)) as axes:
+        for name, steps in curves.items():
+            label = f"{name}: largest / mean step {jump(steps):.2f}"
+            (line,) = axes.plot(middles, steps.mean(1), marker="o", label=label)
+            low, high = steps.quantile(torch.tensor([0.25, 0.75]), dim=1)
+            axes.fill_between(middles, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        axes.set_ylim(0, None)
+    return file

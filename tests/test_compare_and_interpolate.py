@@ -10,7 +10,7 @@ from helpers.pictures import pictures, pixels, sample
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from utils.pictures import jump, step_sizes
+from test_modes.interpolate import jump, step_sizes
 
 DIGITS = (load_digits().images / 16 * 255).round().astype(np.uint8)
 

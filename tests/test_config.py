@@ -109,7 +109,7 @@ def test_overrides_are_read_by_the_type_of_their_key():
         ("objective=[pred_v]", "one of pred_noise"),
         ("channel_mult=[1, a]", "list of up to 32 whole numbers"),
         ("channel_mult=[]", "channel_mult"),
-        ("image_channel=2", "1 (grey) or 3 (RGB)"),
+        ("image_channel=2", "one of 1, 3"),
         ("dropout=1", "at most 0.999"),
         ("preview_info=DDIM50", "METHOD_STEPS_ETA"),
         ("batch_size", "KEY=VALUE"),

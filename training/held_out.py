@@ -44,9 +44,7 @@ class HeldOut:
         self.labels = None if labels is None else torch.from_numpy(labels[rows]).to(device)
         generator = torch.Generator().manual_seed(seed_of(recipe["seed"], 2**32))
         self.noise = torch.randn(self.x_start.shape, generator=generator).to(device)
-        golden = (
-            torch.arange(len(rows), dtype=torch.float64) * 0.6180339887498949 % 1
-        )  # golden-ratio steps: evenly spread
+        golden = torch.arange(len(rows), dtype=torch.float64) * 0.6180339887498949 % 1  # its steps spread evenly
         self.t = (golden * recipe["timestep_num"]).long().to(device)
         self.batch_size = recipe["batch_size"]
 

@@ -24,7 +24,7 @@ from files.errors import TrainingError
 from training.held_out import HeldOut, quarter_means, quarter_sums
 from training.processes import Processes
 from utils.device import resolve_precision
-from utils.pictures import save_figure
+from utils.pictures import plotted
 
 IN_A_ROW = 3  # bad steps in a row that end the run
 FP16_SEARCH = 16  # steps that float16 may leave out one after the other, until its scale has fallen from 2^16 to 1
@@ -188,22 +188,16 @@ def read_log(file: Path) -> list[dict]:
 
 def save_loss_curve(lines: list[dict], file: Path) -> None:
     """Plots the training loss, for all t and by quarter of t, and the held-out loss over the steps."""
-    from matplotlib.figure import Figure  # imported here because it takes a second
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
     lines = [line for line in lines if line["loss"] is not None]
     steps = [line["step"] for line in lines]
-    for i, name in enumerate(("t < T/4 (little noise)", "T/4 to T/2", "T/2 to 3T/4", "t > 3T/4 (much noise)")):
-        losses = [math.nan if (value := line["loss_by_quarter"][i]) is None else value for line in lines]
-        axes.plot(steps, losses, linewidth=0.8, alpha=0.5, color=f"C{i}", label=name)
-    axes.plot(steps, [line["loss"] for line in lines], linewidth=1.2, color="black", label="training, all t")
-    for key, name in (("held_out_loss", "held out, averaged weights"), ("fixed_noise_loss", "fixed noise")):
-        if points := [(line["step"], line[key]) for line in lines if line.get(key) is not None]:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color="red", label=name)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.legend(fontsize="small")
-    save_figure(figure, file)
+    with plotted(file, xlabel="step", ylabel="loss", yscale="log") as axes:
+        for i, name in enumerate(("t < T/4 (little noise)", "T/4 to T/2", "T/2 to 3T/4", "t > 3T/4 (much noise)")):
+            losses = [math.nan if (value := line["loss_by_quarter"][i]) is None else value for line in lines]
+            axes.plot(steps, losses, linewidth=0.8, alpha=0.5, color=f"C{i}", label=name)
+        axes.plot(steps, [line["loss"] for line in lines], linewidth=1.2, color="black", label="training, all t")
+        for key, name in (("held_out_loss", "held out, averaged weights"), ("fixed_noise_loss", "fixed noise")):
+            if points := [(line["step"], line[key]) for line in lines if line.get(key) is not None]:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color="red", label=name)
 
 
 def _tensorboard(folder: Path, step: int):

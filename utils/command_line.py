@@ -85,7 +85,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except ConfigError as error:
         _exit(2, str(error))
-    except (CheckpointError, DataError, TrainingError) as error:
+    except (CheckpointError, DataError, TrainingError, FloatingPointError) as error:
         _exit(1, str(error))
     except Stopped as stopped:
         _exit(128 + stopped.signum, str(stopped), "")
@@ -96,8 +96,6 @@ def run(main: Callable[[], None]) -> None:
         where = error.filename or ("the output (stdout)" if _stdout_is_lost() else None)
         what = f"{where}: {error.strerror}" if where and error.strerror else str(error)
         _exit(1, f"{what}; files saved before are unchanged")
-    except FloatingPointError as error:
-        _exit(1, str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

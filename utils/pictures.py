@@ -4,7 +4,8 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -134,11 +135,15 @@ def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Pa
         file,
         notes=[[f"{cell[1]:.3g} s each" if cell else "" for cell in row] for row in table],
     )
-    writer = csv.writer(text := io.StringIO(newline=""))
-    writer.writerow(["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts])
-    for spec, (_, seconds) in cells.items():
-        writer.writerow([spec, *astuple(spec), f"{seconds:.6f}", *facts.values()])
-    return [file, write_file(file.with_suffix(".csv"), text.getvalue())]
+    lines = [["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts]]
+    lines += [[spec, *astuple(spec), f"{seconds:.6f}", *facts.values()] for spec, (_, seconds) in cells.items()]
+    return [file, save_csv(lines, file.with_suffix(".csv"))]
+
+
+def save_csv(lines: Iterable[Sequence], file: Path) -> Path:
+    """Writes lines of values."""
+    csv.writer(text := io.StringIO(newline="")).writerows(lines)
+    return write_file(file, text.getvalue())
 
 
 def _label(spec: SampleSpec) -> str:
@@ -211,40 +216,19 @@ def save_animation(frames: Sequence[Image.Image], file: Path) -> Path:
     return write_file(file, buffer.getvalue())
 
 
-# --- from one picture to another --------------------------------------------------------------------------------------
+# --- plots ------------------------------------------------------------------------------------------------------------
 
 
-def step_sizes(rows: list[Tensor]) -> Tensor:
-    """RMS distances between neighbouring rows of an interpolation, L of (P, C, H, W): (L - 1, P)."""
-    return torch.stack([(b - a).square().flatten(1).mean(1).sqrt() for a, b in zip(rows, rows[1:], strict=False)]).cpu()
-
-
-def jump(steps: Tensor) -> float:
-    """Largest step over mean step of a pair, averaged over all pairs. steps: (L - 1, P).
-
-    1: all steps are equal. L - 1: a single step covers the whole distance.
-    """
-    return (steps.amax(0) / steps.mean(0).clamp(min=1e-12)).mean().item()
-
-
-def plot_steps(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
-    """Plots the `step_sizes` of each mode over lambda: the mean (line) and the middle half of the pairs (band)."""
+@contextmanager
+def plotted(file: Path, **settings) -> Iterator["matplotlib.axes.Axes"]:  # noqa: F821 - imported where it is drawn
+    """Axes to plot on, which are written as a PNG with a legend. settings: of the axes, such as their labels."""
     from matplotlib.figure import Figure  # imported here because it takes a second
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    middles = [(a + b) / 2 for a, b in zip(lambdas, lambdas[1:], strict=False)]
-    for name, steps in curves.items():
-        (line,) = axes.plot(middles, steps.mean(1), marker="o", label=f"{name}: largest / mean step {jump(steps):.2f}")
-        low, high = steps.quantile(torch.tensor([0.25, 0.75]), dim=1)
-        axes.fill_between(middles, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    axes.set(xlabel="lambda", ylabel="distance between neighbouring rows (RMS)", xlim=(0, 1), ylim=(0, None))
-    axes.legend()
-    return save_figure(figure, file)
-
-
-def save_figure(figure: "matplotlib.figure.Figure", file: Path) -> Path:  # noqa: F821 - imported where it is drawn
-    """Writes a plot as a PNG."""
+    yield axes
+    axes.set(**settings)
+    axes.legend(fontsize="small")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")
-    return write_file(file, buffer.getvalue())
+    write_file(file, buffer.getvalue())
