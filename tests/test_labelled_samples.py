@@ -10,11 +10,12 @@ from diffusers import UNet2DModel
 from helpers.networks import noisy, randomise, small_run
 from helpers.pictures import numbered, pictures, pixels, sample
 from helpers.scripts import LABELLED, in_process, refused, train
+from sklearn.datasets import load_digits
 
 from datasets import to_uint8
 from diffusion import SampleSpec, sample_progressive
 from files.errors import CheckpointError, ConfigError
-from runs.labels import class_numbers
+from runs.labels import class_numbers, in_proportion
 from runs.network import build
 from runs.recipe import plain_recipe
 from runs.run import load_run
@@ -46,14 +47,15 @@ def test_the_recipe_says_how_strongly_previews_and_samples_follow_their_labels(t
     file = tmp_path / "digits" / "digits.pt"
     run, generator = load_run(file), torch.Generator().manual_seed(0)
     names, noise = run.recipe["class_names"], torch.randn(9, 1, 8, 8, generator=generator)
+    labels = in_proportion(np.bincount(load_digits().target[:1500]), 9)
 
     def guided(x, t):
-        with_label, without = run.model(x, t, torch.arange(9)), run.model(x, t)
+        with_label, without = run.model(x, t, torch.tensor(labels)), run.model(x, t)
         return without + 3 * (with_label - without)
 
     for frame in sample_progressive(run.diffusion, guided, noise, SampleSpec.parse("DDIM_2_0p0"), generator):
         x = frame.sample
-    save_by_class(x, names, tmp_path / "by_hand.png")
+    save_by_class(x, names, tmp_path / "by_hand.png", labels)
     preview, by_hand = pixels(file.with_name("preview_00000006.png")), pixels(tmp_path / "by_hand.png")
     assert np.abs(preview.astype(int) - by_hand).max() <= 1  # sums in another order, next to a rounding boundary
 
