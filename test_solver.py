@@ -55,7 +55,7 @@ def main() -> None:
     trained = load_run(args.model_path, args.weights, **recipe_flags(args))
     precision = sampling_precision(args.precision, device, trained.recipe["objective"])
     specs, mode = samplers(args, trained.recipe["timestep_num"]), MODES[args.test_mode]
-    labelled = labels.resolved(args, trained.recipe, takes_labels="labels" in mode.FLAGS)
+    labelled = labels.resolved(args, trained.recipe, takes_labels="labels" in mode.FLAGS and not args.bits)
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
@@ -72,6 +72,8 @@ def check_arguments(args: Namespace) -> None:
         if getattr(args, flag) is not None:
             takers = ", ".join(name for name, mode in MODES.items() if flag in mode.FLAGS)
             raise ConfigError(f"--{flag} is for --test_mode {takers}, not for {args.test_mode}")
+    if args.bits and (args.labels or args.guidance or args.classes):
+        raise ConfigError("--bits uses the network without labels: leave out --labels, --guidance and --classes")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
     if args.test_mode in ("random_gen", "compare") and not args.sample_dir and (args.sample_num or 0) > 10_000:

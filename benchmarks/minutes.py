@@ -220,7 +220,7 @@ def main() -> None:
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
     data = tuple(recipe[key] for key in ("dataset", "data_path", "split"))
     size, channels = recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(*data, recipe["split"], size, channels)
+    real = real_pictures(*data, recipe["split"], size, channels, Reading.of(recipe))
     evaluation = Evaluation(real, extractor_for(recipe["dataset"], channels, device), args.sample_num)
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
     if evaluation.extractor:

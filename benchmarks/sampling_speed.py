@@ -68,7 +68,9 @@ def main() -> None:
         twin = to_unet2d(trained).to(device)
     except ValueError as error:
         raise ConfigError(f"{args.model_path} cannot be compared: {error}") from error
-    scheduler = DDIMScheduler.from_config(scheduler_configuration(trained.recipe, trained.diffusion))
+    scheduler = DDIMScheduler.from_config(
+        scheduler_configuration(trained.recipe, trained.diffusion) | {"thresholding": False}
+    )
     pipeline = DDIMPipeline(twin, scheduler)
     pipeline.set_progress_bar_config(disable=True)
 

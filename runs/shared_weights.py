@@ -26,7 +26,7 @@ def facts_of(recipe: dict, weights: str, step: int) -> dict:
 def _without_paths(recipe: dict) -> dict:
     """The recipe with default places: a file that travels shows and chooses no folders."""
     folder = Path(recipe["data_name"]).name if recipe["dataset"] == "Folder" else recipe["dataset"]
-    paths = {"data_path": f"data/{folder.lower()}", "save_dir": "train_results"}
+    paths = {"data_path": f"data/{folder.lower()}", "save_dir": "train_results", "cache_dir": None}
     if recipe["init_from"]:
         paths["init_from"] = Path(recipe["init_from"]).name
     return recipe | paths

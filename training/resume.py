@@ -145,9 +145,11 @@ def as_begun(recipe: dict, content: dict) -> dict:
 def say_rate(content: dict, recipe: dict, steps: int, steps_per_epoch: int) -> None:
     """Prints the learning rate after a checkpoint with this content if it is another one than before."""
     done, old = content["step"], content["recipe"]
+    if done >= steps:
+        return
     last = total_steps(old, steps_per_epoch) - 1
     was, now = learning_rate(old, min(done, last), last + 1), learning_rate(recipe, done, steps)
-    if done < steps and not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
+    if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
         print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: it follows the new settings and length")
 
 
