@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets import to_uint8
+from datasets import picture_shape, to_uint8
 from diffusion import SampleSpec, sample_progressive
 from runs.run import in_batches
 from test_modes.job import Job
@@ -35,6 +35,7 @@ def run(job: Job) -> list[Path]:
         return fill_sample_dir(job)
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]
     count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
+    check_size(count, grid_columns(count), picture_shape(job.trained.recipe["image_size"], 1)[1:], None)
     for spec, weight in product(job.specs, job.guidance):
         parts = [draw_batch(job, spec, weight, indices, files) for indices in in_batches(count, args.batch_size)]
         files.append(save_by_class(torch.cat(parts), names, job.path(spec, "final", weight)))

@@ -200,6 +200,7 @@ def test_other_numbers_of_pictures_and_processes_are_reported(capsys):
 def test_a_longer_cosine_says_how_the_rate_jumps(capsys):
     old = load_recipe(CONFIG, "Digits", ["lr_schedule=cosine", "max_steps=100", "learning_rate=1e-3"])
     say_rate({"step": 90, "recipe": old}, old, 100, 23)
+    say_rate({"step": 100, "recipe": old}, old | {"warmup_steps": 200}, 100, 23)  # at its end, all of it warm-up
     assert not capsys.readouterr().out
     say_rate({"step": 90, "recipe": old}, old | {"max_steps": 1000}, 1000, 23)
     # half a cosine at 0.9 and at 0.09 of the way: 0.5 (1 + cos 0.9 π) = 0.0245 and 0.980 of 1e-3
