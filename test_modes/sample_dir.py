@@ -63,7 +63,7 @@ class SampleDir:
             differ = [
                 f"{k}: was {short(found.get(k))}, is {short(v)}" for k, v in identity.items() if found.get(k) != v
             ]
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
         if differ:
             raise ConfigError(f"{file.parent} holds other samples ({'; '.join(differ)}): choose another --sample_dir")

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from helpers.scripts import forked, on_a_full_disk, refused, state_hash, train
+from helpers.systems import linux
 
 import train_solver
 import training.resume
@@ -125,6 +126,7 @@ def test_what_was_not_written_is_not_called_saved(tmp_path, beside, monkeypatch,
     assert "saved" not in run.stdout + run.stderr.replace("finishing this step and saving", "")
 
 
+@linux
 def test_another_training_waits_until_the_checkpoint_is_written(tmp_path, beside, monkeypatch):
     """The loop ends with an error while a checkpoint is written: the folder is locked for so long."""
     seen = []
