@@ -25,12 +25,11 @@ INCEPTION = 2048
 class Extractor:
     """Computes features. name and sha256 (of the weights) identify them: distances in others are not comparable.
 
-    features: uint8 (N, C, H, W) -> float32 (N, size) on the CPU. classes: features -> int64 (N,), if it can classify.
+    features: uint8 (N, C, H, W) -> float32 (N, D) on the CPU. classes: features -> int64 (N,), if it can classify.
     """
 
     name: str
     sha256: str
-    size: int
     features: Callable[[Tensor], Tensor]
     classes: Callable[[Tensor], Tensor] | None = None
 
@@ -90,7 +89,7 @@ def shipped_classifier(file: Path, device: torch.device) -> Extractor:
         return net[-1](features.to(device)).argmax(1).cpu()
 
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Extractor(file.stem, digest, FEATURES, batched(features), classes)
+    return Extractor(file.stem, digest, batched(features), classes)
 
 
 def inception(device: torch.device) -> Extractor | None:
@@ -113,7 +112,7 @@ def inception(device: torch.device) -> Extractor | None:
         rgb = pictures.expand(-1, 3, -1, -1)
         return net(rgb.to(device))[0].cpu()
 
-    return Extractor("inception-v3-compat", digest.hexdigest(), INCEPTION, batched(features))
+    return Extractor("inception-v3-compat", digest.hexdigest(), batched(features))
 
 
 def batched(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

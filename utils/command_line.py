@@ -109,7 +109,7 @@ def run(main: Callable[[], None]) -> None:
 def _stdout_is_lost() -> bool:
     """Whether nothing can be printed any more. Then nothing is: Python would complain about it at its end."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # unbuffered, there would be nothing to flush
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
