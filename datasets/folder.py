@@ -132,8 +132,9 @@ def open_picture(file: Path, reading: Reading = AS_EVER) -> Image.Image:
     Raises ValueError for too many pixels, or of unknown range (floats and 32-bit integers), and Pillow's errors for a
     file that is not a picture.
     """
+    Image.init()  # fills Image.OPEN, which lacks formats that this Pillow was built without
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise ValueError(f"{str(error).partition(',')[0]}: save it smaller, or in parts") from error
     with image:

@@ -46,7 +46,7 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         raise ConfigError(
             f"{file} has no recipe: add --image_size, the pixels a side in its training. Its weights show "
             f"{', '.join(f'{key} {value}' for key, value in shown.items())}; without --training_timestep_num and "
-            "--beta_schedule (flags of test_solver.py and convert.py), timesteps and betas are taken to be 1000 and cosine"
+            "--beta_schedule (flags of test_solver.py and convert.py), timesteps and betas are assumed: 1000, cosine"
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
         raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")
