@@ -16,6 +16,7 @@ from datasets.registry import DIGITS, data_labels, data_set
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 FOLDERS = {"Mnist": "MNIST", "Fashion_Mnist": "FashionMNIST"}  # of torchvision's download, inside data_path
 NAMES = {"train": ("training.pt", "train"), "test": ("test.pt", "t10k")}  # torchvision's before 2020, and of IDX files
+WANTED = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
 CLOTHES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 
@@ -25,7 +26,8 @@ def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
 
     From IDX files, with or without gzip, torchvision's old .pt files, or the old mnist.pkl.gz.
     """
-    return _find_or_fetch("Mnist", MNIST, data_path, split, download)
+    find, get = partial(_find, "Mnist", data_path, split), partial(MNIST, data_path, download=True)
+    return find_or_fetch("Mnist", data_path, WANTED, find, download, get)
 
 
 @data_set("Fashion_Mnist")
@@ -34,7 +36,8 @@ def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarra
 
     From IDX files, with or without gzip, or torchvision's old .pt files; else from Debian's package, if installed.
     """
-    return _find_or_fetch("Fashion_Mnist", FashionMNIST, data_path, split, download)
+    find, get = partial(_find, "Fashion_Mnist", data_path, split), partial(FashionMNIST, data_path, download=True)
+    return find_or_fetch("Fashion_Mnist", data_path, WANTED, find, download, get)
 
 
 @data_labels("Mnist")
@@ -47,13 +50,6 @@ def mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.nda
 def fashion_mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """From the same place as the pictures."""
     return _find("Fashion_Mnist", data_path, split, labels=True), CLOTHES
-
-
-def _find_or_fetch(name: str, source: type[MNIST], data_path: Path, split: str, download: bool) -> np.ndarray:
-    """Where there are none, downloads the pictures with torchvision's class `source`."""
-    wanted = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
-    find, get = partial(_find, name, data_path, split), partial(source, data_path, download=True)
-    return find_or_fetch(name, data_path, wanted, find, download, get)
 
 
 def _find(name: str, data_path: Path, split: str, labels: bool = False) -> np.ndarray | None:

@@ -38,12 +38,10 @@ def check_facts(text: str, file: Path) -> dict:
         facts = json.loads(text)
         if facts["version"] != VERSION:
             raise CheckpointError(f"{file} has format {short(facts['version'])}; this version reads format {VERSION}")
-        recipe = _without_paths(complete_recipe(facts["recipe"], f"{file}: its recipe"))
+        recipe = _without_paths(complete_recipe(facts["recipe"], "its recipe"))
         return {"recipe": recipe, "weights": facts["weights"], "step": facts["step"]}
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its metadata is invalid ({short(error)})") from error
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its metadata is invalid ({error})") from error
 
 
 def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dtype: torch.dtype) -> None:
