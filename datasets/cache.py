@@ -89,9 +89,8 @@ def fit_images(
                 stream.write(picture.tobytes())
             stream.write(np.array(rows, "<i8").tobytes())
     except OSError as error:
-        if not _open_cache(folder / name, shape, len(files)):
+        if not _open_cache(folder / name, shape, len(files)):  # else another process was faster, and holds it on Windows
             raise DataError(f"{error.filename} {error.strerror}; cache_dir may be another folder") from error
-        # else another process was faster, and Windows replaces no file that is mapped
     for file in folder.iterdir():
         match = CACHE.fullmatch(file.name)
         if match and match[1] == prefix and file.name != name:
