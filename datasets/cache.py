@@ -89,7 +89,7 @@ def fit_images(
                 stream.write(picture.tobytes())
             stream.write(np.array(rows, "<i8").tobytes())
     except OSError as error:
-        if not _open_cache(folder / name, shape, len(files)):  # else another process was faster, and holds it on Windows
+        if not _open_cache(folder / name, shape, len(files)):  # else another was faster, and holds it on Windows
             raise DataError(f"{error.filename} {error.strerror}; cache_dir may be another folder") from error
     for file in folder.iterdir():
         match = CACHE.fullmatch(file.name)
