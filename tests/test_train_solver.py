@@ -22,7 +22,7 @@ from training.processes import Processes
 
 def test_training_leaves_checkpoints_recipe_and_preview(trained):
     assert sorted(f.name for f in trained.parent.iterdir() if f.name != "tensorboard") == [
-        "digits.1.pt", "digits.pt", "loss.png", "metrics.jsonl", "preview_00000006.png", "recipe.yaml",
+        ".lock", "digits.1.pt", "digits.pt", "loss.png", "metrics.jsonl", "preview_00000006.png", "recipe.yaml",
     ]  # fmt: skip
     run = load_run(trained)
     assert run.step == 6 and run.recipe == yaml.safe_load((trained.parent / "recipe.yaml").read_text())
