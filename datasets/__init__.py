@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 
 import numpy as np
 
-from datasets.cache import fit_array, fit_files, fit_some
+from datasets.cache import fit_images, fit_some
 from datasets.errors import DataError
 from datasets.folder import AS_EVER, Reading
 from datasets.pixels import Size, normalize, picture_shape, to_uint8
@@ -80,24 +80,11 @@ def find_labels(
     try:
         numbers, names = LABEL_LOADERS[dataset](Path(data_path), split, found)
         numbers = np.asarray(numbers)
+        whole = numbers.dtype.kind in "iu" and numbers.shape == (len(found),)
+        if not whole or not ((numbers >= -1) & (numbers < len(names))).all():
+            raise ValueError(f"one number from 0 to {len(names) - 1} for each of the {len(found):,} pictures is needed")
     except (TypeError, ValueError) as error:
-        raise DataError(f"{dataset}: the labels in {data_path} are not a list of numbers") from error
-    whole = numbers.dtype.kind in "iu" and numbers.shape == (len(found),)
-    if not whole or not ((numbers >= -1) & (numbers < len(names))).all():
-        raise DataError(
-            f"{dataset}: the labels in {data_path} are not a number from 0 to {len(names) - 1} for each of the "
-            f"{len(found):,} pictures"
-        )
+        raise DataError(f"{dataset}: the labels in {data_path} are damaged: {error}") from error
     classes = classes or names
     places = [classes.index(name) if name in classes else len(classes) for name in names]
     return np.array([*places, len(classes)])[numbers], classes  # the last for -1
-
-
-def fit_images(
-    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: Size, image_channel: int,
-    reading: Reading = AS_EVER,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """What `find_images` found as `load_images` returns it, and which of them: int64 (N,); unreadable files are not."""
-    if isinstance(found, np.ndarray):
-        return fit_array(found, image_size, image_channel), np.arange(len(found))
-    return fit_files(found, Path(data_path), split, image_size, image_channel, reading)

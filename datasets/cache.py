@@ -1,9 +1,8 @@
 """Pictures of any size as one uint8 array. Picture files are decoded once, into a cache file.
 
-The cache file is in a hidden subfolder of the data, or see `_cache_folders`, and holds the pixels without a header. Its
-name contains all that it depends on, so that a change of the files, the size or the split leads to a new cache, and the
-number of pictures, so that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
-If files were skipped, a second file, .rows, holds the numbers of the others as int64.
+The cache file is in a hidden subfolder of the data, or see `_cache_folders`. It holds the pixels of all pictures, and
+then as int64 the number of the file of each, which tell where files were skipped. Its name contains all that it depends
+on, so that a change of the files, the size or the split leads to a new one:   .cache/train_64px_3ch_<fingerprint>.u8
 """
 
 import errno
@@ -24,9 +23,9 @@ from datasets.check import facts_of, say_facts, warn_of_losses
 from datasets.errors import DataError, warn
 from datasets.folder import AS_EVER, Reading, by_suffix, open_picture
 from datasets.pixels import Size, fit_picture, picture_shape
-from files.atomic import Part, clear_parts, not_written, write_file
+from files.atomic import clear_parts, writing
 
-CACHE = re.compile(r"(.+)_([0-9a-f]{16})_([0-9]+)\.(?:u8|rows)")  # (split, size and channels), fingerprint, pictures
+CACHE = re.compile(r"(.+)_[0-9a-f]{16}(_[0-9]+)?\.(u8|rows)")  # (split, size and channels); the rest: earlier versions'
 NAMED = 5  # skipped files; the others are only counted
 
 
@@ -51,65 +50,53 @@ def fit_some(found: np.ndarray | list[Path], image_size: Size, image_channel: in
         list(_decoded(some, image_size, image_channel, reading, []))
 
 
-def fit_files(
-    files: list[Path], data_path: Path, split: str, image_size: Size, image_channel: int, reading: Reading = AS_EVER
-) -> tuple[np.ndarray, np.ndarray]:
-    """Picture files to pictures of `picture_shape`, uint8, memory-mapped from the cache; and their rows.
+def fit_images(
+    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: Size, image_channel: int,
+    reading: Reading = AS_EVER,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """What `datasets.find_images` found as pictures of `picture_shape`, uint8; and which of them: int64 (N,).
 
-    rows: int64 (N,), the numbers of the files that the pictures are from.
-    Files that are not pictures are skipped, with a message on stderr. If no folder for the cache is writable, the array
-    is in memory instead, also with a message. Several processes may do this at once: each writes its own file.
+    Those of files are memory-mapped from the cache. Files that are not pictures are skipped, with a message on stderr.
+    If no folder for the cache is writable, the array is in memory instead, also with a message. Several processes may
+    do this at once: each writes its own file.
     Raises DataError if there is no picture, if a file cannot be read, and if the cache does not fit on the disk.
     """
+    if isinstance(found, np.ndarray):
+        return fit_array(found, image_size, image_channel), np.arange(len(found))
+    files, data_path = found, Path(data_path)
     shape = _, H, W = picture_shape(image_size, image_channel)
     size = H if H == W else f"{H}x{W}"
     prefix = f"{split}_{size}px_{image_channel}ch" + f"_{reading.background}" * (reading.background != "white")
     prefix += f"_{reading.bits}bits" * (reading.bits != 16)
-    stem = f"{prefix}_{_fingerprint(files, data_path)}"
-    folders = _cache_folders(data_path, reading)
+    name, folders = f"{prefix}_{_fingerprint(files, data_path)}.u8", _cache_folders(data_path, reading)
     for folder in folders:
-        if cached := _open_cache(folder, stem, shape, len(files)):
+        if cached := _open_cache(folder / name, shape, len(files)):
+            print(f"{len(cached[0])} pictures from the cache {folder / name}")
             return cached
     rows = []
     pictures = _decoded(files, image_size, image_channel, reading, rows)
     pictures = chain([next(pictures)], pictures)  # where there are no pictures, no cache folder is created
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            clear_parts(folder)
-            if taken := [place for place in folder.glob(f"{stem}_*") if place.is_dir()]:
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(taken[0]))
-            part = Part(folder / f"{stem}.u8")
-            break
-        except OSError as error:
-            warn(f"no cache in {folder} ({error.strerror})")
-    else:
+    folder = next(filter(_is_writable, folders), None)
+    if folder is None:
         warn("the pictures are kept in memory and decoded again next time: set cache_dir to a folder of yours")
         return np.fromiter(pictures, np.dtype((np.uint8, shape))), np.array(rows)
-    most = len(files) * int(np.prod(shape))
+    clear_parts(folder)
+    most = len(files) * (int(np.prod(shape)) + 8)
     print(f"decoding {len(files):,} pictures into {folder}: up to {most / 2**20:,.1f} MiB")
     try:
-        with part:
+        with writing(folder / name, most) as stream:
             for picture in pictures:
-                part.stream.write(picture.tobytes())
-            cache = folder / f"{stem}_{len(rows)}.u8"
-            if len(rows) < len(files):
-                write_file(cache.with_suffix(".rows"), np.array(rows, "<i8").tobytes())
-            part.complete(cache)
+                stream.write(picture.tobytes())
+            stream.write(np.array(rows, "<i8").tobytes())
     except OSError as error:
-        if cached := _open_cache(folder, stem, shape, len(files)):
-            return cached  # another process was faster, and Windows replaces no file that is mapped
-        error = not_written(folder / f"{stem}.u8", error, most)
-        raise DataError(f"{error.filename} {error.strerror}; cache_dir may be another folder") from error
-    finally:
-        with suppress(OSError):  # of a folder that is not empty
-            folder.rmdir()
+        if not _open_cache(folder / name, shape, len(files)):  # else another was faster, and holds it on Windows
+            raise DataError(f"{error.filename} {error.strerror}; cache_dir may be another folder") from error
     for file in folder.iterdir():
         match = CACHE.fullmatch(file.name)
-        if match and match[1] == prefix and f"{match[1]}_{match[2]}" != stem:
+        if match and match[1] == prefix and file.name != name:
             with suppress(OSError):  # a folder, or mapped by another process of Windows
                 file.unlink()  # of files that have changed since
-    return np.memmap(cache, np.uint8, "r", shape=(len(rows), *shape)), np.array(rows)
+    return _open_cache(folder / name, shape, len(files))
 
 
 def _cache_folders(data_path: Path, reading: Reading) -> list[Path]:
@@ -121,26 +108,27 @@ def _cache_folders(data_path: Path, reading: Reading) -> list[Path]:
     return [data_path / ".cache", Path(users, "diffusion-pytorch", own)]
 
 
-def _open_cache(folder: Path, stem: str, shape: tuple, files: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _is_writable(folder: Path) -> bool:
+    """Creates a folder for the cache. Where it cannot be used, a line says so."""
+    with suppress(OSError):  # also of a file of this name
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return True
+    warn(f"no cache in {folder}, where nothing can be written")
+    return False
+
+
+def _open_cache(cache: Path, shape: tuple, files: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The cached pictures (N, *shape), memory-mapped, and their rows; None if there is no complete cache file."""
-    for cache in folder.glob(f"{stem}_*.u8"):
-        match = CACHE.fullmatch(cache.name)
-        if not match or cache.is_dir():
-            continue
-        count = int(match[3])
-        rows = np.arange(count) if count == files else _saved_rows(cache.with_suffix(".rows"))
-        whole = count and cache.stat().st_size == count * int(np.prod(shape))
-        if whole and len(rows) == count and 0 <= rows[0] and rows[-1] < files:
-            print(f"{count} pictures from the cache {cache}")
-            return np.memmap(cache, np.uint8, "r", shape=(count, *shape)), rows
-        warn(f"the cache {cache} is cut short, or of an earlier version: decoding the pictures again")
-    return None
-
-
-def _saved_rows(file: Path) -> np.ndarray:
-    """int64 (N,), strictly ascending; empty if the file is missing, as beside the caches of earlier versions."""
-    rows = np.frombuffer(file.read_bytes(), "<i8") if file.is_file() and file.stat().st_size % 8 == 0 else np.array([])
-    return rows if (np.diff(rows) > 0).all() else np.array([])
+    if not cache.is_file():
+        return None
+    pixels = int(np.prod(shape))
+    count, rest = divmod(cache.stat().st_size, pixels + 8)
+    rows = np.fromfile(cache, "<i8", offset=count * pixels)
+    if rest or not count or (np.diff(rows) <= 0).any() or rows[0] < 0 or rows[-1] >= files:
+        warn(f"the cache {cache} is cut short: decoding the pictures again")
+        return None
+    return np.memmap(cache, np.uint8, "r", shape=(count, *shape)), rows
 
 
 def _decoded(
@@ -158,12 +146,11 @@ def _decoded(
             fitted = fit_picture(picture, image_size, image_channel)
             facts.append(facts_of(picture, fitted))
             return fitted
-        except MemoryError as error:
-            raise DataError(f"{file}: there is not enough memory to decode it") from error
         except Exception as error:  # Pillow raises many types for a damaged file
             # an error of the system, and not of the file's content, in which a decoder may seek beyond its start
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                raise DataError(f"{file} cannot be read: {error.strerror}") from error
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+                reason = getattr(error, "strerror", "there is not enough memory")
+                raise DataError(f"{file} cannot be read: {reason}") from error
             return f"skipped {file}: {' '.join(str(error).split()) or type(error).__name__}"
 
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))  # eight large photographs fit in memory

@@ -1,11 +1,12 @@
 """CIFAR-10 in the original Python format: pickled batches of 10,000 pictures."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR10
 
-from datasets.errors import DataError, fetch
+from datasets.errors import DataError, find_or_fetch
 from datasets.pickles import load_arrays
 from datasets.registry import data_labels, data_set
 
@@ -19,11 +20,9 @@ def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
 
     The batches may be in data_path or in its subfolder cifar-10-batches-py.
     """
-    files = _batches(data_path, split)
-    if not files:
-        wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
-        fetch("Cifar10", data_path, wanted, download, lambda: CIFAR10(data_path, download=True))
-        files = _batches(data_path, split)
+    wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
+    find, get = partial(_batches, data_path, split), partial(CIFAR10, data_path, download=True)
+    files = find_or_fetch("Cifar10", data_path, wanted, find, download, get)
     return np.concatenate([_read_batch(file) for file in files])
 
 

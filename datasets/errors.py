@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datasets.registry import Found
+
 
 class DataError(Exception):
     """A one-line message for the user: which data are missing or damaged, where, and what to do."""
@@ -16,17 +18,21 @@ def warn(message: str) -> None:
     tqdm.write(message.replace("\n", "\\n"), file=sys.stderr)
 
 
-def fetch(name: str, data_path: Path, wanted: str, download: bool, get: Callable[[], object]) -> None:
-    """Downloads the data set `name` by calling `get`.
+def find_or_fetch(
+    name: str, data_path: Path, wanted: str, find: Callable[[], Found | None], download: bool, get: Callable[[], object]
+) -> Found:
+    """What `find` returns, which is None or empty where nothing is; then `get` downloads the data set `name` first.
 
     wanted: the files that the user can put into data_path instead, for the error message.
-    Raises DataError if `download` is false or the download fails.
+    Raises DataError if nothing is found and `download` is false, or the download fails or leaves nothing.
     """
-    where = f"{name}: no data in {data_path}"
-    if not download:
-        raise DataError(f"{where}; put {wanted} there")
-    try:
-        get()
-    except Exception as error:  # no network, a full disk, missing permissions: many types
-        reason = " ".join(str(error).split())
-        raise DataError(f"{where} and the download failed ({reason}); put {wanted} there") from error
+    found, reason = find(), ""
+    if download and (found is None or not len(found)):
+        try:
+            get()
+        except Exception as error:  # no network, a full disk, missing permissions: many types
+            reason = f" and the download failed ({' '.join(str(error).split())})"
+        found = find()
+    if found is None or not len(found):
+        raise DataError(f"{name}: no data in {data_path}{reason}; put {wanted} there")
+    return found

@@ -1,12 +1,13 @@
 """Oxford Flowers 102: 8,189 JPEG files."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import Flowers102
 
-from datasets.errors import DataError, fetch, warn
+from datasets.errors import DataError, find_or_fetch, warn
 from datasets.registry import data_labels, data_set
 
 IDS = {"train": ("trnid", "valid"), "test": ("tstid",)}  # the tables of picture numbers in setid.mat
@@ -23,11 +24,9 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     def find() -> list[Path]:
         return sorted(file for file in data_path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
 
-    files = find()
-    if not files:
-        wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; subfolders are allowed)"
-        fetch("Flower102", data_path, wanted, download, lambda: Flowers102(data_path, download=True))
-        files = find()
+    wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; subfolders are allowed)"
+    get = partial(Flowers102, data_path, download=True)
+    files = find_or_fetch("Flower102", data_path, wanted, find, download, get)
     if len(files) != 8189:
         warn(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189")
     if split == "all":
@@ -38,10 +37,7 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
             f"Flower102: {data_path} has no setid.mat, which defines the train and test splits; add it or use split=all"
         )
     names = {f"image_{i:05d}.jpg" for i in _numbers(tables[0], IDS[split], "splits")}
-    files = [file for file in files if file.name in names]
-    if not files:
-        raise DataError(f"Flower102: no picture of the {split} split, such as {min(names)}, is in {data_path}")
-    return files
+    return [file for file in files if file.name in names]
 
 
 @data_labels("Flower102")

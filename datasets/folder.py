@@ -65,12 +65,10 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     for folder, subfolders, names in chain(*(os.walk(root, onerror=fail, followlinks=True) for root in roots)):
-        seen, subfolders[:], real = sorted(subfolders), [], os.path.realpath(folder)
-        for name in seen:
-            target = os.path.realpath(os.path.join(folder, name))
-            if not name.startswith(".") and target not in visited:  # a folder that is linked twice counts once
-                visited.add(target)
-                subfolders.append(name)
+        real, shown = os.path.realpath(folder), sorted(name for name in subfolders if not name.startswith("."))
+        places = {os.path.realpath(os.path.join(folder, name)): name for name in reversed(shown)}
+        subfolders[:] = sorted(places[place] for place in places.keys() - visited)  # each counts once
+        visited.update(places)
         for file in (Path(folder, name) for name in names if not name.startswith(".")):
             if file.suffix.lower() in OTHERS:
                 others.append(file)
@@ -83,8 +81,6 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
     if others:
         heic = " (save HEIC as JPEG or PNG)" * any(file.suffix.lower() in (".heic", ".heif") for file in others)
         warn(f"{data_path}: {len(others):,} files were not opened: {by_suffix(others)}{heic}")
-    if not files:
-        raise DataError(f"{data_path} contains no pictures: put your files there (subfolders are allowed)")
     return sorted(files.values())
 
 
@@ -119,8 +115,6 @@ def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.nd
         )
     number = {folder: i for i, folder in enumerate(classes)}
     names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]  # a name on disk may hold any bytes
-    if len(set(names)) < len(names):
-        names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes]
     return np.array([number.get(folder, -1) for folder in folders]), names
 
 

@@ -5,7 +5,6 @@ import reprlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -43,14 +42,6 @@ class Stopped(Exception):
     def __init__(self, signum: int, message: str):
         super().__init__(f"stopped by {signal.Signals(signum).name} {message}")
         self.signum = signum
-
-
-def check_utf8(path: Path) -> None:
-    """CheckpointError for a path that safetensors cannot open."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8, and safetensors opens no other paths: rename it") from error
 
 
 @contextmanager

@@ -17,25 +17,16 @@ NO_COMMENT, COMMENT = b"\0\0", b"\x40\0"  # the comment's length, the last two b
 TAIL = 2 + 64  # bytes: the length, and the checksum in hexadecimal
 
 
-class Sealing:
-    """A stream to write an archive to, which is hashed on the way; `seal` completes it."""
-
-    def __init__(self, stream: BinaryIO):
-        self.stream, self.digest = stream, hashlib.sha256()
-
-    def write(self, data) -> int:
-        self.digest.update(data)
-        return self.stream.write(data)
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def seal(self) -> None:
-        """Adds the checksum and waits until the file is on the disk."""
-        self.stream.seek(-len(NO_COMMENT), os.SEEK_END)
-        self.stream.write(COMMENT + self.digest.hexdigest().encode())
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
+def seal(archive: BinaryIO) -> None:
+    """Adds the checksum to an open archive that has no comment, and waits until it is on the disk."""
+    archive.seek(0)
+    digest = hashlib.sha256()
+    for part in iter(lambda: archive.read(1 << 20), b""):
+        digest.update(part)
+    archive.seek(-len(NO_COMMENT), os.SEEK_END)
+    archive.write(COMMENT + digest.hexdigest().encode())
+    archive.flush()
+    os.fsync(archive.fileno())
 
 
 def sha256_of(tensors: dict[str, Tensor], text: str = "") -> str:
@@ -49,23 +40,12 @@ def sha256_of(tensors: dict[str, Tensor], text: str = "") -> str:
 
 def check_seal(file: Path) -> None:
     """DamagedCheckpointError if the file has changed since it was sealed. Files that never had a seal pass."""
-    size, digest = file.stat().st_size, hashlib.sha256()
-    with open(file, "rb") as stream:
-        is_archive = stream.read(4) == b"PK\3\4"
-        stream.seek(max(0, size - TAIL))
-        tail = stream.read()
-        if tail[-22:-18] == b"PK\5\6" and tail.endswith(NO_COMMENT):
-            return
-        if not tail.startswith(COMMENT):
-            if is_archive:
-                raise DamagedCheckpointError(f"{file} is damaged: its end is missing or changed")
-            return
-        stream.seek(0)
-        left = size - TAIL
-        while left > 0:
-            part = stream.read(min(left, 1 << 22))
-            digest.update(part)
-            left -= len(part)
-    digest.update(NO_COMMENT)
-    if digest.hexdigest().encode() != tail[2:]:
-        raise DamagedCheckpointError(f"{file} is damaged: its content does not match its checksum")
+    content = memoryview(file.read_bytes())
+    tail = bytes(content[-TAIL:])
+    if tail.startswith(COMMENT):
+        digest = hashlib.sha256(content[:-TAIL])
+        digest.update(NO_COMMENT)
+        if digest.hexdigest().encode() != tail[2:]:
+            raise DamagedCheckpointError(f"{file} is damaged: its content does not match its checksum")
+    elif content[:4] == b"PK\3\4" and tail[-22:-18] != b"PK\5\6":
+        raise DamagedCheckpointError(f"{file} is damaged: its end is missing or changed")

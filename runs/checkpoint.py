@@ -1,6 +1,5 @@
 """Training checkpoints: {format, recipe, model, ema, optimizer, step, …}."""
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from files.atomic import writing
 from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
-from files.seal import Sealing, check_seal
+from files.seal import check_seal, seal
 from runs.recipe import complete_recipe
 
 FORMAT = 1
@@ -17,8 +16,8 @@ FORMAT = 1
 def load_checkpoint(file: Path) -> dict:
     """The content of a training checkpoint, on the CPU, with its recipe checked. No code in the file is run.
 
-    Raises CheckpointError for a file that is missing, foreign or holds more than tensors and plain values, and
-    DamagedCheckpointError for one that is truncated or corrupted.
+    Raises CheckpointError for a file that is missing or of another kind, and DamagedCheckpointError for one that is
+    corrupted, or that holds more than tensors and plain values.
     """
     return checked(torch_load(file), file)
 
@@ -31,9 +30,8 @@ def save_checkpoint(file: Path, content: dict, keep: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing(file, _bytes(content)) as stream:
-            sealing = Sealing(stream)
-            torch.save({"format": FORMAT, **content}, sealing)
-            sealing.seal()
+            torch.save({"format": FORMAT, **content}, stream)
+            seal(stream)
             newest_first = [file, *(file.with_suffix(f".{i}.pt") for i in range(1, max(2, keep)))]
             for older, newer in reversed(list(zip(newest_first[1:], newest_first, strict=False))):
                 if newer.exists():
@@ -58,29 +56,20 @@ def torch_load(file: Path):
         raise CheckpointError(f"{file} does not exist") from error
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise CheckpointError(f"{file} holds more than tensors and plain values; nothing in it was run") from error
-        raise DamagedCheckpointError(f"{file} is damaged or not a checkpoint; nothing in it was run") from error
-    except Exception as error:  # PyTorch raises many types for truncated and foreign files
+    except Exception as error:  # PyTorch raises many types for truncated and foreign files, and for code in them
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise DamagedCheckpointError(
-            f"{file} is damaged or not a checkpoint ({type(error).__name__}: {reason})"
+            f"{file} is damaged or not a checkpoint; nothing in it was run ({type(error).__name__}: {reason})"
         ) from error
 
 
 def checked(content, file: Path) -> dict:
     if not isinstance(content, dict) or not {"format", "recipe", "model", "ema", "optimizer", "step"} <= content.keys():
-        raise CheckpointError(f"{file} is not a checkpoint of this project: {_what_it_holds(content)}")
+        holds = short(list(content) if isinstance(content, dict) else content)
+        raise CheckpointError(f"{file} is not a checkpoint of this project: it holds {holds}")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {short(content['format'])}; this version reads format {FORMAT}")
     try:
         return content | {"recipe": complete_recipe(content["recipe"], f"{file}: its recipe")}
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-
-
-def _what_it_holds(content) -> str:
-    if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}"
-    return f"it holds {', '.join(map(str, list(content)[:5])) or 'nothing'}"

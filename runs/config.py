@@ -12,7 +12,7 @@ from typing import BinaryIO
 import yaml
 
 from datasets import LOADERS
-from files.errors import ConfigError, short
+from files.errors import ConfigError
 from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, check_recipe, coerce
 from runs.values import unknown
 
@@ -38,7 +38,7 @@ def load_recipe(
     if config == DEFAULT and not config.exists():
         config = Path(__file__).parent.parent / DEFAULT
     content = _read_yaml(config)
-    blocks = {_name(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
+    blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
     layers, chain = [], [data_name]
     while True:
         name = chain[-1]
@@ -49,7 +49,7 @@ def load_recipe(
         layers.append((f"{config}: Train_Data.{name}", {k: v for k, v in block.items() if k != "base"}))
         if "base" not in block:
             break
-        chain.append(_name(block["base"]))
+        chain.append(str(block["base"]))
         if chain[-1] in chain[:-1]:
             raise ConfigError(f"{config}: Train_Data: the bases form a cycle: {' -> '.join(chain)}")
     setting = _mapping(content.get("Train_Setting") or {}, f"{config}: Train_Setting")
@@ -89,10 +89,8 @@ def _read_yaml(config: Path) -> dict:
             content = read_yaml(stream)
     except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
         raise ConfigError(f"{config}: {getattr(error, 'strerror', None) or error}") from error
-    content = _mapping(content, str(config))
-    for key in content:
-        if key not in ("Train_Setting", "Train_Data"):
-            raise ConfigError(f"{config}: {unknown(key, ('Train_Setting', 'Train_Data'))}")
+    for key in _mapping(content, str(config)).keys() - {"Train_Setting", "Train_Data"}:
+        raise ConfigError(f"{config}: {unknown(key, ('Train_Setting', 'Train_Data'))}")
     return content
 
 
@@ -105,11 +103,10 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
-            seen.add(key.value)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = max(keys, key=keys.count)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -126,11 +123,6 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
         except Exception as error:  # as above
             raise ConfigError(f"--set {text}: {error}") from error
     return values
-
-
-def _name(key) -> str:
-    """The name of a block, which YAML may have read as a number."""
-    return key if isinstance(key, str) else short(key)
 
 
 def _mapping(value, where: str) -> dict:

@@ -1,6 +1,7 @@
 """From a recipe to its network and diffusion, and from a file's tensors to the network's weights."""
 
 import inspect
+import os
 from pathlib import Path
 
 import torch
@@ -10,15 +11,14 @@ from diffusion import GaussianDiffusion
 from files.errors import CheckpointError, ConfigError
 from models import NETWORKS, build_model
 from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS
-from utils.device import memory_bytes
 
 EXPLODED = 100  # the weights of good networks stay below 10
 
 
 def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     """The network, freshly initialised, and the diffusion of a recipe. ConfigError if values do not fit."""
-    plan(recipe)
-    return _network(recipe), build_diffusion(recipe)
+    _, diffusion = plan(recipe)
+    return _network(recipe), diffusion
 
 
 def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
@@ -29,11 +29,10 @@ def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     try:
         with torch.device("meta"):
             network = _network(recipe)
-        diffusion = build_diffusion(recipe)
         check_size(network)
+        return network, GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
     except ValueError as error:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
-    return network, diffusion
 
 
 def _network(recipe: dict) -> nn.Module:
@@ -59,18 +58,16 @@ def unused_keys(recipe: dict) -> list[str]:
 
 
 def check_size(network: nn.Module) -> None:
-    """ValueError if the weights of a network need more memory than this machine has."""
+    """ValueError if the weights of a network need more memory than this machine has, where the system says."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):
+        return
     numbers = sum(weight.numel() for weight in network.parameters())
-    needed, memory = 4 * numbers / 2**30, memory_bytes() / 2**30
-    if needed > memory:
+    if (needed := 4 * numbers / 2**30) > memory:
         raise ValueError(
             f"its {numbers:,} weights need {needed:,.0f} GiB, and this machine has {memory:,.0f} GiB of memory"
         )
-
-
-def build_diffusion(recipe: dict) -> GaussianDiffusion:
-    """The diffusion of a recipe."""
-    return GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
 
 
 def load_state(model: nn.Module, tensors: dict, file: Path | str, assign: bool = False) -> None:

@@ -40,19 +40,13 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
         shown, attended = _network(weights)
         if shown["image_channel"] == 3:
             weights |= {name: weights[name].flip(axis) for name, axis in COLOURS.items()}
-    except KeyError as error:
-        raise CheckpointError(
-            f"{file}: its weights lack {error.args[0]}, which every published checkpoint has"
-        ) from error
-    except (AttributeError, IndexError, ValueError, ZeroDivisionError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{file}: its weights are not those of a published checkpoint: {error}") from error
+    except (AttributeError, LookupError, ValueError, ZeroDivisionError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{file}: its weights are not those of a published checkpoint: {error!r}") from error
     if "image_size" not in given:
-        at = ", ".join(f"1/{2**level}" for level in attended) or "no level"
         raise ConfigError(
             f"{file} has no recipe: add --image_size, the pixels a side in its training. Its weights show "
-            f"{', '.join(f'{key} {value}' for key, value in shown.items())}, attention at {at} of the size, "
-            f"epoch {content.get('epoch', 'unknown')}; timesteps and betas are assumed to be 1000 and cosine, or set "
-            "them with --training_timestep_num and --beta_schedule (flags of test_solver.py and convert.py)"
+            f"{', '.join(f'{key} {value}' for key, value in shown.items())}; without --training_timestep_num and "
+            "--beta_schedule (flags of test_solver.py and convert.py), timesteps and betas are assumed: 1000, cosine"
         )
     if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
         raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import ImageColor
@@ -113,6 +114,7 @@ KEYS = {
     "sample_every": Key(int, 5000, 1, MANY),
     "preview_info": Key(str, "DDIM_25_0p0"),
 }
+coerce = partial(coerced, KEYS)  # (where, name, value), see `coerced`
 FORMAT_1 = (  # keys that every recipe in a file has; later ones have a default under which older runs go on exactly
     "data_name", "dataset", "image_size", "image_channel", "model_channels", "channel_mult", "num_res_blocks",
     "num_heads", "dropout", "timestep_num", "beta_schedule", "loss_type", "objective", "loss_weight", "clip_denoised",
@@ -147,15 +149,14 @@ def check_recipe(recipe: dict, where: str) -> dict:
 
     A preview of more steps than there are timesteps takes all timesteps.
     """
-    texts = dict.fromkeys(("data_name", "dataset", "data_path", "pth_save_name"), Key(str, ""))  # which may not be null
-    checked = {k: coerced(where, k, v, texts[k]) if k in texts else coerce(where, k, v) for k, v in recipe.items()}
+    never_null = dict.fromkeys(("data_name", "dataset", "data_path", "pth_save_name"), Key(str, ""))
+    checked = {name: coerced(KEYS | never_null, where, name, value) for name, value in recipe.items()}
     if checked["dataset"] not in LOADERS:
         raise ConfigError(f"{where}: dataset: {unknown(checked['dataset'], LOADERS)}")
     try:
         ImageColor.getrgb(checked["background"])
-    except ValueError:
-        names = f"white, black or '#ff8800', not {short(checked['background'])}"
-        raise ConfigError(f"{where}: background must be a colour, such as {names}") from None
+    except ValueError as error:
+        raise ConfigError(f"{where}: background must be a colour, such as white or '#ff8800': {error}") from None
     if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):
         names = len(checked["class_names"])
         raise ConfigError(f"{where}: {names} class_names do not fit num_classes={checked['num_classes']}")
@@ -183,17 +184,4 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
 def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
     """What differs between two recipes, as "key: was …, is …" for each key."""
     keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
-    if "num_classes" in keys and "class_names" in keys:
-        keys.remove("class_names")  # follows from num_classes, and may be long
-    return [f"{key}: was {_text(old.get(key))}, is {_text(new[key])}" for key in keys]
-
-
-def _text(value) -> str:
-    return f"a block of {len(value)} lines" if isinstance(value, dict) else "null" if value is None else str(value)
-
-
-def coerce(where: str, name: str, value):
-    """`coerced`, for a key of a recipe. ConfigError for any other key, too."""
-    if name not in KEYS:
-        raise ConfigError(f"{where}: {unknown(name, KEYS)}")
-    return coerced(where, name, value, KEYS[name])
+    return [f"{key}: was {short(old.get(key))}, is {short(new[key])}" for key in keys]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from files.atomic import clear_parts, write_file
-from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, check_utf8, short
+from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, short
 from files.seal import sha256_of
 from runs.recipe import complete_recipe
 
@@ -38,16 +38,14 @@ def check_facts(text: str, file: Path) -> dict:
         facts = json.loads(text)
         if facts["version"] != VERSION:
             raise CheckpointError(f"{file} has format {short(facts['version'])}; this version reads format {VERSION}")
-        recipe = _without_paths(complete_recipe(facts["recipe"], f"{file}: its recipe"))
+        recipe = _without_paths(complete_recipe(facts["recipe"], "its recipe"))
         return {"recipe": recipe, "weights": facts["weights"], "step": facts["step"]}
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its metadata is invalid ({short(error)})") from error
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its metadata is invalid ({error})") from error
 
 
 def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dtype: torch.dtype) -> None:
-    """Writes a new file. CheckpointError for a weight outside the range of dtype, or if the file exists."""
+    """Writes a new file. CheckpointError for a weight outside the range of dtype, FileExistsError if it exists."""
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -55,15 +53,11 @@ def save_shared_weights(file: Path, tensors: dict[str, Tensor], facts: dict, dty
     file.parent.mkdir(parents=True, exist_ok=True)
     clear_parts(file.parent)
     facts = facts | {SEAL: sha256_of(tensors, json.dumps(facts))}
-    try:
-        write_file(file, safetensors.torch.save(tensors, {KEY: json.dumps(facts)}), exclusive=True)
-    except FileExistsError as error:
-        raise CheckpointError(f"{file} was written by another process in the meantime, and is kept") from error
+    write_file(file, safetensors.torch.save(tensors, {KEY: json.dumps(facts)}), exclusive=True)
 
 
 def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors, in float32 on the CPU, and the metadata. Raises CheckpointError."""
-    check_utf8(file)
     try:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)

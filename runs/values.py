@@ -26,49 +26,48 @@ class Key:
 
     kind: type | UnionType | tuple[str | bool | int, ...]
     default: object = None
-    least: float | None = None
-    most: float | None = None
+    least: float = -math.inf
+    most: float = math.inf
     word: str | None = None
 
 
-def coerced(where: str, name: str, value, key: Key):
-    """The value converted to the key's type, or ConfigError. YAML reads 1e-4 as text, and 4 where [4] is meant."""
+def coerced(keys: dict[str, Key], where: str, name: str, value):
+    """The value converted to the type of this key. ConfigError if it does not fit, and for a name that no key has.
+
+    YAML reads 1e-4 as text, and 4 where [4] is meant.
+    """
+    if name not in keys:
+        raise ConfigError(f"{where}: {unknown(name, keys)}")
+    key = keys[name]
     if (value is None and key.default is None) or (isinstance(value, str) and value == key.word):
         return value
-    wrong = ConfigError(f"{where}: {name} must be {_describe(key)}, not {short(value)}")
-    if isinstance(key.kind, tuple):
-        if not any(value == allowed and type(value) is type(allowed) for allowed in key.kind):  # 1 == True
-            raise wrong
-        return value
-    if key.kind in (bool, str, dict):
-        if not isinstance(value, key.kind) or value in ("", {}):
-            raise wrong
-        return value
-    if key.kind == list[str]:
-        if not isinstance(value, list) or len(value) > key.most or not all(v and isinstance(v, str) for v in value):
-            raise wrong
-        return value
+    try:
+        return _converted(value, key)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{where}: {name} must be {_describe(key)}, not {short(value)}") from None
+
+
+def _converted(value, key: Key):
+    """TypeError, ValueError or OverflowError for a value of another type or beyond the limits."""
     if key.kind in (list, int | list):
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-        if len(items) > LONGEST or (key.kind is not list and len(items) not in (1, 2)):
-            raise wrong
-        numbers = [_number(item, replace(key, kind=int), wrong) for item in items]
+        if len(items) not in (range(LONGEST + 1) if key.kind is list else (1, 2)):
+            raise ValueError
+        numbers = [_converted(item, replace(key, kind=int)) for item in items]
         return numbers if key.kind is list or len(set(numbers)) > 1 else numbers[0]
-    return _number(value, key, wrong)
-
-
-def _number(value, key: Key, wrong: ConfigError) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise wrong
-    try:
-        number = value if isinstance(value, int) and key.kind is int else float(value)
-    except (ValueError, OverflowError):
-        raise wrong from None
-    if (isinstance(number, float) and not math.isfinite(number)) or number != key.kind(number):
-        raise wrong
-    if (key.least is not None and number < key.least) or (key.most is not None and number > key.most):
-        raise wrong
-    return key.kind(number)
+    if key.kind in (int, float):
+        number = key.kind(value) if isinstance(value, int) else float(value)
+        fits = not isinstance(value, bool) and math.isfinite(number) and key.least <= number <= key.most
+        fits, value = fits and key.kind(number) == number, key.kind(number)
+    elif isinstance(key.kind, tuple):
+        fits = any(value == allowed and type(value) is type(allowed) for allowed in key.kind)  # 1 == True
+    elif key.kind == list[str]:
+        fits = isinstance(value, list) and len(value) <= key.most and all(v and isinstance(v, str) for v in value)
+    else:
+        fits = isinstance(value, key.kind) and value not in ("", {})
+    if not fits:
+        raise ValueError
+    return value
 
 
 def _describe(key: Key) -> str:
@@ -85,8 +84,8 @@ def _describe(key: Key) -> str:
         dict: "a block of KEY: VALUE lines",
     }
     kind = "," if key.kind in (int, list, int | list) else "g"
-    limits = [f"at least {key.least:{kind}}"] if key.least is not None else []
-    limits += [f"at most {key.most:{kind}}"] if key.most is not None else []
+    limits = [f"at least {key.least:{kind}}"] if key.least > -math.inf else []
+    limits += [f"at most {key.most:{kind}}"] if key.most < math.inf else []
     also = f" or {key.word}" * bool(key.word) + " or null" * (key.default is None)
     return " ".join([text[key.kind], " and ".join(limits)]).strip() + also
 

@@ -11,7 +11,7 @@ from torch import nn
 from datasets import picture_shape
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
-from files.errors import CheckpointError, ConfigError, check_utf8, short
+from files.errors import CheckpointError, ConfigError, short
 from models.diffusers_unet import arguments, diffusers, keywords_of, settings
 from runs.network import build, check_size, load_state
 from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
@@ -31,7 +31,6 @@ def export_folder(run: Run, folder: Path) -> None:
     Raises ConfigError without diffusers, and for a network that UNet2DModel cannot represent; CheckpointError if the
     outputs differ by more than 1e-5. The caller then removes the folder.
     """
-    check_utf8(folder)
     try:
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
@@ -51,7 +50,6 @@ def import_folder(folder: Path) -> Run:
     If the network differs from our UNet, the recipe's diffusers_unet describes it. Raises CheckpointError, which names
     the reason, for a folder that is damaged, of another kind, or cannot be represented.
     """
-    check_utf8(folder)
     with _refused(folder):
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)

@@ -26,7 +26,7 @@ EDITS = {
     "newer network": (UNET, {"gated_attention": True}, "gated_attention"),
     "another scheduler": (SCHEDULER, {"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
     "newer recipe": (RECIPE, {"version": 2}, "format 2; this version reads format 1"),
-    "no recipe in recipe.json": (RECIPE, {"recipe": None}, "recipe.json: its recipe"),
+    "no recipe in recipe.json": (RECIPE, {"recipe": None}, "recipe.json: its metadata is invalid .its recipe"),
 }
 ODD_VALUES = [
     (UNET, "block_out_channels", []),

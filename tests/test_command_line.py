@@ -113,13 +113,12 @@ def test_an_output_that_is_full_is_named(unbuffered):
 
 
 @linux
-def test_a_path_that_is_not_unicode_is_used_or_named(trained, tmp_path):
+def test_a_path_that_is_not_unicode_is_used_or_named(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     assert train(folder, "--data_path", folder).returncode == 0
     shared = folder / "digits.safetensors"
     assert in_process("convert.py", folder / "digits" / "digits.pt", shared).returncode == 0
-    refused(in_process("convert.py", shared, tmp_path / "x"), 1, r"caf\udce9", "is not UTF-8", "rename it")
-    refused(in_process("convert.py", trained, folder / "x"), 1, r"caf\udce9", "is not UTF-8", "rename it")
+    refused(in_process("convert.py", shared, tmp_path / "x"), 1, r"caf\udce9", "is not valid UTF-8")
     assert in_process("convert.py", shared.rename(tmp_path / shared.name), tmp_path / "x.safetensors").returncode == 0
 
 

@@ -240,7 +240,7 @@ def test_only_resumable_keys_may_change_when_a_run_is_resumed():
     ]
     other = recipe | {"seed": 9, "objective": "pred_x0", "dataset": "Mnist"}
     assert sorted(changed_keys(recipe, other, fixed)) == [
-        "dataset: was Digits, is Mnist",
-        "objective: was pred_v, is pred_x0",
+        "dataset: was 'Digits', is 'Mnist'",
+        "objective: was 'pred_v', is 'pred_x0'",
         "seed: was 0, is 9",
     ]

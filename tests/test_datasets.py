@@ -106,7 +106,7 @@ def test_a_file_of_labels_is_not_taken_for_pictures(tmp_path):
 @pytest.mark.parametrize("name, source", [("Mnist", "MNIST"), ("Fashion_Mnist", "FashionMNIST")])
 def test_a_download_that_leaves_nothing_is_refused(tmp_path, no_debian, monkeypatch, name, source):
     monkeypatch.setattr(f"datasets.mnist.{source}", type(source, (), {"__init__": lambda self, *_, **__: None}))
-    with pytest.raises(DataError, match=rf"{name}: .* has no train split.* train-images-idx3-ubyte"):
+    with pytest.raises(DataError, match=rf"{name}: no data in .* train-images-idx3-ubyte"):
         find_images(name, tmp_path, "train", download=True)
 
 
@@ -190,7 +190,7 @@ def test_pixels_outside_the_range_of_the_mnist_pickle_are_refused(tmp_path, pixe
     images = images if pixel is None else images.astype(np.float32)
     content = [(images, [0, 1])] * 3
     (tmp_path / "mnist.pkl.gz").write_bytes(gzip.compress(pickle.dumps(content)))
-    with pytest.raises(DataError, match=r"mnist\.pkl\.gz holds pixels outside \[0, 1\]"):
+    with pytest.raises(DataError, match=r"mnist\.pkl\.gz .*pixels outside \[0, 1\]"):
         find_images("Mnist", tmp_path, "train")
 
 
@@ -220,7 +220,7 @@ def test_flower102_has_the_splits_of_its_authors(tmp_path):
     (jpg / "setid.mat").unlink()
     for file in jpg.glob("*.jpg"):
         file.rename(file.with_stem(file.stem.replace("image", "flower")))
-    with pytest.raises(DataError, match="no picture of the train split"):
+    with pytest.raises(DataError, match="no pictures of the train split"):
         find_images("Flower102", tmp_path, "train", False)
     pictures = load_images("Flower102", jpg, "all", 16, 3)
     assert pictures.shape == (6, 3, 16, 16)

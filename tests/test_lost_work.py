@@ -66,7 +66,7 @@ def test_two_trainings_may_decode_one_folder_at_the_same_time(pictures, monkeypa
     for child in children:
         ended = child()
         assert ended.returncode == 0, ended.stderr
-    assert len(cached(pictures)) == 1 and cached(pictures)[0].endswith("_24.u8")
+    assert len(cached(pictures)) == 1 and cached(pictures)[0].endswith(".u8")
     again = train_on(pictures, "three")
     assert again.returncode == 0 and "24 pictures from the cache" in again.stdout
 
@@ -112,6 +112,7 @@ def test_only_leftovers_of_our_own_are_removed(pictures, monkeypatch, trained):
         assert forked(lambda: train_on(pictures, "runs"))() == -signal.SIGKILL
     left = cached(pictures)
     assert len(left) == 1 and PART.fullmatch(left[0])
+    os.utime(pictures / ".cache" / left[0], (0, 0))  # long ago
     foreign = [pictures / ".cache" / "train_8px_3ch_notes.txt", pictures.parent / "runs" / "mine" / "user.part"]
     foreign += [pictures.parent / ".digits.safetensors.part", pictures.parent / ".folder.part"]
     outdated = pictures / ".cache" / f"train_8px_3ch_{'0' * 16}_24.u8"

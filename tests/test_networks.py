@@ -127,7 +127,7 @@ def transformer(tmp_path_factory):
 def test_a_transformer_resumes_exactly(transformer, tmp_path):
     assert train(tmp_path, settings=DIT | LABELLED | {"optimizer": "muon", "dropout": 0.1}).returncode == 0
     assert state_hash(tmp_path / "digits" / "digits.pt") == state_hash(transformer)
-    refused(train(tmp_path, settings=LABELLED | {"optimizer": "muon"}), 1, "network: was dit, is unet")
+    refused(train(tmp_path, settings=LABELLED | {"optimizer": "muon"}), 1, "network: was 'dit', is 'unet'")
 
 
 @pytest.mark.slow

@@ -6,13 +6,13 @@ from helpers.scripts import in_process, refused
 from PIL import Image
 
 from files.errors import ConfigError
-from utils.picture_size import MOST, check_size, grid_size
+from utils.picture_size import MOST, check_size
 from utils.pictures import grid
 
 
 @pytest.mark.parametrize("count, columns, size", [(10, 4, (8, 8)), (3, 7, (32, 20)), (2, 1, (5, 12)), (9, 9, (17, 17))])
 def test_the_size_is_that_of_the_grid(count, columns, size):
-    assert grid_size(count, columns, size) == grid(torch.zeros(count, 1, *size), columns).size[::-1]
+    assert check_size(count, columns, size, None) == grid(torch.zeros(count, 1, *size), columns).size[::-1]
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])

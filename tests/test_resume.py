@@ -1,6 +1,8 @@
 """Resuming a run: the lock on its folder, which checkpoint it finds, and that the state fits."""
 
 import copy
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,16 +65,34 @@ def test_a_new_run_has_no_checkpoint(tmp_path):
     assert find_checkpoint(tmp_path / "x.pt", "never") is None
 
 
-@linux
 def test_only_one_training_at_a_time_uses_a_folder(tmp_path):
-    left, foreign = part_of(tmp_path / "x.pt"), tmp_path / "user.part"
-    left.write_bytes(b"left by a killed training")
-    foreign.write_bytes(b"a file of the user")
+    left, young, foreign = part_of(tmp_path / "x.pt"), part_of(tmp_path / "x.pt"), tmp_path / "user.part"
+    for file in (left, young, foreign):
+        file.touch()
+    for file in (left, foreign):
+        os.utime(file, (0, 0))  # left by a training that was killed long ago
     with alone_in(tmp_path):
-        assert not left.exists() and foreign.exists()
+        assert not left.exists() and young.exists() and foreign.exists()
         with pytest.raises(CheckpointError, match=f"another training is running in {tmp_path}"):
             with alone_in(tmp_path):
                 pass
+    with alone_in(tmp_path):
+        pass
+
+
+@linux
+def test_the_lock_ends_with_its_process_however_that_dies(tmp_path):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with alone_in(tmp_path):
+            os.write(writer, b"!")
+            signal.pause()
+    os.read(reader, 1)
+    with pytest.raises(CheckpointError, match="another training is running"), alone_in(tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     with alone_in(tmp_path):
         pass
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import nn
 
-from files.atomic import Part, clear_parts, locked, write_file
+from files.atomic import clear_parts, write_file
 from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, Stopped, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
@@ -72,17 +73,14 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     CheckpointError if another training holds the lock. The lock ends with the process, however that ends.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with Part(folder / f"{folder.name}.pt"):  # of all names in it the longest
-            pass
-    except OSError as error:
-        raise CheckpointError(f"{folder}: {error.strerror}: set another pth_save_name or save_dir") from error
     with ExitStack() as until_exit:
         try:
-            until_exit.enter_context(locked(folder))
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            until_exit.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout as error:
             raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
+        except OSError as error:
+            raise CheckpointError(f"{folder}: {error.strerror}: set another pth_save_name or save_dir") from error
         clear_parts(folder)
         yield
 

@@ -41,21 +41,17 @@ class ArgumentParser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (--help lists every argument)")
 
 
-def number(least: int, most: int | None = None, kind: type = int) -> Callable[[str], int | float]:
+def number(least: int, most: float = math.inf, kind: type = int) -> Callable[[str], int | float]:
     """An argument type: a whole number, or one of kind float, from `least` to `most`, both included."""
 
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number") from None
-        if not least <= value <= (most or math.inf):  # False for nan
-            raise argparse.ArgumentTypeError(
-                f"{text} is not {f'from {least} to {most}' if most else f'at least {least}'}"
-            )
+    def number(text: str) -> int | float:  # argparse shows its name where kind(text) is a ValueError
+        value = kind(text)
+        if not least <= value <= most:  # False for nan
+            limits = f"from {least} to {most}" if most < math.inf else f"at least {least}"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
-    return parse
+    return number
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,39 +59,33 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for a checkpoint without a recipe; must agree with the recipe of any other")
     group.add_argument("--image_size", metavar="S", help="pixels a side, or HEIGHT,WIDTH")
     group.add_argument("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
-    group.add_argument("--training_timestep_num", type=int, help="T of the training, 1000 by default")
+    group.add_argument(
+        "--training_timestep_num", type=int, dest="timestep_num", help="T of the training, 1000 by default"
+    )
     group.add_argument("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")
 
 
 def recipe_flags(args: argparse.Namespace) -> dict:
     """The recipe keys that `add_recipe_flags` was given on the command line, None where a flag is missing."""
-    given = {key: getattr(args, key) for key in ("image_size", "image_channel", "beta_schedule")}
-    return given | {"timestep_num": args.training_timestep_num}
+    return {key: getattr(args, key) for key in ("image_size", "image_channel", "timestep_num", "beta_schedule")}
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main. Errors that a user can cause end it with one line; a bug keeps its traceback."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     replace_handler(quit_quietly, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()
-    except ConfigError as error:
-        _exit(2, str(error))
-    except (CheckpointError, DataError, TrainingError, FloatingPointError) as error:
-        _exit(1, str(error))
+    except (ConfigError, CheckpointError, DataError, TrainingError, FloatingPointError) as error:
+        _exit(2 if isinstance(error, ConfigError) else 1, str(error))
     except Stopped as stopped:
         _exit(128 + stopped.signum, str(stopped), "")
-    except BrokenPipeError:
-        _stdout_is_lost()
-        _exit(141, "the output is not read any more; files saved before are unchanged")
     except OSError as error:
         where = error.filename or ("the output (stdout)" if _stdout_is_lost() else None)
         what = f"{where}: {error.strerror}" if where and error.strerror else str(error)
-        _exit(1, f"{what}; files saved before are unchanged")
+        _exit(141 if isinstance(error, BrokenPipeError) else 1, f"{what}; files saved before are unchanged")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -19,21 +19,12 @@ def pick_device(name: str | None = None) -> torch.device:
     Under torchrun each process takes its own device. ConfigError for a device that is not available.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    apple = ["mps"] if torch.backends.mps.is_available() else []
-    available = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count)), *apple]
-    if name is not None and name not in available:
+    available = [f"cuda:{i}" for i in range(count)] + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if count and name in (None, "cuda"):
+        name = available[variable("LOCAL_RANK", 0) % count]
+    if name not in (None, *available):
         raise ConfigError(f"device {name!r} is not available; this machine has {', '.join(available)}")
-    if name == "cuda" or (name is None and count):
-        name = f"cuda:{variable('LOCAL_RANK', 0) % count}"
-    return torch.device(name or (apple or ["cpu"])[0])
-
-
-def memory_bytes() -> float:
-    """The memory of this machine, infinite where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
+    return torch.device(name or available[0])
 
 
 def rank_and_world() -> tuple[int, int]:

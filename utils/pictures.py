@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
@@ -45,7 +44,6 @@ def grid(x: Tensor, columns: int) -> Image.Image:
 
 def save_grid(x: Tensor, file: Path, columns: int) -> Path:
     """Writes a grid as a PNG."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     return write_file(file, png(grid(x, columns)))
 
 
@@ -57,7 +55,6 @@ def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[
     """
     if not names:
         return save_grid(x, file, grid_columns(len(x)))
-    file.parent.mkdir(parents=True, exist_ok=True)
     labels = torch.arange(len(x)) % len(names) if labels is None else torch.tensor(labels)
     if len(x) >= 2 * len(labels.unique()) or len(x) <= MOST_ROWS:
         rows, columns = labels.unique().tolist(), labels.bincount().max().item()
@@ -80,11 +77,7 @@ def png(image: Image.Image) -> bytes:
 
 def is_complete_png(file: Path) -> bool:
     """Whether a file exists and ends as a PNG does: one that was cut short does not."""
-    if not file.is_file() or file.stat().st_size < len(PNG_END):
-        return False
-    with open(file, "rb") as stream:
-        stream.seek(-len(PNG_END), os.SEEK_END)
-        return stream.read() == PNG_END
+    return file.is_file() and file.read_bytes().endswith(PNG_END)
 
 
 def save_table(
@@ -130,7 +123,10 @@ def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Pa
     table = [[cells.get(replace(method, steps=n)) for n in steps] for method in methods]
     save_table(
         [[cell and cell[0] for cell in row] for row in table],
-        [_label(method) for method in methods],
+        [
+            method.method + f" eta {method.eta:g}" * (method.method in USES_ETA) + " quad" * method.quad
+            for method in methods
+        ],
         [f"{n} step{'s' * (n > 1)}" for n in steps],
         file,
         notes=[[f"{cell[1]:.3g} s each" if cell else "" for cell in row] for row in table],
@@ -144,10 +140,6 @@ def save_csv(lines: Iterable[Sequence], file: Path) -> Path:
     """Writes lines of values."""
     csv.writer(text := io.StringIO(newline="")).writerows(lines)
     return write_file(file, text.getvalue())
-
-
-def _label(spec: SampleSpec) -> str:
-    return spec.method + f" eta {spec.eta:g}" * (spec.method in USES_ETA) + " quad" * spec.quad
 
 
 # --- from noise to a sample -------------------------------------------------------------------------------------------
