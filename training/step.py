@@ -11,7 +11,6 @@ from files.errors import out_of_memory_means
 from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
-from training.plan import memory_advice
 from training.processes import Processes
 from utils.device import (
     autocast,
@@ -22,6 +21,12 @@ from utils.device import (
     ready_to_sample,
     resolve_precision,
     sampling_precision,
+)
+
+TOO_LARGE = (
+    "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision} need more memory "
+    "than is available: raise gradient_accumulation (the same batch in smaller parts), or set precision=bf16 (fp16 on "
+    "GPUs before Ampere) or a smaller batch_size"
 )
 
 
@@ -35,7 +40,7 @@ class TrainingStep:
         device = processes.device
         prepare(device, recipe["deterministic"], ours=not recipe["diffusers_unet"])
         self.recipe, self.processes, self.diffusion = recipe, processes, diffusion.to(device)
-        self.precision, self.advice = resolve_precision(recipe["precision"], device), memory_advice(recipe, device)
+        self.precision = resolve_precision(recipe["precision"], device)
         self.model = model.to(device, memory_format=memory_format(device, self.precision)).train()
         self.ema, self.optimizer = EMA(self.model, recipe["ema_decay"]), make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -49,7 +54,7 @@ class TrainingStep:
         rate: the learning rate. TrainingError, with advice, if the memory is not enough.
         """
         parts, losses = self.recipe["gradient_accumulation"], []
-        with out_of_memory_means(self.advice):
+        with out_of_memory_means(TOO_LARGE.format(**self.recipe)):
             self.optimizer.zero_grad(set_to_none=True)
             for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
@@ -68,6 +73,8 @@ class TrainingStep:
             self.ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"])
         )
 
-    def compiled(self) -> bool | None:
-        """After the first step: whether torch.compile succeeded; None if it was not asked for."""
-        return compile_outcome() if self.network is not self.parallel else None
+    def how(self) -> str:
+        """On which device, in which precision, and, after the first step, whether torch.compile succeeded."""
+        compiled = ", compiled" if compile_outcome() else "; torch.compile failed, so parts ran uncompiled"
+        asked = self.network is not self.parallel
+        return f"on {self.processes.device} in {self.precision}" + compiled * asked
