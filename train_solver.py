@@ -15,7 +15,6 @@ from torch import nn
 
 from diffusion import GaussianDiffusion
 from files.atomic import write_file
-from files.errors import Stopped
 from runs.config import load_recipe
 from runs.network import build, plan
 from training.batches import Batches
@@ -27,7 +26,7 @@ from training.plan import describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, as_begun, find_checkpoint, load_pretrained, pretrained_recipe
-from training.speed import steps_per_minute
+from training.speed import best_way, steps_per_minute
 from training.step import TrainingStep
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
@@ -97,7 +96,9 @@ def train(
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
         load_pretrained(model, recipe)
-    step = TrainingStep(recipe, model, diffusion, processes)
+    until_exit.callback(torch.set_num_threads, torch.get_num_threads())
+    way = best_way(recipe, model, diffusion, processes, batches, last)
+    step = TrainingStep(recipe, model, diffusion, processes, way)
     if recipe["max_minutes"] and not recipe["steps_per_minute"]:
         recipe["steps_per_minute"] = steps_per_minute(step, batches)
     state, steps = TrainingState(folder, step, images, until_exit), total_steps(recipe, batches.steps_per_epoch)
@@ -148,9 +149,7 @@ def loop(
                 preview.draw(done)
                 signum = stop.agreed()
             if signum and done < steps:
-                state.writing.wait()
-                where = f"after step {done:,}, saved in {state.file}"
-                raise Stopped(signum, f"{where}: run the same command again to resume")
+                state.stop(done, signum)
             log.restart_clock()
 
 

@@ -137,6 +137,18 @@ def test_the_time_of_a_pause_is_not_training(log, monkeypatch):
     assert line["seconds"] == 120 and line["images_per_second"] == 2 * log.recipe["batch_size"] / 10
 
 
+def test_a_line_says_what_helps_when_other_programs_use_the_cores(log, monkeypatch, capsys):
+    now, said = log.began, []
+    monkeypatch.setattr("training.log.time.monotonic", lambda: now)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for step, seconds in enumerate((100, 1, 1, 1.5, 2, 7, 1), 1):
+        log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(1.0), torch.tensor(True))
+        now += seconds
+        log.write(step, 0.1)
+        said.append("OMP_NUM_THREADS=1" in capsys.readouterr().out)
+    assert said == [False] * 5 + [True, False]
+
+
 # --- the held-out loss ---
 
 DIFFUSION = GaussianDiffusion(objective="pred_noise", loss_type="l2")

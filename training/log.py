@@ -9,6 +9,7 @@ A line of metrics.jsonl holds means since the previous line:
 
 import json
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ class TrainingLog:
         quiet = {} if processes.rank == 0 and sys.stderr.isatty() else {"disable": True}  # else TQDM_DISABLE decides
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, **quiet)
         self.images, self.took, self.first = 0, 0.0, 0.0  # pictures seen, seconds, those of the first step
+        self.speeds = []  # images per second of each line
         self.skipped_in_a_row = torch.zeros((), device=processes.device)
         self._restart()
 
@@ -94,6 +96,7 @@ class TrainingLog:
                 "precision=fp32, and run the command again; it resumes from the last checkpoint, if there is one"
             )
         timed, first = (steps - 1, self.first) if self.first and steps > 1 else (steps, 0.0)
+        self.speeds.append(timed * self.recipe["batch_size"] / (seconds - first))
         line = {
             "step": step,
             "epoch": math.ceil(step / self.steps_per_epoch),
@@ -101,7 +104,7 @@ class TrainingLog:
             "loss_by_quarter": by_quarter,
             "grad_norm": float(self.sums[8]) / taken if taken else None,
             "learning_rate": learning_rate,
-            "images_per_second": round(timed * self.recipe["batch_size"] / (seconds - first), 1),
+            "images_per_second": round(self.speeds[-1], 1),
             "seconds": round(self.seconds, 3),
             "skipped": steps - taken,
         }
@@ -116,6 +119,12 @@ class TrainingLog:
     def _show(self, line: dict, printed: bool) -> None:
         if printed:
             self.bar.write(summary(line))
+        slower, cpu = statistics.median(self.speeds) / self.speeds[-1], self.processes.device.type == "cpu"
+        if slower > 3 and cpu and torch.get_num_threads() > 1:  # threads wait for each other
+            self.bar.write(
+                f"steps take {slower:.0f} times as long as usual: if other programs use the cores, stop, and resume "
+                "with OMP_NUM_THREADS=1, or with torchrun and a process for each core"
+            )
         self.bar.set_postfix(loss=line["loss"])
         if self.tensorboard:
             for name, value in line.items():

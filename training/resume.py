@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from files.atomic import clear_parts, locked
-from files.errors import CheckpointError, DamagedCheckpointError, TrainingError
+from files.errors import CheckpointError, DamagedCheckpointError, Stopped, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
@@ -124,9 +124,9 @@ def fingerprint(images: np.ndarray) -> str:
 
 
 class TrainingState:
-    """What a checkpoint holds of a training: network, average and optimizer; and its circumstances, the pictures and
-    the number of processes, which may differ when the run is resumed. It then continues, but differently from an
-    unchanged run.
+    """What a checkpoint holds of a training: network, average and optimizer; and its circumstances, the pictures,
+    the processes and how they compute, which may differ when the run is resumed. It then continues, but differently
+    from an unchanged run.
 
     On a GPU a checkpoint is written by a thread, from a copy in the host's memory, while the training continues; on a
     CPU this would only take cores from the training. until_exit: waits for the thread.
@@ -136,6 +136,7 @@ class TrainingState:
         self.file, self.step = folder / f"{folder.name}.pt", step
         self.writing = until_exit.enter_context(Background(threaded=step.processes.device.type == "cuda"))
         self.circumstances = {"images": len(images), "pictures": fingerprint(images), "processes": step.processes.world}
+        self.circumstances |= step.way
 
     def save(self, done: int) -> None:
         """Rank 0 writes the checkpoint after `done` steps, or starts to (see `Background`).
@@ -157,6 +158,11 @@ class TrainingState:
         self.writing.wait()  # so that there is one copy at a time
         content, keep = copied(content) if self.writing.threaded else content, step.recipe["keep_checkpoints"]
         self.writing.start(lambda: save_checkpoint(self.file, content, keep))
+
+    def stop(self, done: int, signum: int) -> None:
+        """Raises Stopped as soon as the checkpoint after `done` steps is written."""
+        self.writing.wait()
+        raise Stopped(signum, f"after step {done:,}, saved in {self.file}: run the same command again to resume")
 
     def restore(self, content: dict) -> int:
         """Restores a checkpoint's content; returns the number of steps done. CheckpointError for other weights."""

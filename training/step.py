@@ -30,18 +30,33 @@ TOO_LARGE = (
 )
 
 
+def usual_way(recipe: dict, device: torch.device) -> dict:
+    """How a step is computed where nothing was measured: device, precision, memory layout and threads of the CPU."""
+    precision = resolve_precision(recipe["precision"], device)
+    last = memory_format(device, precision) == torch.channels_last
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return {"device": device.type, "precision": precision, "channels_last": last, "threads": threads}
+
+
 class TrainingStep:
     """Holds all that a step changes: the model, its average (ema), the optimizer and the scaler of float16's loss.
 
-    Called as `losses, norm, taken = step(batch, rate)`, see `__call__`.
+    Called as `losses, norm, taken = step(batch, rate)`, see `__call__`. way: see `usual_way`.
     """
 
-    def __init__(self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes):
+    def __init__(
+        self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes,
+        way: dict | None = None,
+    ):  # fmt: skip
         device = processes.device
+        self.way = way or usual_way(recipe, device)
+        if self.way["threads"]:
+            torch.set_num_threads(self.way["threads"])
         prepare(device, recipe["deterministic"], ours=not recipe["diffusers_unet"])
         self.recipe, self.processes, self.diffusion = recipe, processes, diffusion.to(device)
-        self.precision = resolve_precision(recipe["precision"], device)
-        self.model = model.to(device, memory_format=memory_format(device, self.precision)).train()
+        self.precision = self.way["precision"]
+        layout = torch.channels_last if self.way["channels_last"] else torch.contiguous_format
+        self.model = model.to(device, memory_format=layout).train()
         self.ema, self.optimizer = EMA(self.model, recipe["ema_decay"]), make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)

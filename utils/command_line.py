@@ -11,7 +11,7 @@ from typing import NoReturn
 from datasets import DataError
 from diffusion.schedule import BETA_SCHEDULES
 from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
-from utils.device import rank_and_world
+from utils.device import keep_freed_memory, rank_and_world
 from utils.interruptible import quit_quietly, replace_handler
 
 LONGEST = 1500  # characters of an error message
@@ -80,6 +80,7 @@ def run(main: Callable[[], None]) -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         getattr(sys, name).reconfigure(errors="backslashreplace")  # file names may hold any bytes
     replace_handler(quit_quietly, signal.default_int_handler)
+    keep_freed_memory()
     try:
         main()
         sys.stdout.flush()
