@@ -7,7 +7,6 @@ import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly wh
 
 # isort: split
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,9 +14,9 @@ import yaml
 from torch import nn
 
 from diffusion import GaussianDiffusion
+from files.atomic import write_file
 from runs.config import load_recipe
 from runs.network import build, plan
-from training.background import Background
 from training.batches import Batches
 from training.held_out import HeldOut
 from training.log import TrainingLog
@@ -26,16 +25,8 @@ from training.pictures import find_pictures, training_pictures, with_classes
 from training.plan import describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
-from training.resume import (
-    TrainingState,
-    alone_in,
-    as_begun,
-    find_checkpoint,
-    load_pretrained,
-    pretrained_recipe,
-    say_rate,
-)
-from training.speed import steps_per_minute
+from training.resume import TrainingState, alone_in, as_begun, find_checkpoint, load_pretrained, pretrained_recipe
+from training.speed import best_way, steps_per_minute
 from training.step import TrainingStep
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
@@ -79,21 +70,6 @@ def main() -> None:
             train(recipe, model, diffusion, processes, args.resume, until_exit)
 
 
-@dataclass
-class Training:
-    """A training that is ready to go from step `start` to step `steps`."""
-
-    recipe: dict
-    batches: Batches
-    step: TrainingStep
-    state: TrainingState
-    log: TrainingLog
-    preview: Preview
-    stop: StopRequest
-    start: int
-    steps: int
-
-
 def train(
     recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, resume: str,
     until_exit: ExitStack,
@@ -102,102 +78,79 @@ def train(
 
     resume: "auto" or "never". until_exit: holds the lock on the folder, the signal handlers and the progress bar.
     """
-    training = begin(recipe, model, diffusion, processes, resume, until_exit)
-    loop(training)
-    end(training)
-
-
-def begin(
-    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, resume: str,
-    until_exit: ExitStack,
-) -> Training:  # fmt: skip
-    """Loads the pictures and the last checkpoint, if there is one, and sets up all that the loop uses."""
     folder = Path(recipe["save_dir"], recipe["pth_save_name"])
-    lead = processes.rank == 0  # of several processes only the lead writes files
+    device, lead = processes.device, processes.rank == 0  # of several processes only the lead writes files
 
     # --- the pictures and the checkpoint ---
     with processes.first():
         found = find_pictures(recipe, folder)
         if lead:
             until_exit.enter_context(alone_in(folder))
-        writing = until_exit.enter_context(Background(threaded=processes.device.type == "cuda"))
         last = find_checkpoint(folder / f"{folder.name}.pt", resume)
         recipe = as_begun(recipe, last) if last else recipe.copy()
         images, labels = training_pictures(recipe, found)
         del found
-        print(describe(recipe, model, diffusion, len(images), processes.world, processes.device))
-    draw, device = diffusion.draw_timesteps, processes.device
-    batches = Batches(images, recipe, draw, device, processes.rank, processes.world, labels)
+        print(describe(recipe, model, diffusion, len(images), processes.world, device))
+    batches = Batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
         load_pretrained(model, recipe)
-    step = TrainingStep(recipe, model, diffusion, processes)
-    state = TrainingState(folder, step, images, writing, resume)
+    until_exit.callback(torch.set_num_threads, torch.get_num_threads())
+    way = best_way(recipe, model, diffusion, processes, batches, last)
+    step = TrainingStep(recipe, model, diffusion, processes, way)
     if recipe["max_minutes"] and not recipe["steps_per_minute"]:
         recipe["steps_per_minute"] = steps_per_minute(step, batches)
-    steps, start = total_steps(recipe, batches.steps_per_epoch), state.restore(last) if last else 0
-    if last:
-        say_rate(last, recipe, steps, batches.steps_per_epoch)
+    state, steps = TrainingState(folder, step, images, until_exit), total_steps(recipe, batches.steps_per_epoch)
+    start = state.restore(last) if last else 0
     del last
 
     # --- stopping, log and previews ---
-    stop, sampler = StopRequest(processes), step.sampler()
-    held_out = HeldOut(recipe, images, sampler, diffusion, stop, labels) if lead else None
-    until_exit.enter_context(stop)
+    stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
+    held_out = HeldOut(recipe, images, sampler, diffusion, labels) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
-        state.save_recipe()
+        write_file(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     if start and preview.missing(start):
         preview.draw(start)
-        state.stop_at(start, stop.agreed() if start < steps else 0)
-    return Training(recipe, batches, step, state, log, preview, stop, start, steps)
+
+    loop(recipe, batches, step, start, steps, state, log, preview, stop)
+    state.writing.wait()
+    log.save_curve()
+    if start < steps:
+        speed = f"{log.images:,} images in {log.took:.0f} s, {log.images / log.took:.1f} images/s"
+        print(f"{speed} {step.how()}; saved {state.file}")
+    else:
+        longer = "raise train_epoch, max_steps or max_minutes to continue"
+        print(f"{folder} holds {start:,} steps, and {steps:,} were asked for: {longer}")
 
 
-def loop(training: Training) -> None:
+def loop(
+    recipe: dict, batches: Batches, step: TrainingStep, start: int, steps: int, state: TrainingState, log: TrainingLog,
+    preview: Preview, stop: StopRequest,
+) -> None:  # fmt: skip
     """The training itself: every step, and what follows it."""
-    recipe, step, state, steps = training.recipe, training.step, training.state, training.steps
-    log, preview, stop = training.log, training.preview, training.stop
-    for batch in training.batches.steps(training.start, steps):
+    for batch in batches.steps(start, steps):
         rate = learning_rate(recipe, batch.step, steps)
         losses, norm, taken = step(batch, rate)
         log.add(losses, batch.t, norm, taken)
-        if batch.step == training.start:  # which may have compiled for minutes
-            log.compiled = step.compiled()
 
         done, signum = batch.step + 1, stop.agreed()
-        drawing = preview.due(done, since=state.saved)  # a preview has its checkpoint, which can draw it again
-        saving = drawing or state.due(done) or signum != 0
+        drawing = preview.due(done) and not signum
+        saving = drawing or done % recipe["save_every"] == 0 or signum != 0
         if saving or done % recipe["log_every"] == 0:
-            state.writing.check()
-            line = log.write(done, rate, with_held_out=saving)
-        if saving and log.last_was_bad():
-            if done == steps:
-                log.end_at_bad_steps(done)
-        elif saving:  # what led to a bad step is not saved over what is good: it stays due until the next good one
-            with log.paused():
-                state.save(done, line["loss"])
-                if drawing and not signum:
-                    state.writing.wait()  # so that there is no preview without its checkpoint
-                    preview.draw(done)
-                    signum = stop.agreed()
-            state.stop_at(done, signum if done < steps else 0)
-
-
-def end(training: Training) -> None:
-    """Draws the curve of the losses, and says what was done."""
-    state, log, start, steps = training.state, training.log, training.start, training.steps
-    state.writing.wait()
-    log.save_curve()
-    if start >= steps:
-        longer = "raise train_epoch, max_steps or max_minutes to continue"
-        print(f"{state.file.parent} holds {start:,} steps, and {steps:,} were asked for: {longer}")
-        return
-    how = {None: "", True: ", compiled", False: "; torch.compile failed, so parts ran uncompiled"}[log.compiled]
-    where = f"on {training.step.processes.device} in {training.step.precision}{how}"
-    print(f"{log.images:,} images in {log.took:.0f} s, {log.speed:.1f} images/s {where}; saved {state.file}")
+            log.write(done, rate, with_held_out=saving and not signum)
+        if saving and (taken or signum or done == steps):  # what led to a bad step is not saved over what is good
+            state.save(done)
+            if drawing:
+                state.writing.wait()  # so that there is no preview without its checkpoint
+                preview.draw(done)
+                signum = stop.agreed()
+            if signum and done < steps:
+                state.stop(done, signum)
+            log.restart_clock()
 
 
 if __name__ == "__main__":

@@ -15,17 +15,14 @@ import training.resume
 from files.errors import CheckpointError
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from training.background import Background, copied
-from training.log import read_log
 from training.preview import Preview
 from training.resume import alone_in
-
-EVERY_STEP = {"log_every": 1, "save_every": 3, "max_steps": 40, "sample_every": 1000}
 
 
 @pytest.fixture
 def beside(monkeypatch):
     """Trainings write in a thread: beside(write) puts write(file, content, keep) in place of what writes."""
-    monkeypatch.setattr(train_solver, "Background", lambda threaded: Background(threaded=True))
+    monkeypatch.setattr(training.resume, "Background", lambda threaded: Background(threaded=True))
     return lambda write: monkeypatch.setattr(training.resume, "save_checkpoint", write)
 
 
@@ -38,7 +35,6 @@ def test_jobs_run_one_after_the_other_and_their_errors_arrive():
     done, release = [], threading.Event()
     with Background(threaded=True) as background:
         background.start(lambda: (release.wait(10), done.append(1)))
-        background.check()  # does not wait
         assert not done
         release.set()
         background.start(lambda: done.append(2) or 1 / 0)
@@ -155,15 +151,6 @@ def test_a_full_disk_ends_the_run_with_one_line(tmp_path, beside):
     refused(run, 1, "digits.pt", "was not written (File too large): it needs")
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.part"))
     assert train(tmp_path).returncode == 0
-
-
-def test_what_fails_beside_the_training_soon_ends_it(tmp_path, beside):
-    def failing(file, content, keep):
-        raise CheckpointError("no space")
-
-    beside(failing)
-    refused(train(tmp_path, settings=EVERY_STEP | {"save_every": 20}), 1, "no space")
-    assert 20 <= read_log(tmp_path / "digits" / "metrics.jsonl")[-1]["step"] < 40
 
 
 def test_a_preview_is_drawn_when_its_checkpoint_is_written(tmp_path, beside, monkeypatch):

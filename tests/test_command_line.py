@@ -61,17 +61,6 @@ def test_a_run_among_its_own_training_pictures_is_refused(tmp_path):
             run = train(save_dir, "--config", tmp_path / "c.yaml", *flags, data_name="Mine")
             refused(run, 2, f"save_dir={save_dir} is inside data_path={tmp_path}", "become training pictures")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "c.yaml", "link"]
-    hidden = train(tmp_path / ".runs", "--config", tmp_path / "c.yaml", "--dry_run", data_name="Mine")
-    refused(hidden, 2, "its 1 pictures are fewer")  # nothing is said against a hidden folder, which is not searched
-    elsewhere, pictures = tmp_path / "elsewhere", tmp_path / "pictures"
-    pictures.mkdir()
-    for i in range(8):
-        Image.new("RGB", (8, 8), (i, 0, 0)).save(pictures / f"{i}.png")
-    (pictures / "link").symlink_to(elsewhere)
-    (tmp_path / "d.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {pictures}}}}}}}")
-    args = ("--config", tmp_path / "d.yaml")
-    assert train(elsewhere, *args, data_name="Mine", settings={"image_size": 8}).returncode == 0
-    refused(train(elsewhere, *args, data_name="Mine", settings={"image_size": 8}), 2, "become training pictures")
     assert train(tmp_path, "--data_path", tmp_path).returncode == 0  # Digits are no files
 
 

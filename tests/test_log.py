@@ -69,23 +69,15 @@ def test_quarters_without_a_loss_are_null(log):
     assert quarter_means(quarter_sums(torch.ones(3), torch.arange(3), 3))[1] == [1.0, 1.0, 1.0, None]  # T below four
 
 
-@pytest.mark.parametrize("wrong, ends", [({1, 2}, False), ({0, 2, 4}, False), ({1, 2, 3}, True), ({5, 6, 7, 8}, True)])
-def test_three_bad_steps_in_a_row_end_the_run(log, wrong, ends):
-    feed(log, 9, wrong)
-    if ends:
-        with pytest.raises(TrainingError, match=f"{len(wrong)} steps in a row, up to step 9.*lower learning_rate"):
-            log.write(9, 0.1)
-        assert read_log(log.file) == []
-    else:
-        assert log.write(9, 0.1)["skipped"] == len(wrong)
-
-
-def test_bad_steps_in_a_row_are_counted_across_lines(log):
-    feed(log, 9, {7, 8})
-    log.write(9, 0.1)
-    log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(torch.nan), torch.tensor(False))
-    with pytest.raises(TrainingError, match="3 steps in a row, up to step 10"):
-        log.write(10, 0.1)
+def test_twenty_bad_steps_in_a_row_end_the_run(log):
+    """They are counted across lines; float16 may leave out 16, until its scale has fallen from 2^16 to 1."""
+    feed(log, 30, {*range(18), *range(19, 30)})
+    assert log.write(30, 0.1)["skipped"] == 29
+    for _ in range(9):
+        log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(torch.nan), torch.tensor(False))
+    with pytest.raises(TrainingError, match="20 steps in a row, up to step 39.*lower learning_rate"):
+        log.write(39, 0.1)
+    assert [line["step"] for line in read_log(log.file)] == [30]
 
 
 def test_a_resumed_run_drops_the_lines_after_its_checkpoint(log, tmp_path):
@@ -128,38 +120,44 @@ def test_without_a_terminal_there_is_a_line_every_log_every_steps_instead_of_a_b
     assert re.fullmatch(r"step 3  epoch 1  loss 0\.[0-9]{4}  [0-9]+ images/s\n", capsys.readouterr().out)
 
 
-def test_float16_may_search_its_scale_for_16_steps(tmp_path):
-    recipe = load_recipe(ROOT / "config.yaml", "Digits", ["precision=fp16"])
-    log = TrainingLog(tmp_path, recipe, Processes(CPU), 4, 0, 200)
-    feed(log, 19, set(range(1, 17)))
-    assert not log.last_was_bad() and log.write(19, 0.1)["skipped"] == 16
-    feed(log, 20, set(range(1, 20)))
-    assert log.last_was_bad()
-    with pytest.raises(TrainingError, match="19 steps in a row"):
-        log.write(39, 0.1)
-
-
 def test_the_time_of_a_pause_is_not_training(log, monkeypatch):
     now = log.began
     monkeypatch.setattr("training.log.time.monotonic", lambda: now)
+    now += 100
+    feed(log, 1)  # compiles
+    feed(log, 1)
+    now += 10
+    line = log.write(2, 0.1)
+    assert line["seconds"] == 110 and line["images_per_second"] == log.recipe["batch_size"] / 10
+    now += 1000
+    log.restart_clock()
     feed(log, 2)
     now += 10
-    with log.paused():
-        now += 1000
-    line = log.write(2, 0.1)
-    assert line["seconds"] == 10 and line["images_per_second"] == log.recipe["batch_size"] / 10  # the first compiles
+    line = log.write(4, 0.1)
+    assert line["seconds"] == 120 and line["images_per_second"] == 2 * log.recipe["batch_size"] / 10
+
+
+def test_a_line_says_what_helps_when_other_programs_use_the_cores(log, monkeypatch, capsys):
+    now, said = log.began, []
+    monkeypatch.setattr("training.log.time.monotonic", lambda: now)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for step, seconds in enumerate((100, 1, 1, 1.5, 2, 7, 1), 1):
+        log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(1.0), torch.tensor(True))
+        now += seconds
+        log.write(step, 0.1)
+        said.append("OMP_NUM_THREADS=1" in capsys.readouterr().out)
+    assert said == [False] * 5 + [True, False]
 
 
 # --- the held-out loss ---
 
-RUNNING, STOPPING = SimpleNamespace(signum=0), SimpleNamespace(signum=15)
 DIFFUSION = GaussianDiffusion(objective="pred_noise", loss_type="l2")
 
 
-def held_out(network=None, stop=RUNNING, **recipe):
+def held_out(network=None, **recipe):
     recipe = load_recipe(ROOT / "config.yaml", "Digits") | recipe
     images = load_images("Digits", "none", "train", 8, 1)
-    return HeldOut(recipe, images, network, DIFFUSION, stop), images
+    return HeldOut(recipe, images, network, DIFFUSION), images
 
 
 def test_held_out_pictures_are_not_trained_on():
@@ -189,7 +187,6 @@ def test_the_held_out_loss_repeats_exactly_and_is_0_for_a_perfect_network():
 
     # at t = 0, where there is little noise, float32 leaves an error of about 1e-6 / 0.006 of the noise
     assert held_out(perfect)[0].loss()["held_out_loss"] < 1e-6
-    assert held_out(zero, STOPPING)[0].loss() == {}
 
 
 def test_a_training_writes_its_metrics_and_its_curve(trained):

@@ -25,11 +25,6 @@ class Background:
         else:
             job()
 
-    def check(self) -> None:
-        """Raises the error of a job that has failed; does not wait for one that runs."""
-        if self._job and self._job.done():
-            self.wait()
-
     def wait(self) -> None:
         """Waits for the job, if one runs, and raises its error."""
         job, self._job = self._job, None

@@ -8,7 +8,6 @@ from diffusion import GaussianDiffusion
 from diffusion.gaussian import Model
 from diffusion.guidance import with_labels
 from training.batches import seed_of
-from training.processes import StopRequest
 
 PICTURES = 256
 
@@ -25,10 +24,10 @@ class HeldOut:
     """
 
     def __init__(
-        self, recipe: dict, images: np.ndarray, network: Model, diffusion: GaussianDiffusion, stop: StopRequest,
+        self, recipe: dict, images: np.ndarray, network: Model, diffusion: GaussianDiffusion,
         labels: np.ndarray | None = None,
     ):  # fmt: skip
-        self.name, self.network, self.diffusion, self.stop = "held_out_loss", network, diffusion, stop
+        self.name, self.network, self.diffusion = "held_out_loss", network, diffusion
         try:
             data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
             data += (recipe["image_size"], recipe["image_channel"])
@@ -50,11 +49,9 @@ class HeldOut:
 
     @torch.inference_mode()
     def loss(self) -> dict:
-        """{name: the mean, name_by_quarter: the means of the quarters of t}; {} if the training is being stopped."""
+        """{name: the mean, name_by_quarter: the means of the quarters of t}."""
         losses = []
         for rows in torch.arange(len(self.t)).split(self.batch_size):
-            if self.stop.signum:
-                return {}
             network = with_labels(self.network, None if self.labels is None else self.labels[rows])
             losses.append(self.diffusion.training_losses(network, self.x_start[rows], self.t[rows], self.noise[rows]))
         mean, by_quarter = quarter_means(quarter_sums(torch.cat(losses), self.t, self.diffusion.timestep_num))

@@ -3,16 +3,15 @@
 A line of metrics.jsonl holds means since the previous line:
     step, epoch, loss, loss_by_quarter (of t: [0, T/4), …), grad_norm (before clipping), learning_rate,
     images_per_second (without the first step, which may compile), seconds (of training so far), skipped (steps whose
-    loss or gradient was not finite), compiled (whether torch.compile succeeded; null: it was not asked for);
+    loss or gradient was not finite);
     with each checkpoint also held_out_loss and held_out_loss_by_quarter (fixed_noise_loss if nothing is held out)
 """
 
 import json
 import math
+import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,11 +22,9 @@ from files.atomic import append, write_file
 from files.errors import TrainingError
 from training.held_out import HeldOut, quarter_means, quarter_sums
 from training.processes import Processes
-from utils.device import resolve_precision
 from utils.pictures import plotted
 
-IN_A_ROW = 3  # bad steps in a row that end the run
-FP16_SEARCH = 16  # steps that float16 may leave out one after the other, until its scale has fallen from 2^16 to 1
+IN_A_ROW = 20  # bad steps in a row that end the run; float16 needs up to 16 until its scale has fallen from 2^16 to 1
 
 
 class TrainingLog:
@@ -50,10 +47,9 @@ class TrainingLog:
             self.tensorboard = _tensorboard(folder, start)
         quiet = {} if processes.rank == 0 and sys.stderr.isatty() else {"disable": True}  # else TQDM_DISABLE decides
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, **quiet)
-        self.compiled, self.images, self.took, self.timed = None, 0, 0.0, (0, 0.0)  # images seen, seconds, see `speed`
-        fp16 = resolve_precision(recipe["precision"], processes.device) == "fp16"
-        self.normal = FP16_SEARCH if fp16 else 0  # so many skipped steps in a row say nothing about the training
-        self.skipped_in_a_row, self.worst = (torch.zeros((), device=processes.device) for _ in range(2))
+        self.images, self.took, self.first = 0, 0.0, 0.0  # pictures seen, seconds, those of the first step
+        self.speeds = []  # images per second of each line
+        self.skipped_in_a_row = torch.zeros((), device=processes.device)
         self._restart()
 
     def __enter__(self) -> "TrainingLog":
@@ -64,32 +60,43 @@ class TrainingLog:
 
     def _restart(self) -> None:
         self.sums = torch.zeros(10, device=self.processes.device)  # quarter_sums, gradient norms, steps taken
-        self.worst.copy_(self.skipped_in_a_row)
-        self.began, self.untimed = time.monotonic(), (0, 0.0)  # steps and seconds that do not count as speed
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """After a line: what was done since then, such as saving and drawing, was not training."""
+        self.began = time.monotonic()
 
     def add(self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor) -> None:
         """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ()."""
         values = torch.cat([quarter_sums(losses, t, self.recipe["timestep_num"]), torch.stack([norm, taken])])
         self.sums += torch.where(taken, values, 0)
         self.skipped_in_a_row = torch.where(taken, 0, self.skipped_in_a_row + 1)
-        self.worst = torch.maximum(self.worst, self.skipped_in_a_row)
         self.bar.update()
         if not self.images:  # the first step may compile for minutes
-            self.untimed = (1, time.monotonic() - self.began)
+            self.first = time.monotonic() - self.began
         self.images += self.recipe["batch_size"]
 
     def write(self, step: int, learning_rate: float, with_held_out: bool = False) -> dict:
         """Writes and returns the line for the steps up to `step`, the number of steps done.
 
-        with_held_out: adds the held-out loss and prints the line. TrainingError after three bad steps in a row.
+        with_held_out: adds the held-out loss and prints the line. TrainingError, in rank 0, if the last IN_A_ROW steps
+        were bad ones; the other processes exit silently.
         """
         self.processes.add(self.sums[:8])
         steps, taken = step - self.step, int(self.sums[9])
         seconds = time.monotonic() - self.began
         self.seconds, self.took = self.seconds + seconds, self.took + seconds
         loss, by_quarter = quarter_means(self.sums[:8])
-        if self.worst >= self.normal + IN_A_ROW:
-            self.end_at_bad_steps(step)
+        if self.skipped_in_a_row >= IN_A_ROW:
+            if self.processes.rank:
+                sys.exit(1)
+            raise TrainingError(
+                f"{int(self.skipped_in_a_row)} steps in a row, up to step {step}, had a loss or gradient that is not "
+                "finite. Such steps change nothing and are not saved: lower learning_rate, set grad_clip, use "
+                "precision=fp32, and run the command again; it resumes from the last checkpoint, if there is one"
+            )
+        timed, first = (steps - 1, self.first) if self.first and steps > 1 else (steps, 0.0)
+        self.speeds.append(timed * self.recipe["batch_size"] / (seconds - first))
         line = {
             "step": step,
             "epoch": math.ceil(step / self.steps_per_epoch),
@@ -97,12 +104,11 @@ class TrainingLog:
             "loss_by_quarter": by_quarter,
             "grad_norm": float(self.sums[8]) / taken if taken else None,
             "learning_rate": learning_rate,
-            "images_per_second": round(self._speed_of(steps, seconds), 1),
+            "images_per_second": round(self.speeds[-1], 1),
             "seconds": round(self.seconds, 3),
             "skipped": steps - taken,
-            "compiled": self.compiled,
         }
-        self.step = step
+        self.step, self.first = step, 0.0
         if self.processes.rank == 0:
             line |= self.held_out.loss() if with_held_out and self.held_out else {}
             append(self.file, json.dumps(line) + "\n")
@@ -110,38 +116,15 @@ class TrainingLog:
         self._restart()
         return line
 
-    def _speed_of(self, steps: int, seconds: float) -> float:
-        """Images per second, without the first step of the process if there are others."""
-        untimed, lost = self.untimed if steps > self.untimed[0] else (0, 0.0)
-        images, seconds = (steps - untimed) * self.recipe["batch_size"], seconds - lost
-        self.timed = (self.timed[0] + images, self.timed[1] + seconds)
-        return images / seconds
-
-    @property
-    def speed(self) -> float:
-        """Images per second of training since the process began."""
-        return self.timed[0] / self.timed[1]
-
-    def last_was_bad(self) -> bool:
-        """Whether the last step was a bad one. All processes get the same answer."""
-        return bool(self.skipped_in_a_row > self.normal)
-
-    def end_at_bad_steps(self, step: int) -> None:
-        """Raises TrainingError, which says what to do, in rank 0; the other processes exit silently."""
-        if self.processes.rank:
-            sys.exit(1)
-        count = int(self.worst)
-        which = f"{count} steps in a row, up to step {step}," if count > 1 else f"the last step, {step},"
-        shorter = f", or set max_steps={step - count}" * (count < IN_A_ROW)
-        raise TrainingError(
-            f"{which} had a loss or gradient that is not finite. Such steps change nothing and nothing is saved after "
-            f"them: lower learning_rate, set grad_clip, use precision=fp32{shorter}, and run the command again; it "
-            "resumes from the last checkpoint, if there is one"
-        )
-
     def _show(self, line: dict, printed: bool) -> None:
         if printed:
             self.bar.write(summary(line))
+        slower, cpu = statistics.median(self.speeds) / self.speeds[-1], self.processes.device.type == "cpu"
+        if slower > 3 and cpu and torch.get_num_threads() > 1:  # threads wait for each other
+            self.bar.write(
+                f"steps take {slower:.0f} times as long as usual: if other programs use the cores, stop, and resume "
+                "with OMP_NUM_THREADS=1, or with torchrun and a process for each core"
+            )
         self.bar.set_postfix(loss=line["loss"])
         if self.tensorboard:
             for name, value in line.items():
@@ -150,13 +133,6 @@ class TrainingLog:
                         tag = f"{name}/{i}" if isinstance(value, list) else name
                         self.tensorboard.add_scalar(tag, number, line["step"])
             self.tensorboard.flush()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Excludes the time of the block: saving and drawing are not training."""
-        began = time.monotonic()
-        yield
-        self.began += time.monotonic() - began
 
     def save_curve(self) -> None:
         """Rank 0 draws the losses of the whole run, as loss.png."""

@@ -1,13 +1,12 @@
 """The pictures that a training sees, and their classes."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from datasets import DataError, Reading, find_images, find_labels, fit_images
 from files.errors import ConfigError
-from runs.recipe import coerce
+from runs.recipe import check_recipe
 
 
 def with_classes(recipe: dict, download: bool = True) -> dict:
@@ -32,34 +31,20 @@ def with_classes(recipe: dict, download: bool = True) -> dict:
             f"num_classes={recipe['num_classes']}: {recipe['data_path']} has {len(names)} classes in its "
             f"{recipe['split']} split: set num_classes=auto, or null for a network without labels"
         )
-    found = {"num_classes": len(names), "class_names": names}
-    try:
-        return recipe | {key: coerce(recipe["data_path"], key, value) for key, value in found.items()}
-    except ConfigError as error:
-        raise ConfigError(f"{error}: rename or merge its folders, or set num_classes=null") from error
+    return check_recipe(recipe | {"num_classes": len(names), "class_names": names}, recipe["data_path"])
 
 
-def check_outside(folder: Path, recipe: dict, found: np.ndarray | list[Path]) -> None:
-    """ConfigError if previews in this folder would become training pictures of the next run.
+def find_pictures(recipe: dict, folder: Path, download: bool = True) -> np.ndarray | list[Path]:
+    """What `find_images` finds for a recipe, with its errors.
 
-    found: by `find_pictures`.
+    folder: of the run. ConfigError if its previews would become training pictures of the next run.
     """
-    if isinstance(found, np.ndarray):
-        return
-    inside, data_path = Path(os.path.realpath(folder)), Path(os.path.realpath(recipe["data_path"]))
-    searched = {Path(os.path.realpath(parent)) for parent in {file.parent for file in found}}
-    hidden = inside.is_relative_to(data_path) and "/." in f"/{inside.relative_to(data_path).as_posix()}"
-    if (inside.is_relative_to(data_path) and not hidden) or any(parent.is_relative_to(inside) for parent in searched):
+    found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download)
+    if isinstance(found, list) and folder.resolve().is_relative_to(Path(recipe["data_path"]).resolve()):
         raise ConfigError(
             f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}, so that previews would become "
             "training pictures: set another save_dir, or move the pictures to a folder of their own"
         )
-
-
-def find_pictures(recipe: dict, folder: Path, download: bool = True) -> np.ndarray | list[Path]:
-    """What `find_images` finds for a recipe, with its errors. folder: of the run, see `check_outside`."""
-    found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download)
-    check_outside(folder, recipe, found)
     return found
 
 

@@ -63,6 +63,8 @@ def describe(
             f"{world} x {device} with gradient_accumulation={recipe['gradient_accumulation']}: set compile=auto"
         )
     parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
+    precision = resolve_precision(recipe["precision"], device)
+    tf32 = precision == "fp32" and device.type == "cuda" and capability(device) >= (8, 0)
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
     activations = activation_bytes(model, diffusion, (B // parts, *shape))
     if images is None:
@@ -79,18 +81,11 @@ def describe(
             f"parameters  {parameters:,}" + f"; network={recipe['network']} does not use {unused}" * bool(unused),
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
-            f"precision   {_precision(recipe, device)}",
+            f"precision   {precision} on {device}" + ", with TF32 in matrix products and convolutions" * tf32,
             f"images      {images:,}" if images else "images      not found yet",
             f"steps       {length}",
         ]
     )
-
-
-def _precision(recipe: dict, device: torch.device) -> str:
-    """What a training computes in, and whether float32 is TF32 there."""
-    precision = resolve_precision(recipe["precision"], device)
-    tf32 = precision == "fp32" and device.type == "cuda" and capability(device) >= (8, 0)
-    return f"{precision} on {device}" + ", with TF32 in matrix products and convolutions" * tf32
 
 
 def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
@@ -115,13 +110,3 @@ def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape
         loss = diffusion_on_meta.training_losses(model, x, t, x).mean()
     del loss
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def memory_advice(recipe: dict, device: torch.device) -> str:
-    """What to do when a training runs out of memory."""
-    settings = "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision}"
-    half = "fp16" if device.type == "cuda" and capability(device) < (8, 0) else "bf16"
-    return settings.format(**recipe) + (
-        " need more memory than is available: raise gradient_accumulation (the same batch in smaller parts), or set "
-        f"precision={half} or a smaller batch_size"
-    )

@@ -37,13 +37,13 @@ class Preview:
         """The picture after `step` steps."""
         return self.folder / f"preview_{step:08d}.png"
 
-    def due(self, step: int, since: int) -> bool:
-        """Whether a preview is to be drawn of a step after `since`, up to the number `step`, or at the end."""
-        return step // self.recipe["sample_every"] > since // self.recipe["sample_every"] or step >= self.steps
+    def due(self, step: int) -> bool:
+        """Whether a preview is to be drawn after `step` steps."""
+        return step % self.recipe["sample_every"] == 0 or step >= self.steps
 
     def missing(self, step: int) -> bool:
         """Whether a preview is due and was not drawn, or not to its end, before the run was stopped."""
-        return self.due(step, since=step - 1) and not is_complete_png(self.file(step))
+        return self.due(step) and not is_complete_png(self.file(step))
 
     def draw(self, step: int) -> None:
         """Samples sample_num pictures by preview_info and saves them as a grid; of a network with labels, by class."""

@@ -12,10 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from files.errors import ConfigError, Stopped, TrainingError
+from files.errors import ConfigError, Stopped
 from utils.device import rank_and_world, variable
 
-LOST = ("onnection closed", "onnection reset", "roken pipe", "remote process exited")  # in messages of gloo and NCCL
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -23,8 +22,7 @@ class Processes:
     """The processes that train together: one, or those started by torchrun, each on its own device.
 
     A context manager that opens and closes the process group. Tensors on CUDA devices are exchanged by NCCL, all others
-    by gloo. Only rank 0 prints and writes. torchrun ends all processes when one dies; if this process notices it first,
-    it raises TrainingError.
+    by gloo. Only rank 0 prints and writes. torchrun ends all processes when one dies.
     """
 
     def __init__(self, device: torch.device):
@@ -47,14 +45,7 @@ class Processes:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if self.world == 1:
-            return
-        if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST):
-            raise TrainingError(
-                f"process {self.rank} of {self.world} lost the connection to another process: run the same command "
-                "again to resume from the last checkpoint"
-            ) from error
-        if error is None or isinstance(error, Stopped):  # after any other error the others may never get here
+        if self.world > 1 and (error is None or isinstance(error, Stopped)):  # else the others may never get here
             dist.destroy_process_group()
 
     @contextmanager

@@ -2,8 +2,6 @@
 
 import glob
 import hashlib
-import math
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from files.atomic import clear_parts, write_file
-from files.errors import CheckpointError, ConfigError, DamagedCheckpointError, Stopped, TrainingError
+from files.atomic import clear_parts
+from files.errors import CheckpointError, DamagedCheckpointError, Stopped, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
@@ -25,22 +22,15 @@ from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background, copied
-from training.optimizer import learning_rate, moments
-from training.plan import total_steps
+from training.optimizer import moments
 from training.step import TrainingStep
 
 
 def pretrained_recipe(recipe: dict) -> dict:
-    """The recipe of the weights that a run starts from: its own if it has a checkpoint, else that of its init_from."""
-    name, first = recipe["pth_save_name"], Path(recipe["init_from"])
-    saved = Path(recipe["save_dir"], name, "recipe.yaml")
-    if saved.exists() and any(saved.parent.glob(f"{glob.escape(name)}.*pt")):
-        try:
-            own = complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
-        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ConfigError(f"{saved} is damaged: move it away, and init_from is read again") from error
-        if own["init_from"] and Path(own["init_from"]).name == first.name:  # the file may have been moved since
-            return own
+    """The recipe of the weights that a run starts from; its own if it has begun and they are gone."""
+    saved, first = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml"), Path(recipe["init_from"])
+    if saved.exists() and not first.exists():
+        return complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
     return load_run(first).recipe
 
 
@@ -60,11 +50,6 @@ def load_pretrained(model: nn.Module, recipe: dict) -> None:
             print(f"classes     {rows.count(None)} of {len(names)} are new to {file}")
         tensors = relabelled(tensors, rows)
     load_state(model, tensors, file)
-
-
-def save_recipe(file: Path, recipe: dict) -> None:
-    """Writes the recipe as YAML."""
-    write_file(file, yaml.safe_dump(recipe, sort_keys=False))
 
 
 @contextmanager
@@ -92,8 +77,8 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
     A run is never overwritten: CheckpointError if all checkpoints are damaged, if one cannot be read for another
     reason, and for "never" where there are checkpoints.
     """
-    kept = [file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}.*.pt"), key=_age)]
-    kept = [candidate for candidate in kept if candidate.exists()]
+    older = file.parent.glob(f"{glob.escape(file.stem)}.[0-9]*.pt")
+    kept = [file] * file.exists() + sorted(older, key=lambda file: (len(file.name), file.name))  # .9.pt before .10.pt
     if kept and resume == "never":
         raise CheckpointError(
             f"{kept[0]} exists and would be overwritten: remove --resume never to resume it, set another pth_save_name "
@@ -113,11 +98,6 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
             f"all checkpoints are damaged ({', '.join(map(str, kept))}): move them away to start anew"
         )
     return None
-
-
-def _age(file: Path) -> int:
-    number = file.suffixes[-2][1:]
-    return int(number) if re.fullmatch("[0-9]{1,9}", number) else sys.maxsize
 
 
 def as_begun(recipe: dict, content: dict) -> dict:
@@ -140,17 +120,6 @@ def as_begun(recipe: dict, content: dict) -> dict:
     return recipe
 
 
-def say_rate(content: dict, recipe: dict, steps: int, steps_per_epoch: int) -> None:
-    """Prints the learning rate after a checkpoint with this content if it is another one than before."""
-    done, old = content["step"], content["recipe"]
-    if done >= steps:
-        return
-    last = total_steps(old, steps_per_epoch) - 1
-    was, now = learning_rate(old, min(done, last), last + 1), learning_rate(recipe, done, steps)
-    if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
-        print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: it follows the new settings and length")
-
-
 def fingerprint(images: np.ndarray) -> str:
     """16 hex digits that change with the pictures (N, C, H, W), from 256 of them, wherever they are stored."""
     rows = np.linspace(0, len(images) - 1, 256).astype(int)
@@ -158,64 +127,57 @@ def fingerprint(images: np.ndarray) -> str:
 
 
 class TrainingState:
-    """What a checkpoint holds of a training: network, average and optimizer; and its circumstances, the pictures and
-    the number of processes, which may differ when the run is resumed. It then continues, but differently from an
-    unchanged run.
+    """What a checkpoint holds of a training: network, average and optimizer; and its circumstances, the pictures,
+    the processes and how they compute, which may differ when the run is resumed. It then continues, but differently
+    from an unchanged run.
 
-    writing: runs the writing of a checkpoint. On a GPU this is a thread, which writes a copy in the host's memory while
-    the training continues; on a CPU it would only take cores from the training.
-    Raises ConfigError for a recipe that could not be read again.
+    On a GPU a checkpoint is written by a thread, from a copy in the host's memory, while the training continues; on a
+    CPU this would only take cores from the training. until_exit: waits for the thread.
     """
 
-    def __init__(self, folder: Path, step: TrainingStep, images: np.ndarray, writing: Background, resume: str = "auto"):
-        complete_recipe(step.recipe, "the recipe")  # nothing is trained that `load_checkpoint` would refuse
-        self.file, self.step, self.recipe = folder / f"{folder.name}.pt", step, step.recipe
-        self.writing, self.resume, self.saved = writing, resume, 0  # the step of the last checkpoint
+    def __init__(self, folder: Path, step: TrainingStep, images: np.ndarray, until_exit: ExitStack):
+        self.file, self.step = folder / f"{folder.name}.pt", step
+        self.writing = until_exit.enter_context(Background(threaded=step.processes.device.type == "cuda"))
         self.circumstances = {"images": len(images), "pictures": fingerprint(images), "processes": step.processes.world}
+        self.circumstances |= step.way
 
-    def save_recipe(self) -> None:
-        """Writes recipe.yaml beside the checkpoint."""
-        save_recipe(self.file.with_name("recipe.yaml"), self.recipe)
-
-    def due(self, done: int) -> bool:
-        """Whether one of the steps since the last checkpoint, up to the number `done`, is to be saved."""
-        return done // self.recipe["save_every"] > self.saved // self.recipe["save_every"]
-
-    def save(self, done: int, loss: float | None = None) -> None:
+    def save(self, done: int) -> None:
         """Rank 0 writes the checkpoint after `done` steps, or starts to (see `Background`).
 
-        loss: of the last steps. TrainingError, and no file, if it or the weights have exploded.
+        TrainingError, and no file, if the weights have exploded.
         """
-        self.saved, step = done, self.step
-        if step.processes.rank == 0:
-            largest = max(largest_weight(step.model), loss or 0)
-            if largest > EXPLODED:
-                raise TrainingError(
-                    f"the training has diverged: after step {done:,} its loss or weights reach {largest:.1e}. This is "
-                    "not saved: lower learning_rate or set grad_clip, and run the command again; it resumes from the "
-                    "last checkpoint, if there is one"
-                )
-            content = {"recipe": self.recipe, "step": done, **self.circumstances, "scaler": step.scaler.state_dict()}
-            content |= {"optimizer": step.optimizer.state_dict(), "model": step.model.state_dict()}
-            content |= {"ema": step.ema.model.state_dict()}
-            self.writing.wait()  # so that there is one copy at a time
-            content, keep = copied(content) if self.writing.threaded else content, self.recipe["keep_checkpoints"]
-            self.writing.start(lambda: save_checkpoint(self.file, content, keep))
+        step = self.step
+        if step.processes.rank:
+            return
+        if (largest := largest_weight(step.model)) > EXPLODED:
+            raise TrainingError(
+                f"the training has diverged: after step {done:,} its weights reach {largest:.1e}. This is not saved: "
+                "lower learning_rate or set grad_clip, and run the command again; it resumes from the last checkpoint, "
+                "if there is one"
+            )
+        content = {"recipe": step.recipe, "step": done, **self.circumstances, "scaler": step.scaler.state_dict()}
+        content |= {"optimizer": step.optimizer.state_dict(), "model": step.model.state_dict()}
+        content |= {"ema": step.ema.model.state_dict()}
+        self.writing.wait()  # so that there is one copy at a time
+        content, keep = copied(content) if self.writing.threaded else content, step.recipe["keep_checkpoints"]
+        self.writing.start(lambda: save_checkpoint(self.file, content, keep))
+
+    def stop(self, done: int, signum: int) -> None:
+        """Raises Stopped as soon as the checkpoint after `done` steps is written."""
+        self.writing.wait()
+        raise Stopped(signum, f"after step {done:,}, saved in {self.file}: run the same command again to resume")
 
     def restore(self, content: dict) -> int:
-        """Restores a checkpoint's content; returns the number of steps done. CheckpointError if it does not fit."""
+        """Restores a checkpoint's content; returns the number of steps done. CheckpointError for other weights."""
         model, optimizer = self.step.model, self.step.optimizer
         load_state(model, content["model"], "the checkpoint")
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
-        try:  # only the state comes from the file; the settings of the optimizer come from the recipe
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
-            for weight in model.parameters():
-                for moment in moments(optimizer, weight):  # fused kernels need the memory layout of the weight
-                    known = optimizer.state[weight]
-                    known[moment] = torch.empty_like(weight).copy_(known[moment].view_as(weight))
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise CheckpointError(f"the checkpoint's optimizer state does not fit: {what}") from error
+        # only the state comes from the file; the settings of the optimizer come from the recipe
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
+        for weight in model.parameters():
+            for moment in moments(optimizer, weight):  # fused kernels need the memory layout of the weight
+                known = optimizer.state[weight]
+                known[moment] = torch.empty_like(weight).copy_(known[moment])
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}
@@ -225,12 +187,4 @@ class TrainingState:
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")
         print(f"resuming from step {content['step']:,}")
-        self.saved = content["step"]
-        return self.saved
-
-    def stop_at(self, done: int, signum: int) -> None:
-        """Raises Stopped after the signal; 0: none came."""
-        if signum:
-            self.writing.wait()
-            how = "run the same command again" + " without --resume" * (self.resume == "never")
-            raise Stopped(signum, f"after step {done:,}, saved in {self.file}: {how} to resume")
+        return content["step"]

@@ -1,13 +1,68 @@
-"""How many optimizer steps fit into max_minutes: a short trial before the first step of a run measures it."""
+"""Short trials before the first step of a run: what is fastest on a CPU, and how many steps fit into max_minutes."""
 
+import copy
+import math
+import os
 import time
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion import GaussianDiffusion
 from training.batches import Batches
-from training.step import TrainingStep
+from training.plan import total_steps
+from training.processes import Processes
+from training.step import TrainingStep, usual_way
 
 TRIAL = 20  # steps that are timed
+WORTH = 10**10  # pictures times weights of a run that gets a trial of its `best_way`: from about a minute on
+
+
+def best_way(
+    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, batches: Batches,
+    last: dict | None,
+) -> dict:  # fmt: skip
+    """The `usual_way`, but on a CPU the fastest one for a new run that is WORTH a trial, and the way in which it began
+    for a resumed run, which so repeats its bits.
+
+    last: the content of the last checkpoint, None for a new run. Tried are all threads and one, float32 and the
+    precision of auto, and both memory layouts. What is named first stays unless the other is 10 % faster, so that two
+    runs choose alike. What is set by hand is obeyed: precision, and OMP_NUM_THREADS, which torchrun sets, too.
+    """
+    usual = usual_way(recipe, processes.device)
+    auto, free = recipe["precision"] == "auto", "OMP_NUM_THREADS" not in os.environ
+    if usual["device"] == "cpu" == (last or {}).get("device"):
+        way = usual | {key: last[key] for key in ("precision",) * auto + ("channels_last",) + ("threads",) * free}
+        print(f"computes    in {_words(way)}, as before")
+        return way
+    pictures = total_steps(recipe, batches.steps_per_epoch) * recipe["batch_size"]
+    worth = pictures * sum(weight.numel() for weight in model.parameters()) > WORTH
+    if usual["device"] != "cpu" or last or not worth or recipe["compile"] is True:
+        return usual
+
+    def trial(way: dict) -> float:
+        """The seconds of the fastest of three steps, or of the first if that is slow."""
+        step, seconds = TrainingStep(recipe, copy.deepcopy(model), diffusion, processes, way), []
+        for batch in batches.steps(0, 3):
+            began = time.monotonic()
+            step(batch, rate=0.0)
+            seconds.append(processes.largest(round(1e6 * (time.monotonic() - began))) / 1e6)
+            if seconds[0] > 2 * best:
+                break
+        return min(seconds)
+
+    way, best = usual | {"precision": "fp32"} if auto else usual, math.inf
+    first, slowest = way, (best := trial(way))
+    for other in ({"threads": 1}, {"precision": usual["precision"]}, {"channels_last": True}):
+        if way | other != way and (free or "threads" not in other) and (taken := trial(way | other)) < best / 1.1:
+            way, best = way | other, taken
+    than = f"{slowest / best:.2f} times as fast as {_words(first)}" if way != first else "nothing else is 10 % faster"
+    print(f"computes    in {_words(way)}: {than}")
+    return way
+
+
+def _words(way: dict) -> str:
+    layout = "channels last" if way["channels_last"] else "contiguous"
+    return f"{way['precision']}, {layout}, {way['threads']} thread" + "s" * (way["threads"] > 1)
 
 
 def steps_per_minute(step: TrainingStep, batches: Batches) -> float:

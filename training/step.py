@@ -11,7 +11,6 @@ from files.errors import out_of_memory_means
 from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
-from training.plan import memory_advice
 from training.processes import Processes
 from utils.device import (
     autocast,
@@ -24,19 +23,40 @@ from utils.device import (
     sampling_precision,
 )
 
+TOO_LARGE = (
+    "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision} need more memory "
+    "than is available: raise gradient_accumulation (the same batch in smaller parts), or set precision=bf16 (fp16 on "
+    "GPUs before Ampere) or a smaller batch_size"
+)
+
+
+def usual_way(recipe: dict, device: torch.device) -> dict:
+    """How a step is computed where nothing was measured: device, precision, memory layout and threads of the CPU."""
+    precision = resolve_precision(recipe["precision"], device)
+    last = memory_format(device, precision) == torch.channels_last
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return {"device": device.type, "precision": precision, "channels_last": last, "threads": threads}
+
 
 class TrainingStep:
     """Holds all that a step changes: the model, its average (ema), the optimizer and the scaler of float16's loss.
 
-    Called as `losses, norm, taken = step(batch, rate)`, see `__call__`.
+    Called as `losses, norm, taken = step(batch, rate)`, see `__call__`. way: see `usual_way`.
     """
 
-    def __init__(self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes):
+    def __init__(
+        self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes,
+        way: dict | None = None,
+    ):  # fmt: skip
         device = processes.device
+        self.way = way or usual_way(recipe, device)
+        if self.way["threads"]:
+            torch.set_num_threads(self.way["threads"])
         prepare(device, recipe["deterministic"], ours=not recipe["diffusers_unet"])
         self.recipe, self.processes, self.diffusion = recipe, processes, diffusion.to(device)
-        self.precision, self.advice = resolve_precision(recipe["precision"], device), memory_advice(recipe, device)
-        self.model = model.to(device, memory_format=memory_format(device, self.precision)).train()
+        self.precision = self.way["precision"]
+        layout = torch.channels_last if self.way["channels_last"] else torch.contiguous_format
+        self.model = model.to(device, memory_format=layout).train()
         self.ema, self.optimizer = EMA(self.model, recipe["ema_decay"]), make_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)
@@ -49,7 +69,7 @@ class TrainingStep:
         rate: the learning rate. TrainingError, with advice, if the memory is not enough.
         """
         parts, losses = self.recipe["gradient_accumulation"], []
-        with out_of_memory_means(self.advice):
+        with out_of_memory_means(TOO_LARGE.format(**self.recipe)):
             self.optimizer.zero_grad(set_to_none=True)
             for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
@@ -68,6 +88,8 @@ class TrainingStep:
             self.ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"])
         )
 
-    def compiled(self) -> bool | None:
-        """After the first step: whether torch.compile succeeded; None if it was not asked for."""
-        return compile_outcome() if self.network is not self.parallel else None
+    def how(self) -> str:
+        """On which device, in which precision, and, after the first step, whether torch.compile succeeded."""
+        compiled = ", compiled" if compile_outcome() else "; torch.compile failed, so parts ran uncompiled"
+        asked = self.network is not self.parallel
+        return f"on {self.processes.device} in {self.precision}" + compiled * asked

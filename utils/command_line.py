@@ -11,7 +11,7 @@ from typing import NoReturn
 from datasets import DataError
 from diffusion.schedule import BETA_SCHEDULES
 from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
-from utils.device import rank_and_world
+from utils.device import keep_freed_memory, rank_and_world
 from utils.interruptible import quit_quietly, replace_handler
 
 LONGEST = 1500  # characters of an error message
@@ -75,6 +75,7 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     replace_handler(quit_quietly, signal.default_int_handler)
+    keep_freed_memory()
     try:
         main()
         sys.stdout.flush()

@@ -1,0 +1,141 @@
+"""The trial before a run on a CPU, what a resumed run keeps of it, and the memory that stays between steps."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.scripts import ENVIRONMENT, ROOT, state_hash, train
+from helpers.systems import linux
+
+import train_solver
+import training.speed
+from training.processes import Processes
+from training.speed import best_way
+from training.step import usual_way
+
+CPU = torch.device("cpu")
+USUAL = {"device": "cpu", "precision": "bf16", "channels_last": False, "threads": 4}  # a CPU whose flags say bfloat16
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """best_way on such a CPU, where a step takes seconds(way): the choice, and the number of steps of the trial."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def call(seconds, last=None, steps=10**7, **recipe):
+        now, count = 0.0, 0
+
+        def step(way):
+            def call(batch, rate):
+                nonlocal now, count
+                assert rate == 0
+                now, count = now + seconds(way), count + 1
+
+            return call
+
+        recipe = {
+            "precision": "auto",
+            "batch_size": 100,
+            "compile": "auto",
+            "max_steps": steps,
+            "max_minutes": None,
+        } | recipe
+        usual = USUAL | ({} if recipe["precision"] == "auto" else {"precision": recipe["precision"]})
+        monkeypatch.setattr(training.speed, "usual_way", lambda *_: usual)
+        monkeypatch.setattr(training.speed, "TrainingStep", lambda *args: step(args[-1]))
+        monkeypatch.setattr(training.speed.time, "monotonic", lambda: now)
+        batches = SimpleNamespace(steps=lambda start, stop: range(start, stop), steps_per_epoch=1)
+        return best_way(recipe, torch.nn.Linear(100, 10), None, Processes(CPU), batches, last), count
+
+    return call
+
+
+def test_the_fastest_way_is_chosen_and_a_slow_one_given_up_after_a_step(chosen, capsys):
+    def busy(way):  # threads wait for each other, and bfloat16 is emulated
+        return 1.0 * (3 if way["threads"] > 1 else 1) * (30 if way["precision"] == "bf16" else 1)
+
+    assert chosen(busy) == (USUAL | {"precision": "fp32", "threads": 1}, 3 + 3 + 1 + 3)
+    assert "fp32, contiguous, 1 thread: 3.00 times as fast as fp32, contiguous, 4 threads" in capsys.readouterr().out
+
+    def modern(way):
+        return 1.0 / (2 if way["precision"] == "bf16" else 1) / (1.2 if way["channels_last"] else 1) / way["threads"]
+
+    assert chosen(modern)[0] == USUAL | {"channels_last": True}
+
+
+def test_the_usual_stands_unless_another_is_a_tenth_faster(chosen, capsys):
+    def alike(way):
+        return 1.0 if way == USUAL | {"precision": "fp32"} else 0.92
+
+    assert chosen(alike)[0] == USUAL | {"precision": "fp32"}
+    assert "nothing else is 10 % faster" in capsys.readouterr().out
+
+
+def test_what_is_set_by_hand_is_obeyed_and_short_runs_get_no_trial(chosen, monkeypatch):
+    def busy(way):
+        return float(way["threads"])
+
+    assert chosen(busy, precision="bf16")[0] == USUAL | {"threads": 1}
+    assert chosen(busy, steps=10) == chosen(busy, compile=True) == (USUAL, 0)
+    last = USUAL | {"precision": "fp32", "channels_last": True, "threads": 2}
+    assert chosen(busy, last) == (last, 0)
+    assert chosen(busy, last, precision="bf16")[0] == last | {"precision": "bf16"}
+    assert chosen(busy, {"step": 3}) == (USUAL, 0)  # of an earlier version
+    assert chosen(busy, last | {"device": "cuda"}) == (USUAL, 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert chosen(busy)[0] == USUAL | {"precision": "fp32"} and chosen(busy, last)[0] == last | {"threads": 4}
+
+
+def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with monkeypatch.context() as patch:
+        other = {"channels_last": True, "threads": 2}
+        patch.setattr(train_solver, "best_way", lambda recipe, *_: usual_way(recipe, CPU) | other)
+        assert train(tmp_path / "whole").returncode == 0
+        assert train(tmp_path / "parts", settings={"max_steps": 4}).returncode == 0
+    again = train(tmp_path / "parts")
+    assert "computes    in fp32, channels last, 2 threads, as before" in again.stdout and torch.get_num_threads() == 1
+    whole, parts = (tmp_path / name / "digits" / "digits.pt" for name in ("whole", "parts"))
+    assert state_hash(whole) == state_hash(parts)
+
+
+@pytest.mark.parametrize("kind", ["adam", "muon"])
+def test_a_trial_leaves_no_trace_in_the_run(tmp_path, monkeypatch, kind):
+    settings = {"optimizer": kind, "precision": "fp32"}
+    assert train(tmp_path / "plain", settings=settings).returncode == 0
+    monkeypatch.setattr(training.speed, "WORTH", 0)
+    steps, real = [], training.speed.TrainingStep
+    monkeypatch.setattr(training.speed, "TrainingStep", lambda *args: steps.append(args[-1]) or real(*args))
+    now = iter(range(10**6))
+    monkeypatch.setattr(training.speed.time, "monotonic", lambda: next(now))  # all are equally fast
+    tried = train(tmp_path / "tried", settings=settings)
+    assert "nothing else is 10 % faster" in tried.stdout and [way["channels_last"] for way in steps] == [False, True]
+    plain, tried = (tmp_path / name / "digits" / "digits.pt" for name in ("plain", "tried"))
+    assert state_hash(plain) == state_hash(tried)
+
+
+FAULTS = """
+import resource, torch
+from utils.device import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**21)  # 2,048 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+
+
+@linux
+@pytest.mark.parametrize("by_hand", [{}, {"MALLOC_TRIM_THRESHOLD_": "100000"}])
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(by_hand):
+    environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("MALLOC_")} | by_hand
+    command = [sys.executable, "-c", FAULTS]
+    before, after = map(int, subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).stdout.split())
+    assert before > 20 * 16  # even with pages of 512 KiB
+    assert (after < before / 10) == (not by_hand)
