@@ -133,9 +133,9 @@ def neighbourhoods(samples: Tensor, real: Tensor) -> dict:
         dense += (apart <= wider).sum().item()
         recalled |= (apart <= reach[:, None]).any(0)
         covered |= (apart <= wider).any(0)
-    found = {"precision": precise / count, "recall": recalled.double().mean().item()}
-    found |= {"density": dense / (COVERAGE_NEIGHBOURS * count), "coverage": covered.double().mean().item()}
-    return {f"sample_{name}": value for name, value in found.items()}
+    recall, coverage = recalled.double().mean().item(), covered.double().mean().item()
+    found = {"sample_precision": precise / count, "sample_recall": recall}
+    return found | {"sample_density": dense / (COVERAGE_NEIGHBOURS * count), "sample_coverage": coverage}
 
 
 def _radii(features: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from datasets import normalize
 from evaluation.parts import in_parts
+from files.seal import sha256_of
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"
 LAYOUTS = {1: ((32, 1), (64, 2), (128, 2)), 3: ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1))}
 # by the channels of the pictures: (channels, stride) of each convolution of the classifier
 FEATURES = 64
-INCEPTION = 2048
 
 
 @dataclass
@@ -96,23 +96,16 @@ def inception(device: torch.device) -> Extractor | None:
     """The Inception network of most published Fréchet distances, if torch-fidelity and its weights are installed."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        print("features of CIFAR-10's classifier are used; for those of Inception: pip install torch-fidelity")
+
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device).eval()
+    except (ImportError, OSError, RuntimeError) as error:  # the weights are downloaded
+        print(f"features of CIFAR-10's classifier are used, not Inception's: pip install torch-fidelity ({error})")
         return None
-    try:
-        net = FeatureExtractorInceptionV3("inception-v3-compat", [str(INCEPTION)]).to(device).eval()
-    except (OSError, RuntimeError) as error:
-        print(f"features of CIFAR-10's classifier are used: the weights of Inception are missing ({error})")
-        return None
-    digest = hashlib.sha256()
-    for weight in net.state_dict().values():
-        digest.update(weight.cpu().numpy().tobytes())
 
     def features(pictures: Tensor) -> Tensor:
-        rgb = pictures.expand(-1, 3, -1, -1)
-        return net(rgb.to(device))[0].cpu()
+        return net(pictures.to(device))[0].cpu()
 
-    return Extractor("inception-v3-compat", digest.hexdigest(), batched(features))
+    return Extractor("inception-v3-compat", sha256_of(net.state_dict()), batched(features))
 
 
 def batched(features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

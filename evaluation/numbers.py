@@ -15,8 +15,6 @@ from evaluation.neighbours import closeness, nearest_of_views, shapes
 from evaluation.parts import in_parts, shuffled
 from evaluation.real_pictures import RealPictures
 
-# --- numbers of pictures or their classes -----------------------------------------------------------------------------
-
 
 def class_shares(classes: Tensor, count: int = 10) -> dict:
     """The number of classes that occur, the share of each, and their evenness: entropy over its maximum, 1 at most."""
@@ -51,9 +49,6 @@ def look(pictures: Tensor) -> dict:
     return {"brightness": by_channel.mean().item(), "by_channel": by_channel.tolist(), "fine_detail": detail}
 
 
-# --- all numbers together ---------------------------------------------------------------------------------------------
-
-
 class Evaluation:
     """Compares `count` samples with real pictures. All that depends only on the real pictures is computed once."""
 
@@ -66,7 +61,7 @@ class Evaluation:
         if extractor:
             reference, others, others_are = real.floor(count)
             self.training_features = extractor.features(real.training)
-            same = real.split == real.trained_split
+            same = real.pictures is real.training
             features = self.training_features if same else extractor.features(real.pictures)
             self.reference = Reference(features[reference])
             self.floor = distances(extractor.features(others), self.reference)
@@ -119,27 +114,25 @@ class Evaluation:
 
 def summary(report: dict) -> str:
     """A report of test_solver.py in a few lines, with the values of real pictures in brackets."""
-    real, used, floor = (report.get(key) for key in ("reference", "extractor", "floor"))
+    real, used, floor = report["reference"], report["extractor"], report.get("floor")
     sampler = report["sample_info"] + (f", guidance {report['guidance']:g}" if "guidance" in report else "")
     lines = [sampler + ", seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
     lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
     lines[0] += f"; classes {report['classes_drawn']}" if "labels" in report else ""
     if used:
+        parts = [part for part in (report, report["as_few"], floor) if part]
         lines.append(f"features: {used['name']}, SHA-256 {used['sha256'][:8]}…; distances to {floor['to']:,} pictures")
-        lines.append("± is the standard error of drawing other samples, or other real pictures in their place")
-        for key in ("frechet", "kernel"):
-            parts = [part for part in (report, report["as_few"], floor) if part]
-            values = [f"{part[key]:.5g} ± {part[f'{key}_error']:.2g} of {part['n']:,}" for part in parts]
-            lines.append(f"{key} distance {', '.join(values[:-1])} (real: {values[-1]}, {floor['of']})")
-        for key in ("sample_precision", "sample_recall", "sample_density", "sample_coverage"):
-            values = [f"{part[key]:.3f} of {min(part['n'], floor['to']):,}" for part in parts]
-            lines.append(f"{key.removeprefix('sample_')} {', '.join(values[:-1])} (real: {values[-1]})")
-    for key, near in [(key, report[key]) for key in ("nearest", "nearest_in_features") if key in report]:
-        lines.append(
-            f"{key.replace('_', ' ')} of {near['n']:,} training pictures{', also mirrored' * near['mirrored']}: "
-        )
-        lines[-1] += f"distance {near['samples']:.4f} ({near['real']:.4f}); "
-        lines[-1] += f"{near['copies']:.1%} of the samples count as copies, as 1% of real pictures do"
+        lines.append(f"real: {floor['of']}; ± is the standard error of drawing other samples, or other real pictures")
+        for key in ("frechet", "kernel", "sample_precision", "sample_recall", "sample_density", "sample_coverage"):
+            errors = [f" ± {part[f'{key}_error']:.2g}" if f"{key}_error" in part else "" for part in parts]
+            values = [f"{part[key]:.5g}{error} of {part['n']:,}" for part, error in zip(parts, errors, strict=True)]
+            name = key.removeprefix("sample_") + " distance" * bool(errors[0])
+            lines.append(f"{name} {', '.join(values[:-1])} (real: {values[-1]})")
+    for key in [key for key in ("nearest", "nearest_in_features") if key in report]:
+        near, views = report[key], ", also mirrored" * report[key]["mirrored"]
+        line = f"{key.replace('_', ' ')} of {near['n']:,} training pictures{views}: distance {near['samples']:.4f} "
+        line += f"({near['real']:.4f}); {near['copies']:.1%} of the samples count as copies, as 1% of real pictures do"
+        lines.append(line)
     for key in ("brightness", "fine_detail"):
         lines.append(f"{key.replace('_', ' ')} {report['look'][key]:.4f} ({real['look'][key]:.4f})")
     if "classes" in report:

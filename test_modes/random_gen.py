@@ -1,6 +1,5 @@
 """Draws pictures, and shows how they develop from noise."""
 
-from argparse import ArgumentParser
 from collections import deque
 from itertools import product
 from pathlib import Path
@@ -16,14 +15,6 @@ from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
 from utils.picture_size import check_size
 from utils.pictures import ProgressPicture, grid_columns, save_by_class
-
-FLAGS = ("sample_dir", "animate", "labels", "guidance")
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("random_gen").add_argument
-    add("--sample_dir", type=Path, metavar="D", help="also save each sample there; can be continued")
-    add("--animate", choices=("gif", "webp"), help="also save the progress as a film")
 
 
 def run(job: Job) -> list[Path]:
@@ -66,9 +57,7 @@ def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range, files:
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        columns = grid_columns(len(indices))
-        check_size(len(indices), columns, x_T.shape[-2:], animate)
-        progress = ProgressPicture(spec.steps, columns, film=bool(animate))
+        progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(animate))
         x = progress.watch(x_T, frames)
         files += progress.save(job.path(spec, "progress", weight), animate)
     else:
