@@ -75,6 +75,9 @@ def check_arguments(args: Namespace) -> None:
     check_flags(args)
     if args.bits and (args.labels or args.guidance or args.classes):
         raise ConfigError("--bits uses the network without labels: leave out --labels, --guidance and --classes")
+    drawing = (args.sample_dir, args.sample_info, args.labels, args.guidance, args.classes, args.bits)
+    if args.samples and any(drawing):
+        raise ConfigError("--samples are drawn already: leave out all flags that say how to draw them, and --bits")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
     if rank_and_world()[1] > 1 and not args.sample_dir:

@@ -222,7 +222,7 @@ def main() -> None:
     real = real_pictures(data, split, split)
     evaluation = Evaluation(real, extractor_for(data["dataset"], data["image_channel"], device), args.sample_num)
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
-    if evaluation.extractor:
+    if evaluation.extractor and "frechet" in evaluation.floor:
         of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"
     print(f"{args.data_name}: {args.sample_num:,} samples of {spec}; real pictures: {of_real}\n")
     head = HEAD.split(", ")

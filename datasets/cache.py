@@ -1,6 +1,6 @@
 """Pictures of any size as one uint8 array. Picture files are decoded once, into a cache file.
 
-The cache file is in a hidden subfolder of the data, or see `_cache_folders`, and holds the pixels without a header. Its
+The cache file is in a hidden subfolder of the data, or see `cache_folders`, and holds the pixels without a header. Its
 name contains all that it depends on, so that a change of the files, the size or the split leads to a new cache, and the
 number of pictures, so that an incomplete file is detected:   .cache/train_64px_3ch_<fingerprint>_<pictures>.u8
 If files were skipped, a second file, .rows, holds the numbers of the others as int64.
@@ -66,7 +66,7 @@ def fit_files(
     prefix = f"{split}_{size}px_{image_channel}ch" + f"_{reading.background}" * (reading.background != "white")
     prefix += f"_{reading.bits}bits" * (reading.bits != 16)
     stem = f"{prefix}_{_fingerprint(files, data_path)}"
-    folders = _cache_folders(data_path, reading)
+    folders = cache_folders(data_path, reading)
     for folder in folders:
         if cached := _open_cache(folder, stem, shape, len(files)):
             return cached
@@ -112,7 +112,7 @@ def fit_files(
     return np.memmap(cache, np.uint8, "r", shape=(len(rows), *shape)), np.array(rows)
 
 
-def _cache_folders(data_path: Path, reading: Reading) -> list[Path]:
+def cache_folders(data_path: Path, reading: Reading) -> list[Path]:
     """Where the cache may be, the better place first; elsewhere each data_path has a folder of its own."""
     own = hashlib.sha256(os.fsencode(os.path.realpath(data_path))).hexdigest()[:16]
     if reading.cache_dir:

@@ -1,14 +1,17 @@
 """The real pictures that samples are compared with, and the floor: how far real pictures are from each other."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import OTHER_SPLIT, DataError, Reading, find_images, find_labels, load_images
+from datasets.cache import cache_folders
 from evaluation.parts import shuffled
 from runs.labels import in_proportion
 
@@ -22,6 +25,7 @@ class RealPictures:
     pictures: Tensor  # the split that samples are compared with
     training: Tensor  # the split that the network was trained on
     held_out: Tensor | None = None  # the split that it was not trained on, if there is one
+    folders: Sequence[Path] = ()  # where what is computed from them can be kept, the better place first
 
     def floor(self, count: int) -> tuple[Tensor | slice, Tensor, str]:
         """(reference, others, what the others are): rows of `pictures`, and at most `count` other real pictures.
@@ -60,7 +64,9 @@ def real_pictures(data: dict, split: str, trained_split: str) -> RealPictures:
     if held_out and held_out not in splits:
         with suppress(DataError):
             splits[held_out] = enough(held_out, download=False)
-    return RealPictures(splits[split], splits[trained_split], splits.get(held_out))
+    where = Path(data["data_path"])
+    folders = cache_folders(where, Reading.of(data)) if where.is_dir() else ()
+    return RealPictures(splits[split], splits[trained_split], splits.get(held_out), folders)
 
 
 def labels_like(data: dict, split: str, names: list[str], count: int) -> list[int] | None:

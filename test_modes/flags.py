@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datasets import SPLITS
 from diffusion import EDIT_MODES, INTERP_MODES
+from evaluation.features import FEATURES
 from files.errors import ConfigError
 from runs.labels import class_names, class_numbers, usual_guidance
 from utils.command_line import number
@@ -15,7 +16,7 @@ WEIGHTS = "0: no label, 1: the label, above 1: more of it; default: of the recip
 FLAGS = {  # (the modes that have it, what it means, its keywords)
     "labels": (DRAW, CLASSES, {"nargs": "+", "metavar": "L"}),
     "guidance": (DRAW, WEIGHTS, {"nargs": "+", "type": number(0, 1000, float), "metavar": "W"}),
-    "sample_dir": ("random_gen", "also save each sample there; can be continued", {"type": Path, "metavar": "D"}),
+    "sample_dir": ("random_gen, evaluate", "save each sample there; can be continued", {"type": Path, "metavar": "D"}),
     "animate": (f"random_gen, {START}", "also save the progress as a film", {"choices": ("gif", "webp")}),
     "image_indices": (START, "pictures; interpolate: pairs, I J I J …", {"type": int, "nargs": "+", "metavar": "I"}),
     "image_files": (START, "pictures; interpolate: pairs, A B A B …", {"type": Path, "nargs": "+", "metavar": "FILE"}),
@@ -31,6 +32,9 @@ FLAGS = {  # (the modes that have it, what it means, its keywords)
     "jump_length": ("inpaint", "RePaint: in timesteps; default: 40 of 1000", {"type": number(1), "metavar": "N"}),
     "resamplings": ("inpaint", "RePaint: take each step N times; default: 5", {"type": number(1), "metavar": "N"}),
     "bits": ("evaluate", "only how well the network fits real pictures, in bits", {"action": "store_true"}),
+    "features": ("evaluate", "to measure distances in; see docs/sampling.md", {"choices": FEATURES}),
+    "samples": ("evaluate", "measure the pictures in a folder instead", {"type": Path, "metavar": "FOLDER"}),
+    "statistics": ("evaluate", "also to published mu and sigma of real pictures", {"type": Path, "metavar": "NPZ"}),
     "classes": (
         "evaluate", "without --labels: in the proportions of the split (default), or each in turn",
         {"choices": ("proportional", "even")},

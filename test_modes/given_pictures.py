@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from datasets import Reading
+from datasets import Reading, picture_shape
 from datasets.folder import AS_EVER, open_picture
 from datasets.pixels import fit_picture
 from evaluation.real_pictures import load
@@ -40,6 +41,20 @@ def given_pictures(args: Namespace, recipe: dict, count: int) -> Tensor:
         )
     indices = indices or np.random.default_rng(args.seed).choice(len(images), count, replace=False)
     return images[torch.as_tensor(indices)]
+
+
+def samples_in(files: list[Path], least: int, flag: str, recipe: dict) -> Tensor:
+    """uint8 (N, C, H, W): pictures of the recipe's size. ConfigError for another, and for too few: none is resized."""
+    size, pictures = recipe["image_size"], []
+    _, H, W = picture_shape(size, 1)
+    for file in tqdm(files, desc="reading", leave=False, delay=2):
+        picture = opened(file, flag, Reading.of(recipe))
+        if picture.size != (W, H):
+            raise ConfigError(f"{flag} {file}: it has {picture.width}x{picture.height} pixels, the data {W}x{H}")
+        pictures.append(fit_picture(picture, size, recipe["image_channel"]))
+    if len(pictures) < least:
+        raise ConfigError(f"{flag}: {len(pictures)} pictures are fewer than {least}")
+    return torch.from_numpy(np.stack(pictures))
 
 
 def opened(file: Path, flag: str, reading: Reading = AS_EVER) -> Image.Image:

@@ -33,9 +33,10 @@ class Job:
     names: list[str]
     guidance: list[float]
 
-    def path(self, of: SampleSpec | str, what: str = "", guidance: float = 1.0) -> Path:
+    def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
         """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1."""
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
+        of = of.name if isinstance(of, Path) else of
         name = f"{self.stem}_{self.args.model_path.stem}_{of}{guided}{'_' * bool(what)}{what}.png"
         return self.args.save_dir / name
 
@@ -51,12 +52,12 @@ class Job:
             batches.append(film_states(frames, calls, bool(self.args.animate)))
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
-    def report(self, show: Callable[[dict], str], spec: SampleSpec, what: str, weight: float = 1.0, **numbers) -> Path:
-        """Prints numbers as `show` has them, and writes them as JSON with what they depend on."""
-        report = dict(  # raises TypeError if the numbers already have one of these keys; {…} would not
-            model=self.args.model_path.name, weights=self.trained.weights, step=self.trained.step,
-            sample_info=str(spec), seed=self.args.seed, precision=self.precision, device=str(self.trained.device),
-            **numbers,
-        )  # fmt: skip
+    def report(self, show: Callable, of: SampleSpec | Path, what: str, weight: float = 1.0, **numbers) -> Path:
+        """Prints numbers as `show` has them, and writes them as JSON. of: the sampler, or where the pictures are."""
+        drawn_by = {"samples": str(of)} if isinstance(of, Path) else {
+            "model": self.args.model_path.name, "weights": self.trained.weights, "step": self.trained.step,
+            "sample_info": str(of), "seed": self.args.seed, "precision": self.precision,
+        }  # fmt: skip
+        report = dict(device=str(self.trained.device), **drawn_by, **numbers)  # TypeError for a key that is there twice
         print(show(report))
-        return write_file(self.path(spec, what, weight).with_suffix(".json"), json.dumps(report, indent=1) + "\n")
+        return write_file(self.path(of, what, weight).with_suffix(".json"), json.dumps(report, indent=1) + "\n")

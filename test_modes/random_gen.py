@@ -23,7 +23,7 @@ def run(job: Job) -> list[Path]:
     With labels a row of the grid is a class, of ten samples unless --sample_num says otherwise.
     """
     if job.args.sample_dir:
-        return fill_sample_dir(job)
+        return fill_sample_dir(job, job.args.sample_num or job.trained.recipe["sample_num"])
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]
     count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
     check_size(count, grid_columns(count), picture_shape(job.trained.recipe["image_size"], 1)[1:], None)
@@ -33,10 +33,10 @@ def run(job: Job) -> list[Path]:
     return files
 
 
-def fill_sample_dir(job: Job) -> list[Path]:
+def fill_sample_dir(job: Job, count: int) -> list[Path]:
     """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
     args, trained, (spec,), (weight,) = job.args, job.trained, job.specs, job.guidance
-    files, count, (rank, world) = [], args.sample_num or trained.recipe["sample_num"], rank_and_world()
+    files, (rank, world) = [], rank_and_world()
     identity = identity_of(trained, spec, args.seed, job.precision, job.labels, weight)
     folder = SampleDir(args.sample_dir, identity, count)
     batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]

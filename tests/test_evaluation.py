@@ -144,7 +144,7 @@ def test_too_few_pictures_are_refused(tmp_path):
 def test_without_torch_fidelity_other_features_are_used_with_advice(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     assert extractor_for("Folder", 3, torch.device("cpu")).name == "classifier_cifar10"
-    assert "CIFAR-10's classifier are used, not Inception's: pip install torch-fidelity" in capsys.readouterr().out
+    assert "CIFAR-10's classifier are used, because Inception is missing: pip install" in capsys.readouterr().out
 
 
 def test_evaluate_writes_a_report_and_the_nearest_neighbours(in_process, trained, tmp_path):
