@@ -36,7 +36,7 @@ class Job:
     def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
         """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1."""
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
-        of = of.name if isinstance(of, Path) else of
+        of = of.resolve().name if isinstance(of, Path) else of
         name = f"{self.stem}_{self.args.model_path.stem}_{of}{guided}{'_' * bool(what)}{what}.png"
         return self.args.save_dir / name
 

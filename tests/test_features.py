@@ -202,6 +202,17 @@ def test_several_processes_fill_it_and_the_first_measures(trained, tmp_path):
     )  # batches of another size
 
 
+def test_published_statistics_of_the_real_pictures_give_the_distance_to_them(trained, tmp_path, stand_in):
+    digits = torch.from_numpy(np.array(load_images("Digits", "none", "train", 8, 1)))
+    real = extractor_for("Digits", 1, CPU, "inception").features(digits).double().numpy()
+    np.savez(tmp_path / "digits.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    args = (*FEW, "--features", "inception", "--statistics", tmp_path / "digits.npz")
+    made = sample(trained, tmp_path, *args, mode="evaluate")
+    report = report_of(tmp_path)
+    assert report["extractor"]["name"] == "inception-v3-compat" and "published statistics" in made.stdout
+    assert report["published"]["frechet"] == pytest.approx(report["frechet"], rel=1e-6)  # float32 features, both
+
+
 def test_folders_that_cannot_be_measured_are_one_line(trained, tmp_path):
     base = ("--model_path", trained, "--test_mode", "evaluate", "--save_dir", tmp_path / "r", "--samples")
     folder, large = tmp_path / "s", tmp_path / "large"
