@@ -9,8 +9,6 @@ import utils.interruptible  # noqa: F401 - first, so that Ctrl-C ends quietly wh
 
 # isort: split
 import os
-import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +19,6 @@ from runs.run import check_given, checkpoint_of, load_run
 from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import export_folder, import_folder
 from sharing.model_card import write_card
-from training.log import read_log
 from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, run
 
 
@@ -38,7 +35,6 @@ def parse_arguments():
 
 def main() -> None:
     args = parse_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cleanup below runs
     to_file, target, given = args.target.suffix.lower() == ".safetensors", args.target, recipe_flags(args)
     if os.path.lexists(target):
         raise ConfigError(f"{target} exists: choose another name, or move it away")
@@ -57,8 +53,7 @@ def main() -> None:
     else:
         with part_folder(target) as part:
             export_folder(trained, part)
-            log = read_log(args.source.parent / "metrics.jsonl") if args.source.suffix == ".pt" else []
-            write_card(trained, part, target.name, log)
+            write_card(trained, part, target.name)
     size = sum(file.stat().st_size for file in ([target] if to_file else target.rglob("*")) if file.is_file())
     of = f"{trained.recipe['data_name']}, {trained.weights} weights of step {trained.step:,}"
     print(f"{target}: {of}, {size / 1e6:.1f} MB")

@@ -13,13 +13,14 @@ from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 
-from diffusion import SAMPLERS, SampleSpec
+from diffusion import SAMPLERS, SampleSpec, SpecError
 from evaluation.distances import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
 from runs.recipe import parse_spec
 from runs.run import checkpoint_of, load_run
-from test_modes import compare, edit, evaluate, given_pictures, inpaint, interpolate, labels, random_gen, real_data
+from test_modes import compare, edit, evaluate, inpaint, interpolate, random_gen
+from test_modes.flags import add_flags, check_flags, labels_and_guidance
 from test_modes.job import Job
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
@@ -42,8 +43,8 @@ def parse_arguments():
     add("--device", metavar="cuda:0|mps|cpu", help="default: a GPU if there is one")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: half where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
-    for flags in (random_gen, interpolate, inpaint, edit, given_pictures, evaluate, labels, real_data):
-        flags.add_flags(parser)
+    add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
+    add_flags(parser)
     add_recipe_flags(parser)
     return parser.parse_args()
 
@@ -55,29 +56,30 @@ def main() -> None:
     trained = load_run(args.model_path, args.weights, **recipe_flags(args))
     precision = sampling_precision(args.precision, device, trained.recipe["objective"])
     specs, mode = samplers(args, trained.recipe["timestep_num"]), MODES[args.test_mode]
-    labelled = labels.resolved(args, trained.recipe, takes_labels="labels" in mode.FLAGS and not args.bits)
+    labelled = labels_and_guidance(args, trained.recipe)
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
     began, rank = time.monotonic(), rank_and_world()[0]
     stem = f"{datetime.now():%Y%m%d%H%M%S}_seed{args.seed}" + f"_rank{rank}" * (rank > 0)
     with own_stem(args.save_dir, stem) as stem:
-        files = mode.run(Job(args, trained, specs, precision, stem, **labelled))
+        try:
+            files = mode.run(Job(args, trained, specs, precision, stem, **labelled))
+        except SpecError as error:
+            raise ConfigError(f"--sample_info: {error}") from error
     print(*files, f"{time.monotonic() - began:.1f} s on {device} in {precision}", sep="\n")
 
 
 def check_arguments(args: Namespace) -> None:
-    """Refuses flags that the mode does not use, before anything is loaded."""
-    for flag in sorted({flag for mode in MODES.values() for flag in mode.FLAGS} - {*MODES[args.test_mode].FLAGS}):
-        if getattr(args, flag) is not None:
-            takers = ", ".join(name for name, mode in MODES.items() if flag in mode.FLAGS)
-            raise ConfigError(f"--{flag} is for --test_mode {takers}, not for {args.test_mode}")
+    """Refuses flags that the mode does not use, or that do not go together, before anything is loaded."""
+    check_flags(args)
     if args.bits and (args.labels or args.guidance or args.classes):
         raise ConfigError("--bits uses the network without labels: leave out --labels, --guidance and --classes")
+    drawing = (args.sample_dir, args.sample_info, args.labels, args.guidance, args.classes, args.bits)
+    if args.samples and any(drawing):
+        raise ConfigError("--samples are drawn already: leave out all flags that say how to draw them, and --bits")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
-    if args.test_mode in ("random_gen", "compare") and not args.sample_dir and (args.sample_num or 0) > 10_000:
-        raise ConfigError(f"--sample_num {args.sample_num:,} is too much for a picture: --sample_dir takes that many")
     if rank_and_world()[1] > 1 and not args.sample_dir:
         raise ConfigError("several processes can only share the work of a --sample_dir")
 

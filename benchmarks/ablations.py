@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import recipe_with, train_quietly
 
-from datasets import Reading, to_uint8
+from datasets import to_uint8
 from evaluation.distances import GROUPS
 from evaluation.features import extractor_for
 from evaluation.numbers import Evaluation
@@ -91,9 +91,8 @@ def main() -> None:
 
     device, recipe = pick_device(), recipe_of("L1_cosine", 0)  # the same data in every recipe
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
-    data, size, channels = (recipe["dataset"], recipe["data_path"]), recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(*data, recipe["split"], recipe["split"], size, channels, Reading.of(recipe))
-    evaluation = Evaluation(real, extractor_for(recipe["dataset"], channels, device), args.sample_num)
+    real = real_pictures(recipe, recipe["split"], recipe["split"])
+    evaluation = Evaluation(real, extractor_for(recipe["dataset"], recipe["image_channel"], device), args.sample_num)
     for table in [args.only] if args.only else TABLES:
         print(f"| {args.data_name}, {spec} | {' | '.join(SHOWN).replace('_', ' ')} |")
         print(f"|{' --- |' * (1 + len(SHOWN))}")

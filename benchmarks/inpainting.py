@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from datasets import Reading, normalize, to_uint8
+from datasets import normalize, to_uint8
 from diffusion import SampleSpec, repaint
 from diffusion.inpainting import way
 from evaluation.distances import Reference, frechet
@@ -49,8 +49,7 @@ def main() -> None:
     extractor = extractor_for(recipe["dataset"], channels, trained.device)
     if not extractor or not extractor.classes:
         raise ConfigError(f"{args.model_path}: {recipe['dataset']} has no shipped classifier to judge by")
-    data = recipe["dataset"], args.data_path or recipe["data_path"], "train", "train"
-    real = real_pictures(*data, size, channels, Reading.of(recipe))
+    real = real_pictures(recipe | {"data_path": args.data_path or recipe["data_path"]}, "train", "train")
     if real.held_out is None:
         raise ConfigError(f"{args.model_path}: {recipe['dataset']} has no held-out pictures to fill")
     originals, hole = real.held_out[: args.sample_num], torch.zeros(size, size, dtype=torch.bool)

@@ -218,12 +218,11 @@ def main() -> None:
             raise ConfigError(f"{arm}: with label_dropout=0 the network only knows --guidance 1")
     device, recipe, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
-    data = tuple(recipe[key] for key in ("dataset", "data_path", "split"))
-    size, channels = recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(*data, recipe["split"], size, channels, Reading.of(recipe))
-    evaluation = Evaluation(real, extractor_for(recipe["dataset"], channels, device), args.sample_num)
+    data, split = recipe, recipe["split"]
+    real = real_pictures(data, split, split)
+    evaluation = Evaluation(real, extractor_for(data["dataset"], data["image_channel"], device), args.sample_num)
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
-    if evaluation.extractor:
+    if evaluation.extractor and "frechet" in evaluation.floor:
         of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"
     print(f"{args.data_name}: {args.sample_num:,} samples of {spec}; real pictures: {of_real}\n")
     head = HEAD.split(", ")
@@ -234,7 +233,7 @@ def main() -> None:
         precision = sampling_precision(recipe["precision"], device, recipe["objective"])
         network = trained[0].to(device, "fp32" if name in PEERS else precision)
         names = class_names(network.recipe)
-        labels = labels_like(*data, names, args.sample_num) if names else None
+        labels = labels_like(data, split, names, args.sample_num) if names else None
         for guidance in (args.guidance or [usual_guidance(network.recipe)]) if names else [None]:
             samples = to_uint8(network.sample(args.sample_num, spec, labels=labels, guidance=guidance))
             row = [arm, str(seed), *numbers(trained, guidance, evaluation(samples)[0])]

@@ -1,6 +1,6 @@
 """Pictures of any size as one uint8 array. Picture files are decoded once, into a cache file.
 
-The cache file is in a hidden subfolder of the data, or see `_cache_folders`. It holds the pixels of all pictures, and
+The cache file is in a hidden subfolder of the data, or see `cache_folders`. It holds the pixels of all pictures, and
 then as int64 the number of the file of each, which tell where files were skipped. Its name contains all that it depends
 on, so that a change of the files, the size or the split leads to a new one:   .cache/train_64px_3ch_<fingerprint>.u8
 """
@@ -68,7 +68,7 @@ def fit_images(
     size = H if H == W else f"{H}x{W}"
     prefix = f"{split}_{size}px_{image_channel}ch" + f"_{reading.background}" * (reading.background != "white")
     prefix += f"_{reading.bits}bits" * (reading.bits != 16)
-    name, folders = f"{prefix}_{_fingerprint(files, data_path)}.u8", _cache_folders(data_path, reading)
+    name, folders = f"{prefix}_{_fingerprint(files, data_path)}.u8", cache_folders(data_path, reading)
     for folder in folders:
         if cached := _open_cache(folder / name, shape, len(files)):
             print(f"{len(cached[0])} pictures from the cache {folder / name}")
@@ -99,7 +99,7 @@ def fit_images(
     return _open_cache(folder / name, shape, len(files))
 
 
-def _cache_folders(data_path: Path, reading: Reading) -> list[Path]:
+def cache_folders(data_path: Path, reading: Reading) -> list[Path]:
     """Where the cache may be, the better place first; elsewhere each data_path has a folder of its own."""
     own = hashlib.sha256(os.fsencode(os.path.realpath(data_path))).hexdigest()[:16]
     if reading.cache_dir:

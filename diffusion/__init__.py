@@ -7,9 +7,10 @@ from diffusion.likelihood import VARIANCES, bound_terms, predictions
 from diffusion.noise import SampleNoise
 from diffusion.samplers import SAMPLERS, Frame
 from diffusion.sampling import sample, sample_progressive
-from diffusion.spec import SampleSpec
+from diffusion.spec import SampleSpec, SpecError
 
 __all__ = [
     "EDIT_MODES", "INTERP_MODES", "SAMPLERS", "VARIANCES", "Frame", "GaussianDiffusion", "SampleNoise", "SampleSpec",
-    "bound_terms", "edit", "interpolate", "invert", "predictions", "repaint", "sample", "sample_progressive",
+    "SpecError", "bound_terms", "edit", "interpolate", "invert", "predictions", "repaint", "sample",
+    "sample_progressive",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise, randn_like
 from diffusion.samplers import Frame, ddim_step
-from diffusion.spec import SampleSpec
+from diffusion.spec import SampleSpec, SpecError
 
 
 def repaint(
@@ -33,7 +33,7 @@ def repaint(
     Raises ValueError for another method, and for more steps than timesteps.
     """
     if spec.method not in ("DDPM", "DDIM"):
-        raise ValueError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
+        raise SpecError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
     path = way(spec.timesteps(diffusion.timestep_num), jump_length, resamplings)
     eta = 1.0 if spec.method == "DDPM" else spec.eta  # DDIM with eta 1 is DDPM
     return _walk(diffusion, model, noise, x_start, hole, path, eta, partial(randn_like, generator=generator))

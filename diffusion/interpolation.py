@@ -10,7 +10,7 @@ from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise
 from diffusion.samplers import Frame
 from diffusion.sampling import sample, sample_progressive
-from diffusion.spec import SampleSpec
+from diffusion.spec import SampleSpec, SpecError
 
 INTERP_MODES = ("lerp", "slerp", "ddim", "redrawn")
 EDIT_MODES = ("sdedit", "ddim")
@@ -85,7 +85,7 @@ def partial_spec(spec: SampleSpec, depth: int, timestep_num: int, inverted: bool
     if not 1 <= depth <= timestep_num:
         raise ValueError(f"a depth of {depth} is not between 1 and {timestep_num} timesteps")
     if inverted and (spec.method, spec.eta) != ("DDIM", 0):
-        raise ValueError(f"only DDIM with eta 0 can be inverted, such as DDIM_50_0p0, and not {spec}")
+        raise SpecError(f"only DDIM with eta 0 can be inverted, such as DDIM_50_0p0, and not {spec}")
     return replace(spec, steps=-(-spec.steps * depth // timestep_num))
 
 

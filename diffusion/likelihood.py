@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
 from diffusion.noise import SampleNoise, randn_like
-from diffusion.spec import SampleSpec
+from diffusion.spec import SampleSpec, SpecError
 
 VARIANCES = ("small", "large", "best")
 
@@ -28,7 +28,7 @@ def predictions(
     of the respaced model. Raises ValueError for another spec. generator: see `sample_progressive`.
     """
     if spec.method != "DDPM" or spec.steps < 2:
-        raise ValueError(f"the bound is that of DDPM in at least 2 steps, such as DDPM_1000_0p0, and not of {spec}")
+        raise SpecError(f"the bound is that of DDPM in at least 2 steps, such as DDPM_1000_0p0, and not of {spec}")
     noise = partial(randn_like, generator=generator)
     for t in reversed(spec.timesteps(diffusion.timestep_num)):
         ac = diffusion.alpha_bar(t)

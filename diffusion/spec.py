@@ -11,6 +11,10 @@ GRAMMAR = (
 )
 
 
+class SpecError(ValueError):
+    """A sampler that cannot do what is asked for."""
+
+
 @dataclass(frozen=True)
 class SampleSpec:
     """How to sample. "DDIM_50_0p0", or ddim_50_0.0 or DDIM_50 for short, means DDIM, 50 steps, eta 0.0.

@@ -17,7 +17,7 @@ class Reference:
     """The features of real pictures, (M, D), and what depends only on them, computed once."""
 
     def __init__(self, features: Tensor):
-        self.features = features
+        self.features, self.count = features, len(features)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,10 +26,8 @@ class Reference:
         covariance = torch.zeros(size, size, dtype=torch.float64)
         for part in in_parts(self.features):
             x = self.features[part] - mean
-            covariance += x.T @ x / (len(self.features) - 1)
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
-        eigenvalues[: -(len(self.features) - 1)] = 0  # M points span M - 1 directions: the rest is rounding
-        return mean, covariance.trace(), vectors * eigenvalues.clamp(min=0).sqrt() @ vectors.T
+            covariance += x.T @ x / (self.count - 1)
+        return _with_root(mean, covariance, self.count)
 
     @cached_property
     def likeness(self) -> float:
@@ -38,6 +36,19 @@ class Reference:
         for i, part in enumerate(tqdm(parts, desc="kernel distance", leave=False, delay=2)):
             total += _kernel_sum(part, part, distinct=True) + 2 * sum(_kernel_sum(part, other) for other in parts[:i])
         return total / (len(self.features) * (len(self.features) - 1))
+
+
+class Statistics:
+    """The mean (D,) and the covariance (D, D) of real pictures, as others publish them: a reference for `frechet`."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor):
+        self.moments, self.count = _with_root(mean.double(), covariance.double(), 1 << 62), 1 << 62
+
+
+def _with_root(mean: Tensor, covariance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    eigenvalues[: max(0, len(mean) - count + 1)] = 0  # M points span M - 1 directions: the rest is rounding
+    return mean, covariance.trace(), vectors * eigenvalues.clamp(min=0).sqrt() @ vectors.T
 
 
 def jackknife(left_out: list[float]) -> float:
@@ -49,7 +60,7 @@ def jackknife(left_out: list[float]) -> float:
     return ((len(left_out) - 1) * torch.tensor(left_out, dtype=torch.float64).var(correction=0)).sqrt().item()
 
 
-def frechet(samples: Tensor, real: Reference) -> tuple[float, float]:
+def frechet(samples: Tensor, real: Reference | Statistics) -> tuple[float, float]:
     """The Fréchet distance of Gaussians with the means and covariances of both sets, and its standard error.
 
         |m - m'|² + tr(C + C' - 2 (C^½ C' C^½)^½)      Heusel et al. 2017, where the features are Inception's
@@ -66,7 +77,7 @@ def frechet(samples: Tensor, real: Reference) -> tuple[float, float]:
     def distance(count: int, total: Tensor, squares: Tensor, products: Tensor) -> float:
         shift = total / count
         covariance = (products - count * (shift @ root).outer(shift @ root)) / (count - 1)
-        rank = min(count, len(real.features)) - 1
+        rank = min(count, real.count) - 1
         eigenvalues = torch.linalg.eigvalsh(covariance)[-rank:].clamp(min=0)
         spread = trace + (squares - count * shift.square().sum()) / (count - 1)
         return (shift.square().sum() + spread - 2 * eigenvalues.sqrt().sum()).item()
@@ -103,7 +114,8 @@ def kernel(samples: Tensor, real: Reference) -> tuple[float, float]:
     groups = samples.tensor_split(GROUPS)
     sizes = torch.tensor([len(group) for group in groups])
     within = torch.tensor([[_kernel_sum(a, b, distinct=a is b) for b in groups] for a in groups], dtype=torch.float64)
-    across = torch.tensor([_kernel_sum(group, real.features) for group in groups], dtype=torch.float64)
+    bar = tqdm(groups, desc="kernel distance", leave=False, delay=2)
+    across = torch.tensor([_kernel_sum(group, real.features) for group in bar], dtype=torch.float64)
 
     def distance(kept: Tensor) -> float:
         count, likeness = sizes[kept].sum(), across[kept].sum() / len(real.features)
@@ -133,9 +145,9 @@ def neighbourhoods(samples: Tensor, real: Tensor) -> dict:
         dense += (apart <= wider).sum().item()
         recalled |= (apart <= reach[:, None]).any(0)
         covered |= (apart <= wider).any(0)
-    found = {"precision": precise / count, "recall": recalled.double().mean().item()}
-    found |= {"density": dense / (COVERAGE_NEIGHBOURS * count), "coverage": covered.double().mean().item()}
-    return {f"sample_{name}": value for name, value in found.items()}
+    recall, coverage = recalled.double().mean().item(), covered.double().mean().item()
+    found = {"sample_precision": precise / count, "sample_recall": recall}
+    return found | {"sample_density": dense / (COVERAGE_NEIGHBOURS * count), "sample_coverage": coverage}
 
 
 def _radii(features: Tensor) -> Tensor:
@@ -145,8 +157,9 @@ def _radii(features: Tensor) -> Tensor:
     return torch.cat(nearest)[:, which].T
 
 
-def distances(samples: Tensor, real: Reference) -> dict:
-    """All of these numbers."""
-    (fd, fd_error), (kd, kd_error) = frechet(samples, real), kernel(samples, real)
-    found = {"n": len(samples), "frechet": fd, "frechet_error": fd_error, "kernel": kd, "kernel_error": kd_error}
+def distances(samples: Tensor, real: Reference, least: int = 0) -> dict:
+    """All of these numbers; of fewer samples or real pictures than `least` without a Fréchet distance."""
+    found = {"n": len(samples)} | dict(zip(("kernel", "kernel_error"), kernel(samples, real), strict=True))
+    if min(len(samples), real.count) >= least:
+        found |= dict(zip(("frechet", "frechet_error"), frechet(samples, real), strict=True))
     return found | neighbourhoods(samples, real.features)

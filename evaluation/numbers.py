@@ -5,17 +5,17 @@ compute it in `Evaluation.__call__`, or in evaluation/distances.py if it is one 
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from evaluation.distances import Reference, distances
-from evaluation.features import Extractor
+from evaluation.distances import Reference, distances, frechet
+from evaluation.features import Extractor, kept
 from evaluation.neighbours import closeness, nearest_of_views, shapes
 from evaluation.parts import in_parts, shuffled
 from evaluation.real_pictures import RealPictures
-
-# --- numbers of pictures or their classes -----------------------------------------------------------------------------
 
 
 def class_shares(classes: Tensor, count: int = 10) -> dict:
@@ -51,32 +51,32 @@ def look(pictures: Tensor) -> dict:
     return {"brightness": by_channel.mean().item(), "by_channel": by_channel.tolist(), "fine_detail": detail}
 
 
-# --- all numbers together ---------------------------------------------------------------------------------------------
-
-
 class Evaluation:
     """Compares `count` samples with real pictures. All that depends only on the real pictures is computed once."""
 
-    def __init__(self, real: RealPictures, extractor: Extractor | None, count: int, mirrored: bool = False):
-        """mirrored: the training mirrored pictures, so that a mirror image of one is a copy, too."""
-        self.extractor, self.training, self.mirrored = extractor, real.training, mirrored
+    def __init__(self, real: RealPictures, extractor: Extractor | None, count: int, mirrored=False, published=None):
+        """mirrored: the training mirrored pictures, so that a mirror image of one is a copy, too.
+
+        published: Statistics in the extractor's features, for one more Fréchet distance.
+        """
+        self.extractor, self.training, self.mirrored, self.published = extractor, real.training, mirrored, published
         self.real = {"n": len(real.pictures), "look": look(real.pictures)}
         some = real.training if real.held_out is None else real.held_out
-        rows = shuffled(len(some))[:count]
+        rows, features = shuffled(len(some))[:count], extractor and kept(extractor, real.folders)
         if extractor:
             reference, others, others_are = real.floor(count)
-            self.training_features = extractor.features(real.training)
-            same = real.split == real.trained_split
-            features = self.training_features if same else extractor.features(real.pictures)
-            self.reference = Reference(features[reference])
-            self.floor = distances(extractor.features(others), self.reference)
+            self.training_features = features(real.training)
+            same = real.pictures is real.training
+            self.reference = Reference((self.training_features if same else features(real.pictures))[reference])
+            self.distances = partial(distances, real=self.reference, least=extractor.least)
+            self.floor = self.distances(features(others))
             self.floor |= {"of": others_are, "to": len(self.reference.features)}
             if extractor.classes:
                 self.real["classes"] = class_shares(extractor.classes(self.reference.features))
-        self.real_near, _, _ = self.near(some[rows], rows if real.held_out is None else None)
+        self.real_near, _, _ = self.near(some[rows], rows if real.held_out is None else None, features)
 
     def near(
-        self, pictures: Tensor, own: Tensor | None = None
+        self, pictures: Tensor, own: Tensor | None = None, compute: Callable | None = None
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor | None]:
         """(near, number, features): for pixels and for features the distance to the nearest training picture and how it
         stands out, see `nearest`; the number of the nearest in pixels; and the features of the pictures.
@@ -87,7 +87,7 @@ class Evaluation:
         apart, number, _ = nearest_of_views(views, self.training, own)
         near = {"nearest": (apart, nearest_of_views(views, self.training, own, of=shapes)[2])}
         if self.extractor:
-            features = [self.extractor.features(view) for view in views]
+            features = [(compute or self.extractor.features)(view) for view in views]
             near["nearest_in_features"] = nearest_of_views(features, self.training_features, own)[::2]
         return near, number, features[0]
 
@@ -106,9 +106,12 @@ class Evaluation:
             report[space] = closeness(found, self.real_near[space], len(self.training), self.mirrored)
         if self.extractor:
             report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
-            report |= distances(features, self.reference) | {"floor": self.floor}
+            report |= self.distances(features) | {"floor": self.floor}
             few = self.floor["n"]
-            report["as_few"] = distances(features[:few], self.reference) if few < len(samples) else None
+            report["as_few"] = self.distances(features[:few]) if few < len(samples) else None
+            if self.published:
+                value, error = frechet(features, self.published)
+                report["published"] = {"n": len(samples), "frechet": value, "frechet_error": error}
             if self.extractor.classes:
                 classes = self.extractor.classes(features)
                 report["classes"] = class_shares(classes)
@@ -117,29 +120,36 @@ class Evaluation:
         return report, near["nearest"][0], number
 
 
+def told(part: dict, key: str) -> str:
+    """A number with its error, if it has one, and with the number of pictures."""
+    if key not in part:
+        return f"not of {part['n']:,}, which are too few"
+    error = f" ± {part[f'{key}_error']:.2g}" if f"{key}_error" in part else ""
+    return f"{part[key]:.5g}{error} of {part['n']:,}"
+
+
 def summary(report: dict) -> str:
     """A report of test_solver.py in a few lines, with the values of real pictures in brackets."""
-    real, used, floor = (report.get(key) for key in ("reference", "extractor", "floor"))
-    sampler = report["sample_info"] + (f", guidance {report['guidance']:g}" if "guidance" in report else "")
-    lines = [sampler + ", seed {seed}: {n:,} samples of {model} in {seconds} s".format(**report)]
+    real, used, floor = report["reference"], report["extractor"], report.get("floor")
+    sampler = f"{report.get('sample_info')}" + (f", guidance {report['guidance']:g}" if "guidance" in report else "")
+    drawn = sampler + ", seed {seed}: {n:,} samples of {model} in {seconds} s"
+    lines = [("{n:,} pictures in {samples}" if "samples" in report else drawn).format(**report)]
     lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
     lines[0] += f"; classes {report['classes_drawn']}" if "labels" in report else ""
     if used:
+        parts = [part for part in (report, report["as_few"], floor) if part]
         lines.append(f"features: {used['name']}, SHA-256 {used['sha256'][:8]}…; distances to {floor['to']:,} pictures")
-        lines.append("± is the standard error of drawing other samples, or other real pictures in their place")
-        for key in ("frechet", "kernel"):
-            parts = [part for part in (report, report["as_few"], floor) if part]
-            values = [f"{part[key]:.5g} ± {part[f'{key}_error']:.2g} of {part['n']:,}" for part in parts]
-            lines.append(f"{key} distance {', '.join(values[:-1])} (real: {values[-1]}, {floor['of']})")
-        for key in ("sample_precision", "sample_recall", "sample_density", "sample_coverage"):
-            values = [f"{part[key]:.3f} of {min(part['n'], floor['to']):,}" for part in parts]
-            lines.append(f"{key.removeprefix('sample_')} {', '.join(values[:-1])} (real: {values[-1]})")
-    for key, near in [(key, report[key]) for key in ("nearest", "nearest_in_features") if key in report]:
-        lines.append(
-            f"{key.replace('_', ' ')} of {near['n']:,} training pictures{', also mirrored' * near['mirrored']}: "
-        )
-        lines[-1] += f"distance {near['samples']:.4f} ({near['real']:.4f}); "
-        lines[-1] += f"{near['copies']:.1%} of the samples count as copies, as 1% of real pictures do"
+        lines.append(f"real: {floor['of']}; ± is the standard error of drawing other samples, or other real pictures")
+        for key in ("kernel", "frechet", "sample_precision", "sample_recall", "sample_density", "sample_coverage"):
+            values, name = [told(part, key) for part in parts], key.removeprefix("sample_")
+            lines.append(f"{name}{' distance' * (name == key)} {', '.join(values[:-1])} (real: {values[-1]})")
+        if "published" in report:
+            lines.append(f"frechet distance to the published statistics {told(report['published'], 'frechet')}")
+    for key in [key for key in ("nearest", "nearest_in_features") if key in report]:
+        near, views = report[key], ", also mirrored" * report[key]["mirrored"]
+        line = f"{key.replace('_', ' ')} of {near['n']:,} training pictures{views}: distance {near['samples']:.4f} "
+        line += f"({near['real']:.4f}); {near['copies']:.1%} of the samples count as copies, as 1% of real pictures do"
+        lines.append(line)
     for key in ("brightness", "fine_detail"):
         lines.append(f"{key.replace('_', ' ')} {report['look'][key]:.4f} ({real['look'][key]:.4f})")
     if "classes" in report:

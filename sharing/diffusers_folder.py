@@ -8,13 +8,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from datasets import picture_shape
-from diffusion import GaussianDiffusion
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
 from models.diffusers_unet import arguments, diffusers, keywords_of, settings
-from runs.network import build, check_size, load_state
-from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, plain_recipe
+from runs.network import build, load_state
+from runs.recipe import MODEL_KEYS, plain_recipe
 from runs.run import Run
 from runs.shared_weights import check_facts, facts_of
 from sharing.diffusers_scheduler import diffusion_keys, scheduler_configuration
@@ -53,28 +51,33 @@ def import_folder(folder: Path) -> Run:
     with _refused(folder):
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
-        ours, keys = is_ours(theirs), keywords_of(dict(theirs.config))
-        if not ours:
-            keys["diffusers_unet"] = settings(dict(theirs.config))
-        if keys["num_classes"] and not (ours and (folder / RECIPE).exists()):
-            raise ValueError(f"only the {RECIPE} of an export from here says what its num_class_embeds are")
-        keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
-        recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
+        keys = diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         if (folder / RECIPE).exists():
             facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
-            if _canonical(facts["recipe"]) != _canonical(recipe):
-                raise ValueError(f"{RECIPE} disagrees with the configurations of unet and scheduler")
-            recipe, weights, step = facts["recipe"], facts["weights"], facts["step"]
+            if keys != {key: facts["recipe"][key] for key in keys}:
+                raise ValueError(f"{RECIPE} disagrees with the configuration of the scheduler")
+        else:
+            keys |= network_keys(theirs) | {"loss_type": "l2"}
+            facts = {"recipe": plain_recipe(folder.resolve().name, **keys), "weights": "raw", "step": 0}
+        recipe = facts["recipe"]
         model, diffusion = build(recipe)
-        if ours:
+        if recipe["diffusers_unet"]:
+            model.unet.load_state_dict(theirs.state_dict())
+        else:
             with torch.no_grad():
                 for tensor, peer in paired_tensors(model, theirs):
                     tensor.copy_(peer)
-        else:
-            model.unet.load_state_dict(theirs.state_dict())
         load_state(model, model.state_dict(), folder)  # checks that they are finite
         check_same_output(model.eval(), theirs, recipe)
-    return Run(model, diffusion, recipe, step, weights)
+    return Run(model, diffusion, recipe, facts["step"], facts["weights"])
+
+
+def network_keys(unet: nn.Module) -> dict:
+    """The recipe keys of a network from elsewhere. ValueError for what they cannot represent."""
+    keys = keywords_of(dict(unet.config))
+    if keys["num_classes"]:
+        raise ValueError(f"only the {RECIPE} of an export from here says what its num_class_embeds are")
+    return keys if is_ours(unet) else keys | {"diffusers_unet": settings(dict(unet.config))}
 
 
 def to_unet2d(run: Run) -> nn.Module:
@@ -97,8 +100,6 @@ def load_unet(folder: Path) -> nn.Module:
     config = {key: value for key, value in _json(folder / "config.json", ("UNet2DModel",)).items() if key[:1] != "_"}
     if unknown := sorted(set(config) - set(arguments())):
         raise ValueError(f"this diffusers does not know {', '.join(unknown)} in its config.json")
-    with torch.device("meta"):  # the weights have shapes, but take no memory
-        check_size(diffusers().UNet2DModel(**config))
     unet, report = diffusers().UNet2DModel.from_pretrained(
         str(folder),
         low_cpu_mem_usage=False,
@@ -114,10 +115,9 @@ def load_unet(folder: Path) -> nn.Module:
 def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
     """CheckpointError unless the outputs of both networks on random pictures differ by at most 1e-5."""
     generator = torch.Generator().manual_seed(0)
-    T, factor = recipe["timestep_num"], 2 ** (len(recipe["channel_mult"]) - 1)
-    C, *size = picture_shape(recipe["image_size"], recipe["image_channel"])
-    size = [min(side, max(factor, 128 // factor * factor)) for side in size]  # larger ones take memory, prove no more
-    x, t = torch.randn(4, C, *size, generator=generator), torch.linspace(0, T - 1, 4).long()
+    T, side = recipe["timestep_num"], max(32, 2 ** (len(recipe["channel_mult"]) - 1))  # larger ones prove no more
+    x = torch.randn(4, recipe["image_channel"], side, side, generator=generator)
+    t = torch.linspace(0, T - 1, 4).long()
     N = recipe["num_classes"]
     labels = [torch.tensor([0, 1, N - 1, N])] if N else []
     with torch.inference_mode():
@@ -125,14 +125,6 @@ def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
     if not apart <= CLOSE:
         raise CheckpointError(f"the outputs of the two networks differ by {apart:.1e}, more than {CLOSE:.0e}")
     print(f"on random pictures the outputs of our network and of diffusers' differ by at most {apart:.1e}")
-
-
-def _canonical(recipe: dict) -> tuple:
-    """A recipe as diffusers sees it: equal for recipes that mean the same there."""
-    keys = {key: recipe[key] for key in MODEL_KEYS}
-    network = keys if recipe["diffusers_unet"] else configuration(keys)
-    diffusion = GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
-    return recipe["network"], network, scheduler_configuration(recipe, diffusion)
 
 
 def _components(folder: Path) -> list[Path]:
@@ -148,13 +140,9 @@ def _components(folder: Path) -> list[Path]:
 
 def _json(file: Path, classes: tuple[str, ...]) -> dict:
     """A configuration of diffusers. ValueError if it is not of one of these classes."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file.name} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("_class_name") not in classes:
-        found = content.get("_class_name") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"its {file.name} is of {found}, not of {' or '.join(classes)}")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content["_class_name"] not in classes:
+        raise ValueError(f"its {file.name} is of {content['_class_name']}, not of {' or '.join(classes)}")
     return content
 
 
@@ -169,6 +157,4 @@ def _refused(folder: Path):
     except Exception as error:
         plain = isinstance(error, OSError | ValueError | RuntimeError | ConfigError)
         reason = " ".join(str(error).split()) if plain else f"its configuration is invalid ({short(error)})"
-        if "Unable to load weights" in reason:
-            reason = "its weights are damaged or hold more than tensors; nothing in them was run"
         raise CheckpointError(f"{folder}: {reason[:300]}") from error

@@ -18,8 +18,7 @@ SPEC, COUNT, COLUMNS = SampleSpec.parse("DPMpp_20_0p0"), 16, 8
 BIND = """labels = torch.arange(16) % {classes}  # a class for each picture
 pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=labels)
 """
-OPTIMIZER = "optimizer learning_rate lr_schedule warmup_steps grad_clip"  # keys
-PREDICTS = {"pred_noise": "the noise", "pred_x0": "the picture (x_start)", "pred_v": "v"}
+TRAINING = "optimizer learning_rate lr_schedule warmup_steps grad_clip horizontal_flip label_dropout"  # keys
 
 CARD = """---
 library_name: diffusers
@@ -59,52 +58,36 @@ Tried are {tried}; some others do not clip the prediction, and their samples lea
 """
 
 
-def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
-    """Writes README.md and samples.png. log: the lines of the training's metrics.jsonl, for its losses; may be []."""
+def write_card(run: Run, folder: Path, name: str) -> None:
+    """Writes README.md and samples.png."""
     recipe = run.recipe
     (channels, height, width), T = picture_shape(recipe["image_size"], recipe["image_channel"]), recipe["timestep_num"]
     spec = SampleSpec(SPEC.method, min(SPEC.steps, T), SPEC.eta)
     samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8, guidance=1)  # as the code in the card
     save_grid(samples, folder / "samples.png", COLUMNS)
     classes = len(class_names(recipe))
-    facts = {
-        "name": name,
-        "kind": "Class-conditional" if classes else "Unconditional",
-        "imports": "from functools import partial\n\nimport torch\n" if classes else "",
-        "bind": BIND.format(classes=classes) if classes else "",
-        "colour": "RGB" if channels == 3 else "grey",
-        "width": width,
-        "height": height,
-        "like": f", as in {recipe['data_name']} ({recipe['split']})" if run.step else "",
-        "count": COUNT,
-        "spec": spec,
-        "steps": next(n for n in range(min(50, T), T + 1) if T % n == 0),  # diffusers' DDIM needs a divisor
-        "tried": ", ".join(TRIED),
-        "rows": "\n".join(f"| {what} | {value} |" for what, value in _rows(run, log)),
-    }
-    write_file(folder / "README.md", CARD.format(**facts))
+    card = CARD.format(
+        name=name, count=COUNT, spec=spec, width=width, height=height, colour="RGB" if channels == 3 else "grey",
+        kind="Class-conditional" if classes else "Unconditional",
+        imports="from functools import partial\n\nimport torch\n" if classes else "",
+        bind=BIND.format(classes=classes) if classes else "",
+        like=f", as in {recipe['data_name']} ({recipe['split']})" if run.step else "",
+        steps=next(n for n in range(min(50, T), T + 1) if T % n == 0),  # diffusers' DDIM needs a divisor
+        tried=", ".join(TRIED), rows="\n".join(f"| {what} | {value} |" for what, value in _rows(run)),
+    )  # fmt: skip
+    write_file(folder / "README.md", card)
 
 
-def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:
-    recipe = run.recipe
-    rows = [
-        ("network", f"UNet2DModel, {sum(p.numel() for p in run.model.parameters()):,} parameters"),
-        ("predicts", PREDICTS[recipe["objective"]]),
-        ("diffusion", f"{recipe['timestep_num']} timesteps, {recipe['beta_schedule']} betas"),
-    ]
-    if names := class_names(recipe):
+def _rows(run: Run) -> list[tuple[str, str]]:
+    recipe, names = run.recipe, class_names(run.recipe)
+    rows = [("network", f"UNet2DModel, {sum(p.numel() for p in run.model.parameters()):,} parameters")]
+    if names:
         rows += [("labels", ", ".join(f"{i} {name}" for i, name in enumerate(names)) + f"; {len(names)}: no label")]
+    keys = [*DIFFUSION_KEYS, *(TRAINING.split() if run.step else [])]
+    rows += [("settings", " ".join(f"`{key}={json.dumps(recipe[key])}`".replace('"', "") for key in keys))]
     if not run.step:
         return [*rows, ("trained", "elsewhere; the details are unknown")]
     seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"
-    averaged = run.weights == "ema"
-    keys = [*DIFFUSION_KEYS, *OPTIMIZER.split(), "horizontal_flip", *(["label_dropout"] if names else [])]
-    settings = " ".join(f"{key}={json.dumps(recipe[key])}".replace('"', "") for key in keys)
-    rows += [("trained", seen), ("settings", f"`{settings}`")]
-    rows += [("started from", Path(recipe["init_from"]).name)] if recipe["init_from"] else []
-    rows += [("weights", f"averaged, decay {recipe['ema_decay']}" if averaged else "of the last step")]
-    losses = {"loss": "training loss"} | ({"held_out_loss": "loss of held-out pictures"} if averaged else {})
-    for key, what in losses.items():
-        values = [line[key] for line in log if line["step"] <= run.step and line.get(key) is not None]
-        rows += [(what, f"{values[-1]:.4f}")] if values else []
-    return rows
+    rows += [("trained", seen + (f", from {Path(recipe['init_from']).name}" if recipe["init_from"] else ""))]
+    averaged = f"averaged, decay {recipe['ema_decay']}"
+    return [*rows, ("weights", averaged if run.weights == "ema" else "of the last step")]

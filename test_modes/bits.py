@@ -1,6 +1,5 @@
 """evaluate --bits: how well a network fits real pictures, in bits per dimension."""
 
-import json
 import time
 from pathlib import Path
 
@@ -9,13 +8,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets import Reading, load_images, normalize
+from datasets import normalize
 from diffusion import VARIANCES, SampleNoise, SampleSpec, bound_terms, predictions
-from files.atomic import write_file
-from files.errors import ConfigError
+from evaluation.real_pictures import load
 from runs.run import in_batches
+from test_modes.given_pictures import real_data
 from test_modes.job import Job
-from test_modes.real_data import real_data
 from utils.pictures import plotted
 
 PICTURES = 100  # unless --sample_num says otherwise
@@ -28,34 +26,24 @@ def run(job: Job) -> list[Path]:
     """The bound on `sample_num` pictures, the same ones for every seed: as JSON, and a plot of its terms by t."""
     args, trained, files, curves = job.args, job.trained, [], {}
     recipe = trained.recipe
-    source, data_path, split = real_data(args, recipe)
-    data = (source["dataset"], data_path, split, recipe["image_size"], recipe["image_channel"])
-    images = load_images(*data, reading=Reading.of(source))
-    count = args.sample_num or min(PICTURES, len(images))
-    if count > len(images):
-        raise ConfigError(f"--sample_num {count}: the {split} split has {len(images)} pictures")
-    if count < 2:
-        raise ConfigError("bits need at least 2 pictures, as the best variance for one is that of the others")
-    pictures = torch.from_numpy(images[np.random.default_rng(0).permutation(len(images))[:count]])
+    data, split = real_data(args, recipe)
+    pictures = load(data, split)
+    pictures = pictures[np.random.default_rng(0).permutation(len(pictures))[: args.sample_num or PICTURES]]
     for spec in job.specs:
         began = time.monotonic()
-        batches = [errors_of(job, spec, pictures, indices) for indices in in_batches(count, args.batch_size)]
+        batches = [errors_of(job, spec, pictures, part) for part in in_batches(len(pictures), args.batch_size)]
         given = normalize(pictures), *map(torch.cat, zip(*batches, strict=True))
         terms = {variance: bound_terms(trained.diffusion, spec, *given, variance) for variance in VARIANCES}
         bits, by_t = terms["best"].sum(1), terms["best"].mean(0)
         timesteps = spec.timesteps(recipe["timestep_num"])[::-1]
         curves[spec] = timesteps, by_t[1:]
         report = {
-            "model": args.model_path.name, "weights": trained.weights, "step": trained.step, "sample_info": str(spec),
-            "seed": args.seed, "precision": job.precision, "device": str(trained.device),
-            "seconds": round(time.monotonic() - began, 1), "data": source["data_name"], "split": split, "n": count,
-            "bits": bits.mean().item(), "bits_error": bits.std().item() / count**0.5, "prior": by_t[0].item(),
+            "seconds": round(time.monotonic() - began, 1), "data": data["data_name"], "split": split, "n": len(bits),
+            "bits": bits.mean().item(), "bits_error": bits.std().item() / len(bits) ** 0.5, "prior": by_t[0].item(),
             "decoder": by_t[-1].item(), "by_t": dict(zip(timesteps, by_t[1:].tolist(), strict=True)),
             "by_variance": {variance: each.sum(1).mean().item() for variance, each in terms.items()},
         }  # fmt: skip
-        print(SUMMARY.format(**report))
-        file = job.path(spec, "bits").with_suffix(".json")
-        files.append(write_file(file, json.dumps(report, indent=1) + "\n"))
+        files.append(job.report(SUMMARY.format_map, spec, "bits", **report))
     return [*files, plot_bits(curves, job.path("bits"))]
 
 
@@ -64,11 +52,8 @@ def errors_of(job: Job, spec: SampleSpec, pictures: Tensor, indices: range) -> t
     trained = job.trained
     x_start, errors = normalize(pictures[indices[0] : indices[-1] + 1]).to(trained.device), []
     steps = predictions(trained.diffusion, trained.network, x_start, spec, SampleNoise(job.args.seed, indices))
-    try:
-        for last in tqdm(steps, f"{spec}, pictures {indices[0]} to {indices[-1]}", spec.steps, leave=False):
-            errors.append((last - x_start).square().flatten(1).mean(1))
-    except ValueError as error:
-        raise ConfigError(f"--sample_info: {error}") from error
+    for last in tqdm(steps, f"{spec}, pictures {indices[0]} to {indices[-1]}", spec.steps, leave=False):
+        errors.append((last - x_start).square().flatten(1).mean(1))
     return torch.stack(errors, 1).cpu().double(), last.cpu()
 
 

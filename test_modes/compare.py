@@ -8,9 +8,7 @@ from tqdm import tqdm
 
 from diffusion import SampleSpec
 from test_modes.job import Job
-from utils.pictures import grid, grid_columns, save_comparison, save_csv, save_table
-
-FLAGS = ("labels", "guidance")
+from utils.pictures import grid, grid_columns, save_comparison, save_table
 
 
 def run(job: Job) -> list[Path]:
@@ -19,11 +17,11 @@ def run(job: Job) -> list[Path]:
     Of several --guidance one table for each sampler, with classes down and guidance across.
     """
     args, trained, names = job.args, job.trained, job.names
-    count, cells = args.sample_num or (len(names) * max(1, 40 // len(names)) if names else 16), {}
-    columns = -(-count // len(names)) if names else grid_columns(count)
-    trained.sample(count, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
+    count = args.sample_num or (len(names) * max(1, 40 // len(names)) if names else 16)
     if len(job.guidance) > 1:
-        return [file for spec in job.specs for file in over_guidance(job, spec, count)]
+        return [over_guidance(job, spec, count) for spec in job.specs]
+    columns, cells = -(-count // len(names)) if names else grid_columns(count), {}
+    trained.sample(count, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
     for spec in tqdm(job.specs, desc="compare", leave=False):  # after a warm-up, which the first sampler would pay for
         began = time.monotonic()
         x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=job.guidance[0])
@@ -34,16 +32,11 @@ def run(job: Job) -> list[Path]:
     return save_comparison(cells, file, images=count, device=device, precision=job.precision)
 
 
-def over_guidance(job: Job, spec: SampleSpec, count: int) -> list[Path]:
-    """A table of one sampler, classes down and guidance across, all from the same noise; and its seconds as CSV."""
-    args, trained, names, table = job.args, job.trained, job.names, []
-    lines = [["sample_info", "guidance", "seconds_per_image", "images", "device", "precision"]]
+def over_guidance(job: Job, spec: SampleSpec, count: int) -> Path:
+    """A table of one sampler, classes down and guidance across, all from the same noise."""
+    args, names, table = job.args, job.names, []
     for weight in tqdm(job.guidance, desc=f"compare {spec}", leave=False):
-        began = time.monotonic()
-        x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
-        seconds = (time.monotonic() - began) / count
+        x = job.trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
         table.append([grid(x[i :: len(names)], -(-count // len(names))) for i in range(min(count, len(names)))])
-        lines.append([spec, f"{weight:g}", f"{seconds:.6f}", count, trained.device, job.precision])
-    file, rows = job.path(spec, "guidance"), list(zip(*table, strict=True))
-    save_table(rows, names[: len(rows)], [f"guidance {weight:g}" for weight in job.guidance], file)
-    return [file, save_csv(lines, file.with_suffix(".csv"))]
+    rows, columns = list(zip(*table, strict=True)), [f"guidance {weight:g}" for weight in job.guidance]
+    return save_table(rows, names[: len(rows)], columns, job.path(spec, "guidance"))

@@ -1,33 +1,27 @@
 """Measures how close the samples are to real pictures."""
 
-import json
 import time
-from argparse import ArgumentParser
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from datasets import DataError, Reading, load_labelled, to_uint8
+from datasets import DataError, Reading, load_labelled, picture_shape, to_uint8
+from datasets.folder import find_folder
+from evaluation.distances import GROUPS, Statistics
 from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
+from evaluation.parts import shuffled
 from evaluation.real_pictures import labels_like, real_pictures
-from files.atomic import write_file
 from files.errors import ConfigError
 from runs.labels import class_names
-from test_modes import bits
+from test_modes import bits, random_gen
+from test_modes.given_pictures import real_data, samples_in
 from test_modes.job import Job
-from test_modes.real_data import real_data
+from utils.device import rank_and_world
 from utils.pictures import save_grid
-
-FLAGS = ("bits", "data_name", "data_path", "split", "labels", "guidance", "classes")
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("evaluate").add_argument
-    add("--bits", action="store_true", default=None, help="only how well the network fits real pictures, in bits")
-    text = "without --labels: in the proportions of the split (default), or each in turn"
-    add("--classes", choices=("proportional", "even"), help=text)
 
 
 def run(job: Job) -> list[Path]:
@@ -35,69 +29,84 @@ def run(job: Job) -> list[Path]:
     if job.args.bits:
         return bits.run(job)
     args, trained, recipe = job.args, job.trained, job.trained.recipe
-    files, count = [], args.sample_num or 2000
-    source, data_path, split = real_data(args, recipe)
-    size, channels = recipe["image_size"], recipe["image_channel"]
-    real = real_pictures(source["dataset"], data_path, split, source["split"], size, channels, Reading.of(source))
-    extractor = extractor_for(source["dataset"], channels, trained.device)
-    evaluation = Evaluation(real, extractor, count, mirrored=recipe["horizontal_flip"])
-    drawn = drawn_labels(job, (source["dataset"], data_path, split), count)
-    test_split = (source["dataset"], data_path, "test", size, channels, None, True, Reading.of(source))
-    each = [class_names(recipe)[number] for number in drawn or []]
-    asked, classes, accuracy = asked_for(each, count, extractor, test_split)
-    for spec, weight in product(job.specs, job.guidance):
-        began = time.monotonic()
-        batches = trained.batches(count, spec, args.seed, args.batch_size, labels=drawn, guidance=weight)
-        samples = torch.cat([to_uint8(x) for x in batches])
+    files, (data, split), count, given = [], real_data(args, recipe), args.sample_num or 2000, None
+    extractor = extractor_for(data["dataset"], recipe["image_channel"], trained.device, args.features or "auto")
+    published = statistics(args.statistics, extractor, recipe) if args.statistics else None
+    labels, how = (None, "") if args.samples else drawn_labels(job, data, split, count)
+    names = [class_names(recipe)[i] for i in labels or []]
+    if args.samples:
+        found = find_folder(args.samples, "all", False)
+        found = [found[i] for i in shuffled(len(found))[: args.sample_num]]  # theirs may be sorted by class
+        given = samples_in(found, args.sample_num or GROUPS, "--samples", recipe)
+        count = len(given)
+    elif args.sample_dir:
+        random_gen.fill_sample_dir(replace(job, labels=labels, names=names), count)
+        if rank_and_world()[0]:
+            return files
+        while len(found := sorted(args.sample_dir.glob("*.png"))) < count:
+            time.sleep(1)  # the other processes draw theirs
+        given = samples_in(found, count, "--sample_dir", recipe)
+    real = real_pictures(data, split, data["split"])
+    evaluation = Evaluation(real, extractor, count, recipe["horizontal_flip"], published)
+    asked, classes, accuracy = asked_for(names, count, extractor, data)
+    for spec, weight in [(args.samples, 1.0)] if args.samples else product(job.specs, job.guidance):
+        began, samples = time.monotonic(), given
+        if samples is None:
+            batches = trained.batches(count, spec, args.seed, args.batch_size, labels=labels, guidance=weight)
+            samples = torch.cat([to_uint8(x) for x in batches])
         seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples, asked, classes)
-        if job.names:
-            how = "in turn" if drawn is job.labels else f"in the proportions of the {split} split"
+        if labels:
             report |= {"labels": job.names, "classes_drawn": how, "guidance": weight}
         if "as_asked" in report:
             report["as_asked"]["real"] = accuracy
-        report = dict(  # raises TypeError if the report already has one of these keys; {…} would not
-            model=args.model_path.name, weights=trained.weights, step=trained.step, sample_info=str(spec),
-            seed=args.seed, precision=job.precision, device=str(trained.device), seconds=seconds,
-            data=source["data_name"], split=split, **report,
-        )  # fmt: skip
-        print(summary(report))
-        file = job.path(spec, "evaluate", weight).with_suffix(".json")
-        write_file(file, json.dumps(report, indent=1) + "\n")
+        facts = {"seconds": seconds, "data": data["data_name"], "split": split}
+        files.append(job.report(summary, spec, "evaluate", weight, **facts, **report))
         first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
-        files += [file, save_grid(torch.cat(rows), job.path(spec, "neighbours", weight), len(first))]
+        files.append(save_grid(torch.cat(rows), job.path(spec, "neighbours", weight), len(first)))
     return files
 
 
-def drawn_labels(job: Job, data: tuple, count: int) -> list[int] | None:
-    """The classes that the samples have in turn. Without --labels they are in the proportions of the split.
+def statistics(file: Path, extractor: Extractor | None, recipe: dict) -> Statistics:
+    """mu and sigma in an .npz. ConfigError if they are not those of these features."""
+    blank = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), dtype=torch.uint8)
+    size = extractor.features(blank).shape[1] if extractor else 0
+    try:
+        mean, covariance = (torch.from_numpy(np.load(file)[key]).reshape(size, -1) for key in ("mu", "sigma"))
+        return Statistics(mean[:, 0], covariance)
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
+        raise ConfigError(f"--statistics {file}: no mu and sigma of {size} features, as these are ({error})") from error
 
-    data: the first arguments of `labels_like`.
+
+def drawn_labels(job: Job, data: dict, split: str, count: int) -> tuple[list[int] | None, str]:
+    """The classes that the samples have in turn, and how they were chosen: in the proportions of the split.
+
+    With --labels, or where the split has no such classes, it is each in turn.
     """
     args, names = job.args, class_names(job.trained.recipe)
     if args.classes and (args.labels or not names):
         raise ConfigError("--classes needs a network with labels, and no --labels, which the samples have in turn")
-    if args.labels or args.classes == "even" or not names:
-        return job.labels
-    return labels_like(*data, names, count) or job.labels
+    proportional = names and not args.labels and args.classes != "even"
+    drawn = labels_like(data, split, names, count) if proportional else None
+    how = f"in the proportions of the {split} split" if drawn else "in turn"
+    in_turn = not drawn or drawn == [i % len(names) for i in range(count)]  # then as random_gen draws into a folder
+    return job.labels if in_turn else drawn, how
 
 
-def asked_for(
-    labels: list[str], count: int, extractor: Extractor | None, data: tuple
-) -> tuple[torch.Tensor | None, list[str], float]:
+def asked_for(labels: list[str], count: int, extractor: Extractor | None, data: dict) -> tuple:
     """(asked, classes, accuracy): the class that each sample was asked for, int64 (count,), as a number of the classes
-    that the classifier knows; and which share of real pictures the classifier gets right.
+    that the classifier knows; and which share of test pictures, which it was not trained on, it gets right.
 
-    labels: the names that the samples have in turn. data: the arguments of `load_labelled` for pictures that the
-    classifier was not trained on. asked is None where there are no labels, no classifier or no real labels.
+    labels: the names that the samples have in turn. asked is None where there are no labels, no classifier or no real
+    labels.
     """
-    if not labels or not extractor or not extractor.classes:
-        return None, [], 0.0
-    try:
-        images, numbers, classes = load_labelled(*data)
-        asked = torch.tensor([classes.index(label) for label in labels])[torch.arange(count) % len(labels)]
-    except (DataError, ValueError) as error:
-        print(f"no share of the samples that are as asked for: {error}")
-        return None, [], 0.0
-    taken = extractor.classes(extractor.features(torch.from_numpy(images)))
-    return asked, classes, (taken.numpy() == numbers).mean().item()
+    if labels and extractor and extractor.classes:
+        try:
+            where = data["dataset"], data["data_path"], "test", data["image_size"], data["image_channel"]
+            images, numbers, classes = load_labelled(*where, reading=Reading.of(data))
+            asked = torch.tensor([classes.index(label) for label in labels])[torch.arange(count) % len(labels)]
+            taken = extractor.classes(extractor.features(torch.from_numpy(images)))
+            return asked, classes, (taken.numpy() == numbers).mean().item()
+        except (DataError, ValueError) as error:
+            print(f"no share of the samples that are as asked for: {error}")
+    return None, [], 0.0

@@ -1,60 +1,60 @@
-"""The real pictures that interpolate, inpaint and edit start from."""
+"""The real pictures that interpolate, inpaint and edit start from, and evaluate compares with."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
-from datasets import Reading, load_images
+from datasets import Reading, picture_shape
 from datasets.folder import AS_EVER, open_picture
-from datasets.pixels import Size, fit_picture
+from datasets.pixels import fit_picture
+from evaluation.real_pictures import load
 from files.errors import ConfigError
-from test_modes.real_data import real_data
-
-FLAGS = ("image_indices", "image_files", "data_name", "data_path", "split")
+from runs.config import load_recipe
 
 
-def add_flags(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("interpolate, inpaint and edit: pictures").add_argument
-    add("--image_indices", type=int, nargs="+", metavar="I", help="by number; interpolate: pairs, I J or I J K L …")
-    add("--image_files", type=Path, nargs="+", metavar="FILE", help="files; interpolate: pairs, A B or A B C D …")
+def real_data(args: Namespace, recipe: dict) -> tuple[dict, str]:
+    """(data, split) that the flags choose, for `load`: by default those of the training."""
+    data = load_recipe(args.config, args.data_name) if args.data_name else recipe
+    shape = {key: recipe[key] for key in ("image_size", "image_channel")}
+    return data | shape | {"data_path": args.data_path or data["data_path"]}, args.split or data["split"]
 
 
-def given_pictures(args: Namespace, recipe: dict, count: int) -> np.ndarray:
+def given_pictures(args: Namespace, recipe: dict, count: int) -> Tensor:
     """uint8 (N, C, H, W): --image_files, or of the data set --image_indices, or `count` that the seed draws."""
-    size, channels = recipe["image_size"], recipe["image_channel"]
+    size, channels, indices = recipe["image_size"], recipe["image_channel"], args.image_indices
     if args.image_files:
-        if args.image_indices or args.data_name or args.data_path or args.split:
+        if indices or args.data_name or args.data_path or args.split:
             raise ConfigError("--image_files cannot be combined with another choice of pictures")
-        return from_files(args.image_files, size, channels, Reading.of(recipe))
-    source, data_path, split = real_data(args, recipe)
-    images = load_images(source["dataset"], data_path, split, size, channels, reading=Reading.of(source))
-    if args.image_indices:
-        return by_number(images, args.image_indices)
-    return drawn(images, count, args.seed)
-
-
-def from_files(files: list[Path], image_size: Size, image_channel: int, reading: Reading = AS_EVER) -> np.ndarray:
-    """Picture files, resized and cropped as for training."""
-    pictures = [opened(file, "--image_files", reading) for file in files]
-    return np.stack([fit_picture(picture, image_size, image_channel) for picture in pictures])
-
-
-def by_number(images: np.ndarray, indices: list[int]) -> np.ndarray:
-    """Those of images (N, C, H, W) that have these numbers."""
-    if outside := [i for i in indices if not 0 <= i < len(images)]:
+        pictures = [opened(file, "--image_files", Reading.of(recipe)) for file in args.image_files]
+        return torch.from_numpy(np.stack([fit_picture(picture, size, channels) for picture in pictures]))
+    images = load(*real_data(args, recipe))
+    if outside := [i for i in indices or [] if not 0 <= i < len(images)]:
         raise ConfigError(f"--image_indices {outside[0]}: there are {len(images)} pictures, numbered from 0")
-    return np.array(images[np.array(indices)])
-
-
-def drawn(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Different ones of images (N, C, H, W), drawn by the seed."""
-    if len(images) < count:
+    if not indices and len(images) < count:
         raise ConfigError(
             f"{count} pictures are too many, as there are {len(images)}: use --sample_num or --image_indices"
         )
-    return np.array(images[np.random.default_rng(seed).choice(len(images), count, replace=False)])
+    indices = indices or np.random.default_rng(args.seed).choice(len(images), count, replace=False)
+    return images[torch.as_tensor(indices)]
+
+
+def samples_in(files: list[Path], least: int, flag: str, recipe: dict) -> Tensor:
+    """uint8 (N, C, H, W): pictures of the recipe's size. ConfigError for another, and for too few: none is resized."""
+    size, pictures = recipe["image_size"], []
+    _, H, W = picture_shape(size, 1)
+    for file in tqdm(files, desc="reading", leave=False, delay=2):
+        picture = opened(file, flag, Reading.of(recipe))
+        if picture.size != (W, H):
+            raise ConfigError(f"{flag} {file}: it has {picture.width}x{picture.height} pixels, the data {W}x{H}")
+        pictures.append(fit_picture(picture, size, recipe["image_channel"]))
+    if len(pictures) < least:
+        raise ConfigError(f"{flag}: {len(pictures)} pictures are fewer than {least}")
+    return torch.from_numpy(np.stack(pictures))
 
 
 def opened(file: Path, flag: str, reading: Reading = AS_EVER) -> Image.Image:

@@ -1,6 +1,7 @@
 """Fills a hole in pictures."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,31 +9,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import normalize, picture_shape
 from datasets.pixels import Size, fit_mask
-from diffusion import SampleSpec, repaint
+from diffusion import Frame, SampleNoise, SampleSpec, repaint
 from diffusion.inpainting import way
 from files.errors import ConfigError
-from runs.run import in_batches
-from test_modes import given_pictures
+from test_modes.given_pictures import given_pictures, opened
 from test_modes.job import Job
-from utils.command_line import number
 from utils.picture_size import check_size
-from utils.pictures import film_states, save_film, save_grid
+from utils.pictures import save_film, save_grid
 
-FLAGS = ("mask", "mask_box", "jump_length", "resamplings", "animate", *given_pictures.FLAGS)
 ROWS, FILLINGS = 8, 6  # random pictures, and how often each is filled, unless the flags say otherwise
-MOST_GREY = 0.25  # the share of a mask that soft edges may take; of photographs half and more is grey
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("inpaint").add_argument
-    add("--mask", type=Path, metavar="FILE", help="a picture as large as the others, white where to fill")
-    add("--mask_box", type=number(0), nargs=4, metavar="N", help="fill a box of pixels: X Y W H")
-    add("--jump_length", type=number(1), metavar="N", help="RePaint: jump back N timesteps; default: 40 of 1000")
-    add("--resamplings", type=number(1), metavar="N", help="RePaint: take each step N times; default: 5")
 
 
 def run(job: Job) -> list[Path]:
@@ -40,30 +28,26 @@ def run(job: Job) -> list[Path]:
     args, trained = job.args, job.trained
     fillings, files = args.sample_num or FILLINGS, []
     hole = hole_of(args, trained.recipe["image_size"]).to(trained.device)
-    x_start = normalize(torch.from_numpy(given_pictures.given_pictures(args, trained.recipe, ROWS))).to(trained.device)
+    x_start = normalize(given_pictures(args, trained.recipe, ROWS)).to(trained.device)
     check_size(len(x_start) * (fillings + 2), fillings + 2, x_start.shape[-2:], args.animate)
     for spec in job.specs:
-        batches = in_batches(len(x_start) * fillings, args.batch_size)
-        batches = [fill(job, spec, x_start[[i // fillings for i in batch]], hole, batch) for batch in batches]
-        states = [beside(x_start.cpu(), hole.cpu(), torch.cat(parts)) for parts in zip(*batches, strict=True)]
+        states = [beside(x_start.cpu(), hole.cpu(), x) for x in fill(job, spec, x_start, hole, fillings)]
         file = job.path(spec, "inpaint")
         files.append(save_grid(states[-1], file, fillings + 2))
         files += save_film(states, fillings + 2, file, args.animate)
     return files
 
 
-def fill(job: Job, spec: SampleSpec, x_start: Tensor, hole: Tensor, indices: range) -> list[Tensor]:
-    """The `film_states` of filling pictures (B, C, H, W), with the noise of the samples of these numbers."""
-    args, trained = job.args, job.trained
-    jumps = args.jump_length, args.resamplings or 5
-    x_T, noise = trained.noise(indices, args.seed)
-    try:
-        frames = repaint(trained.diffusion, trained.network, x_T, x_start, hole, spec, noise, *jumps)
-    except ValueError as error:
-        raise ConfigError(f"--sample_info: {error}") from error
+def fill(job: Job, spec: SampleSpec, x_start: Tensor, hole: Tensor, fillings: int) -> list[Tensor]:
+    """The states of filling each picture (P, C, H, W) so often: those of its fillings follow each other."""
+    trained, jumps = job.trained, (job.args.jump_length, job.args.resamplings or 5)
     calls = sum(after < t for t, after in pairwise(way(spec.timesteps(trained.recipe["timestep_num"]), *jumps)))
-    frames = tqdm(frames, total=calls, desc=f"{spec}, fillings {indices[0]} to {indices[-1]}", leave=False)
-    return film_states(frames, calls, bool(args.animate))
+
+    def frames(x_T: Tensor, noise: SampleNoise, batch: range) -> Iterator[Frame]:
+        given = x_start[[i // fillings for i in batch]]
+        return repaint(trained.diffusion, trained.network, x_T, given, hole, spec, noise, *jumps)
+
+    return job.states(len(x_start) * fillings, calls, str(spec), frames)
 
 
 def beside(x_start: Tensor, hole: Tensor, x: Tensor) -> Tensor:
@@ -80,7 +64,7 @@ def hole_of(args: Namespace, image_size: Size) -> Tensor:
     if (args.mask is None) == (args.mask_box is None):
         raise ConfigError("inpaint takes --mask FILE, white where to fill, or --mask_box X Y W H")
     _, H, W = picture_shape(image_size, 1)
-    sizes = sorted({given_pictures.opened(file, "--image_files").size for file in args.image_files or []})
+    sizes = sorted({opened(file, "--image_files").size for file in args.image_files or []})
     if len(sizes) > 1:
         found = " and ".join(f"{w}x{h}" for w, h in sizes)
         raise ConfigError(f"--image_files: one mask or box is for pictures of one size, not of {found}")
@@ -91,8 +75,6 @@ def hole_of(args: Namespace, image_size: Size) -> Tensor:
         if values.shape != (h, w):
             raise ConfigError(f"{flag}: it must have the size of {of}, and has {values.shape[1]}x{values.shape[0]}")
         mask, found = values >= 128, f": its values are {values.min()} to {values.max()}, and 128 or more is filled"
-        if (grey := ((values >= 32) & (values < 224)).mean()) > MOST_GREY:
-            raise ConfigError(f"{flag}: {grey:.0%} is neither black nor white, as in a photograph{found}")
     else:
         (x, y, across, down), mask, found = args.mask_box, np.zeros((h, w), bool), ""
         flag = f"--mask_box {x} {y} {across} {down}"
@@ -108,7 +90,7 @@ def hole_of(args: Namespace, image_size: Size) -> Tensor:
 
 def mask_values(file: Path) -> np.ndarray:
     """The grey values of a mask, uint8 (H, W). ConfigError if parts are transparent: some fill these, others paint."""
-    picture = given_pictures.opened(file, "--mask")
+    picture = opened(file, "--mask")
     with Image.open(file) as image:
         if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
             raise ConfigError(f"--mask {file}: it has transparent parts: save it without, white where to fill")

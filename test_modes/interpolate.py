@@ -1,32 +1,20 @@
 """Goes from one picture to another."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from datasets import normalize
-from diffusion import INTERP_MODES, interpolate
+from diffusion import interpolate
 from files.errors import ConfigError
-from test_modes import given_pictures
+from test_modes.given_pictures import given_pictures
 from test_modes.job import Job
-from utils.command_line import number
 from utils.picture_size import check_size
 from utils.pictures import grid_columns, plotted, save_film, save_grid
-
-FLAGS = ("interp_mode", "lambda_num", "diffusion_step", "animate", *given_pictures.FLAGS)
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("interpolate").add_argument
-    add("--interp_mode", nargs="+", choices=INTERP_MODES, help="one or several; default: lerp")
-    add("--lambda_num", type=number(2, 1000), metavar="N", help="mixtures from lambda 0 to 1; default: 11")
-    add = parser.add_argument_group("interpolate and edit").add_argument
-    add("--diffusion_step", type=number(1), nargs="+", metavar="N", help="timesteps of noise; edit: one or several")
 
 
 def run(job: Job) -> list[Path]:
@@ -37,14 +25,10 @@ def run(job: Job) -> list[Path]:
     if others:
         raise ConfigError("--diffusion_step takes several numbers only for --test_mode edit")
     lambdas = [i / (L - 1) for i in range(L)]
-    first, second = normalize(torch.from_numpy(pairs(args, trained.recipe))).to(trained.device)
+    first, second = normalize(pairs(args, trained.recipe)).to(trained.device)
     check_size(len(first) * (L + 2), len(first), first.shape[-2:], args.animate)
-    given, asked = (trained.diffusion, trained.network, first, second), {}
-    try:  # the arguments are checked here; the computation starts when the rows are read
-        for spec, mode in product(specs, args.interp_mode or ["lerp"]):
-            asked[spec, mode] = interpolate(*given, spec, depth, lambdas, args.seed, mode)
-    except ValueError as error:
-        raise ConfigError(f"--interp_mode and --sample_info: {error}") from error
+    given, asked = (trained.diffusion, trained.network, first, second), product(specs, args.interp_mode or ["lerp"])
+    asked = {(spec, mode): interpolate(*given, spec, depth, lambdas, args.seed, mode) for spec, mode in asked}
     files, curves = [], {spec: {} for spec in specs}
     for (spec, mode), mixtures in asked.items():
         rows = list(tqdm(mixtures, total=L, desc=f"{mode} {spec}", leave=False))
@@ -57,13 +41,13 @@ def run(job: Job) -> list[Path]:
     return files + [plot_steps(curves[spec], lambdas, job.path(spec, "smoothness")) for spec in specs]
 
 
-def pairs(args: Namespace, recipe: dict) -> np.ndarray:
+def pairs(args: Namespace, recipe: dict) -> Tensor:
     """uint8 (2, P, C, H, W): the chosen pictures two by two, or sqrt(sample_num) random pairs."""
-    x = given_pictures.given_pictures(args, recipe, 2 * grid_columns(args.sample_num or recipe["sample_num"]))
+    x = given_pictures(args, recipe, 2 * grid_columns(args.sample_num or recipe["sample_num"]))
     if len(x) % 2:
         raise ConfigError(f"interpolate takes pairs, and {len(x)} is an odd number of pictures")
     chosen = args.image_files or args.image_indices
-    return np.stack([x[::2], x[1::2]]) if chosen else x.reshape(2, -1, *x.shape[1:])
+    return torch.stack([x[::2], x[1::2]]) if chosen else x.reshape(2, -1, *x.shape[1:])
 
 
 def depths(args: Namespace, T: int) -> list[int] | None:

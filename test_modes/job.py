@@ -1,11 +1,19 @@
 """What every mode gets: the network, what is asked of it, and how its files are called."""
 
+import json
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion import SampleSpec
-from runs.run import Run
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion import Frame, SampleSpec
+from files.atomic import write_file
+from runs.run import Run, in_batches
+from utils.pictures import film_states
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,31 @@ class Job:
     names: list[str]
     guidance: list[float]
 
-    def path(self, of: SampleSpec | str, what: str = "", guidance: float = 1.0) -> Path:
-        """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1.
-
-        of: a sampler, or what is drawn.
-        """
+    def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
+        """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1."""
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
+        of = of.resolve().name if isinstance(of, Path) else of
         name = f"{self.stem}_{self.args.model_path.stem}_{of}{guided}{'_' * bool(what)}{what}.png"
         return self.args.save_dir / name
+
+    def states(self, count: int, calls: int, what: str, frames_of: Callable[..., Iterator[Frame]]) -> list[Tensor]:
+        """The `film_states` of pictures 0 to count - 1, (count, C, H, W) each, drawn in batches of so many calls.
+
+        frames_of: a sampler as a function of x_T, the noise and the numbers of the pictures.
+        """
+        batches = []
+        for indices in in_batches(count, self.args.batch_size):
+            frames = frames_of(*self.trained.noise(indices, self.args.seed), indices)
+            frames = tqdm(frames, f"{what}, pictures {indices[0]} to {indices[-1]}", calls, leave=False)
+            batches.append(film_states(frames, calls, bool(self.args.animate)))
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+    def report(self, show: Callable, of: SampleSpec | Path, what: str, weight: float = 1.0, **numbers) -> Path:
+        """Prints numbers as `show` has them, and writes them as JSON. of: the sampler, or where the pictures are."""
+        drawn_by = {"samples": str(of)} if isinstance(of, Path) else {
+            "model": self.args.model_path.name, "weights": self.trained.weights, "step": self.trained.step,
+            "sample_info": str(of), "seed": self.args.seed, "precision": self.precision,
+        }  # fmt: skip
+        report = dict(device=str(self.trained.device), **drawn_by, **numbers)  # TypeError for a key that is there twice
+        print(show(report))
+        return write_file(self.path(of, what, weight).with_suffix(".json"), json.dumps(report, indent=1) + "\n")

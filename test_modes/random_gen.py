@@ -1,6 +1,5 @@
 """Draws pictures, and shows how they develop from noise."""
 
-from argparse import ArgumentParser
 from collections import deque
 from itertools import product
 from pathlib import Path
@@ -17,14 +16,6 @@ from utils.device import rank_and_world
 from utils.picture_size import check_size
 from utils.pictures import ProgressPicture, grid_columns, save_by_class
 
-FLAGS = ("sample_dir", "animate", "labels", "guidance")
-
-
-def add_flags(parser: ArgumentParser) -> None:
-    add = parser.add_argument_group("random_gen").add_argument
-    add("--sample_dir", type=Path, metavar="D", help="also save each sample there; can be continued")
-    add("--animate", choices=("gif", "webp"), help="also save the progress as a film")
-
 
 def run(job: Job) -> list[Path]:
     """The samples of each sampler as a grid, and how the first of them develop from noise.
@@ -32,7 +23,7 @@ def run(job: Job) -> list[Path]:
     With labels a row of the grid is a class, of ten samples unless --sample_num says otherwise.
     """
     if job.args.sample_dir:
-        return fill_sample_dir(job)
+        return fill_sample_dir(job, job.args.sample_num or job.trained.recipe["sample_num"])
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]
     count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
     check_size(count, grid_columns(count), picture_shape(job.trained.recipe["image_size"], 1)[1:], None)
@@ -42,10 +33,10 @@ def run(job: Job) -> list[Path]:
     return files
 
 
-def fill_sample_dir(job: Job) -> list[Path]:
+def fill_sample_dir(job: Job, count: int) -> list[Path]:
     """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
     args, trained, (spec,), (weight,) = job.args, job.trained, job.specs, job.guidance
-    files, count, (rank, world) = [], args.sample_num or trained.recipe["sample_num"], rank_and_world()
+    files, (rank, world) = [], rank_and_world()
     identity = identity_of(trained, spec, args.seed, job.precision, job.labels, weight)
     folder = SampleDir(args.sample_dir, identity, count)
     batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]
@@ -66,9 +57,7 @@ def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range, files:
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        columns = grid_columns(len(indices))
-        check_size(len(indices), columns, x_T.shape[-2:], animate)
-        progress = ProgressPicture(spec.steps, columns, film=bool(animate))
+        progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(animate))
         x = progress.watch(x_T, frames)
         files += progress.save(job.path(spec, "progress", weight), animate)
     else:

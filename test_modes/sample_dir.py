@@ -48,25 +48,17 @@ class SampleDir:
         try:
             write_file(file, json.dumps(identity, indent=1) + "\n", exclusive=True)  # by one of several processes
         except FileExistsError:
-            self._check(file, identity)
+            found = json.loads(file.read_text(encoding="utf-8"))
+            keys = [k for k in identity if k in found or k not in RECIPE_KEYS]  # folders of earlier versions have fewer
+            was = {k: found.get(k) for k in keys if found.get(k) != identity[k]}
+            if was:
+                what = "; ".join(f"{k}: was {short(value)}, is {short(identity[k])}" for k, value in was.items())
+                raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
         numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]
         if numbers and max(numbers) >= count:
             raise ConfigError(
                 f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another folder"
             )
-
-    @staticmethod
-    def _check(file: Path, identity: dict) -> None:
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            identity = {k: v for k, v in identity.items() if k in found or k not in RECIPE_KEYS}  # earlier: fewer keys
-            differ = [
-                f"{k}: was {short(found.get(k))}, is {short(v)}" for k, v in identity.items() if found.get(k) != v
-            ]
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
-        if differ:
-            raise ConfigError(f"{file.parent} holds other samples ({'; '.join(differ)}): choose another --sample_dir")
 
     def has(self, index: int) -> bool:
         """Whether this sample exists and is complete."""

@@ -93,7 +93,7 @@ def test_a_run_goes_to_diffusers_and_back(convert, trained, shared, tmp_path):
     assert re.search(r"differ by at most \d\.\de-\d+", out.stdout)
     card = (tmp_path / "digits-diffusers" / "README.md").read_text()
     here = 'from_pretrained("digits-diffusers")'
-    for text in ("8x8", "Digits", "6 steps of 8: 48 pictures", "held-out", "DPMpp_20_0p0", here):
+    for text in ("8x8", "Digits", "6 steps of 8: 48 pictures", "DPMpp_20_0p0", here):
         assert text in card
     assert "{" not in card.replace("{{", "") and Image.open(tmp_path / "digits-diffusers" / "samples.png").width > 200
     code, names = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {}

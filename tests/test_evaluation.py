@@ -15,6 +15,8 @@ from evaluation.features import channels_of, classifier_file, extractor_for, shi
 from evaluation.numbers import Evaluation, class_shares, look
 from evaluation.real_pictures import real_pictures
 
+DIGITS = {"dataset": "Digits", "data_path": "none", "image_size": 8, "image_channel": 1}
+
 
 @cache
 def digits(split):
@@ -73,9 +75,9 @@ def test_brightness_and_fine_detail_of_simple_patterns():
 
 def test_copies_of_training_pictures_are_detected(extractor):
     """Copies are nearer to the training pictures than real pictures are; other real pictures are not."""
-    real = real_pictures("Digits", "none", "train", "train", 8, 1)
+    real = real_pictures(DIGITS, "train", "train")
     rows, others, others_are = real.floor(297)
-    assert (len(real.pictures[rows]), len(others), others_are) == (1500, 297, "the test split")
+    assert (len(real.pictures[rows]), len(others), others_are) == (1500, 297, "the other split")
     judge = Evaluation(real, extractor, 297)
     copies, _, number = judge(real.training[:297])
     assert copies["nearest"]["samples"] == 0 and number.tolist() == list(range(297))
@@ -90,17 +92,17 @@ def test_copies_of_training_pictures_are_detected(extractor):
 
 @pytest.mark.slow
 def test_more_samples_than_real_pictures_are_also_compared_in_the_same_number(extractor):
-    real = real_pictures("Digits", "none", "train", "train", 8, 1)
+    real = real_pictures(DIGITS, "train", "train")
     report, _, _ = Evaluation(real, extractor, 400)(torch.cat([real.floor(400)[1], real.training[:103]]))
     assert (report["n"], report["as_few"]["n"], report["floor"]["n"]) == (400, 297, 297)
-    assert report["as_few"] | {"of": "the test split", "to": 1500} == report["floor"]
+    assert report["as_few"] | {"of": "the other split", "to": 1500} == report["floor"]
     assert report["frechet"] < report["as_few"]["frechet"]  # more pictures, and some of the reference itself
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test", "all"])
 def test_the_floor_has_no_picture_on_both_sides_and_is_below_noise(split, extractor):
-    real = real_pictures("Digits", "none", split, "train", 8, 1)
+    real = real_pictures(DIGITS, split, "train")
     rows, others, _ = real.floor(10**6)
     sides = [set(map(tuple, pictures.flatten(1).tolist())) for pictures in (real.pictures[rows], others)]
     assert not sides[0] & sides[1]  # no two digits are equal
@@ -119,7 +121,7 @@ def test_the_floor_of_a_folder_is_the_distance_of_its_halves(tmp_path, capsys):
     rows = torch.randperm(1797).tolist()
     for i in rows[:900]:
         Image.fromarray(digits("all")[i, 0].numpy()).save(tmp_path / f"{i:04}.png")
-    real = real_pictures("Folder", tmp_path, "train", "train", 8, 1)
+    real = real_pictures(DIGITS | {"dataset": "Folder", "data_path": tmp_path}, "train", "train")
     half, others, _ = real.floor(900)
     both = torch.cat([real.pictures[half], others]).flatten(1).tolist()
     assert len(real.pictures) == 900 and sorted(both) == sorted(real.pictures.flatten(1).tolist())
@@ -136,15 +138,13 @@ def test_too_few_pictures_are_refused(tmp_path):
     for i in range(19):
         Image.new("L", (8, 8), 10 * i).save(tmp_path / f"{i}.png")
     with pytest.raises(DataError, match="19 pictures are too few to compare with; at least 20"):
-        real_pictures("Folder", tmp_path, "train", "train", 8, 1)
+        real_pictures(DIGITS | {"dataset": "Folder", "data_path": tmp_path}, "train", "train")
 
 
 def test_without_torch_fidelity_other_features_are_used_with_advice(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None)
     assert extractor_for("Folder", 3, torch.device("cpu")).name == "classifier_cifar10"
-    assert (
-        "CIFAR-10's classifier are used; for those of Inception: pip install torch-fidelity" in capsys.readouterr().out
-    )
+    assert "CIFAR-10's classifier are used, because Inception is missing: pip install" in capsys.readouterr().out
 
 
 def test_evaluate_writes_a_report_and_the_nearest_neighbours(in_process, trained, tmp_path):

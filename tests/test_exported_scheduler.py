@@ -93,7 +93,7 @@ def test_the_card_says_how_the_network_was_trained(tmp_path, monkeypatch, T, ste
     settings = {"optimizer": "muon", "loss_weight": "min_snr", "lr_schedule": "cosine", "warmup_steps": 20}
     run = small_run(timestep_num=T, num_classes=3, label_dropout=0.2, learning_rate=4e-3, grad_clip=1.0, **settings)
     run.sample = lambda *_, **__: None
-    sharing.model_card.write_card(run, tmp_path, "sprites", [])
+    sharing.model_card.write_card(run, tmp_path, "sprites")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for text in (*(f"{key}={value}" for key, value in settings.items()), "loss_type=l1", "grad_clip=1.0"):
         assert text in card

@@ -143,7 +143,6 @@ BOX, ONE = ["--mask_box", "1", "1", "4", "4"], ["--image_indices", "1"]
             ["interpolate takes pairs", "1 is an odd number"],
         ),
         (["evaluate", "--bits", "--sample_info", "DDIM_10_0p0"], ["DDPM in at least 2 steps", "not of DDIM_10_0p0"]),
-        (["evaluate", "--bits", "--split", "test", "--sample_num", "298"], ["298", "the test split has 297 pictures"]),
         (["random_gen", "--bits"], ["--bits is for --test_mode evaluate, not for random_gen"]),
         (["compare", "--animate", "gif"], ["--animate is for --test_mode random_gen, interpolate, inpaint, edit"]),
     ],

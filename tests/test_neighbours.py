@@ -15,6 +15,8 @@ from evaluation.parts import in_parts
 from evaluation.real_pictures import RealPictures, real_pictures
 from runs.run import Run
 
+DIGITS = {"dataset": "Digits", "data_path": "none", "image_size": 8, "image_channel": 1}
+
 
 def by_differences(pictures, training):
     """The sorted distances to all training pictures, and their numbers, in float64 and without matrix products."""
@@ -99,7 +101,7 @@ def test_pale_and_blurred_pictures_are_no_copies_but_pale_and_noisy_copies_are()
 
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_a_mirrored_copy_is_a_copy_if_the_training_mirrored(mirrored):
-    real = real_pictures("Digits", "none", "train", "train", 8, 1)
+    real = real_pictures(DIGITS, "train", "train")
     judge = Evaluation(real, extractor_for("Digits", 1, torch.device("cpu")), 297, mirrored)
     report, apart, number = judge(real.training[:100].flip(-1))
     for space in ("nearest", "nearest_in_features"):
@@ -113,10 +115,8 @@ def test_a_mirrored_copy_is_a_copy_if_the_training_mirrored(mirrored):
 
 def test_a_picture_of_a_folder_is_not_its_own_neighbour():
     """There the real pictures to compare with are the training pictures themselves."""
-    digits = real_pictures("Digits", "none", "train", "train", 8, 1).training
-    judge = Evaluation(
-        RealPictures({"all": digits}, "all", "all"), extractor_for("Digits", 1, torch.device("cpu")), 100
-    )
+    digits = real_pictures(DIGITS, "train", "train").training
+    judge = Evaluation(RealPictures(digits, digits), extractor_for("Digits", 1, torch.device("cpu")), 100)
     for apart, stands_out in judge.real_near.values():
         assert apart.median() > 0.05 and stands_out.median() > 0.5
 

@@ -70,8 +70,9 @@ def test_evaluate_draws_in_the_proportions_of_the_split(labelled, tmp_path, monk
 
 
 def test_data_without_these_classes_are_compared_with_every_class_evenly(tmp_path, capsys):
-    assert labels_like("Digits", "none", "train", ["cat", "dog"], 5) is None
-    assert labels_like("Folder", tmp_path, "train", ["cat", "dog"], 5) is None
+    for dataset, data_path in (("Digits", "none"), ("Folder", tmp_path)):
+        data = {"dataset": dataset, "data_path": data_path}
+        assert labels_like(data, "train", ["cat", "dog"], 5) is None
     assert capsys.readouterr().out.count("of every class evenly") == 2
 
 
