@@ -59,10 +59,13 @@ def load_recipe(
     layers = [{key: coerce(where, key, value) for key, value in layer.items()} for where, layer in layers]
     if "train_epoch" in layers[0]:  # given by hand, it wins over steps that a block inherits
         layers[0] = {"max_steps": None} | layers[0]
+    if "beta_schedule" in layers[0]:  # over betas of init_from, too
+        layers[0] = {"betas": None} | layers[0]
     recipe = _resolved(config, chain, layers)
     if recipe["init_from"] and pretrained:
         theirs = pretrained(recipe)
-        own = {"num_classes"} if recipe["num_classes"] == "auto" else set()  # the data's, whatever the file knows
+        fixed = theirs["diffusers_unet"] and theirs["num_classes"]
+        own = {"num_classes"} if recipe["num_classes"] == "auto" and not fixed else set()  # the data's
         layers.insert(1, {key: theirs[key] for key in [*MODEL_KEYS, *DIFFUSION_KEYS] if key not in own})
         recipe = _resolved(config, chain, layers)
     return check_recipe(recipe, str(config))

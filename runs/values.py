@@ -20,7 +20,7 @@ ELSEWHERE = {  # keys of other toolkits that do not look like ours
 class Key:
     """A key's type (or its allowed values), default and limits. A default of None also allows null.
 
-    kind: int | list is one number, or two that differ; list is a list of whole numbers.
+    kind: int | list is one number, or two that differ; list is a list of whole numbers, list[float] of any.
     least, most: of a number, or of each of a list; of a list of names, how many. word: a text that is allowed, too.
     """
 
@@ -48,6 +48,8 @@ def coerced(where: str, name: str, value, key: Key):
         if not isinstance(value, list) or len(value) > key.most or not all(v and isinstance(v, str) for v in value):
             raise wrong
         return value
+    if key.kind == list[float] and isinstance(value, list):
+        return [_number(item, replace(key, kind=float), wrong) for item in value]
     if key.kind in (list, int | list):
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         if len(items) > LONGEST or (key.kind is not list and len(items) not in (1, 2)):
@@ -58,7 +60,7 @@ def coerced(where: str, name: str, value, key: Key):
 
 
 def _number(value, key: Key, wrong: ConfigError) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or key.kind == list[float]:
         raise wrong
     try:
         number = value if isinstance(value, int) and key.kind is int else float(value)
@@ -82,6 +84,7 @@ def _describe(key: Key) -> str:
         str: "a text",
         list: f"a list of up to {LONGEST} whole numbers",
         list[str]: "a list of names",
+        list[float]: "a list of numbers",
         dict: "a block of KEY: VALUE lines",
     }
     kind = "," if key.kind in (int, list, int | list) else "g"

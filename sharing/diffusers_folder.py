@@ -22,7 +22,10 @@ from sharing.unet_mapping import configuration, is_ours, paired_tensors, qkv_bia
 
 CLOSE = 1e-5  # largest difference of the outputs in float32; rounding alone leaves about 1e-6
 RECIPE = "recipe.json"
-PIPELINES, SCHEDULERS = ("DDPMPipeline", "DDIMPipeline"), ("DDPMScheduler", "DDIMScheduler")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+SOLVERS = "DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep PNDM LMSDiscrete"
+SOLVERS += " EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete"
+SCHEDULERS = tuple(f"{name}Scheduler" for name in ("DDPM", "DDIM", *SOLVERS.split()))  # the same networks fit all
 
 
 def export_folder(run: Run, folder: Path) -> None:
@@ -55,11 +58,13 @@ def import_folder(folder: Path) -> Run:
     with _refused(folder):
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
-        ours, keys = is_ours(theirs), keywords_of(dict(theirs.config))
+        labels = {}
+        if theirs.config.num_class_embeds and not (folder / RECIPE).exists():
+            add_no_label(theirs)
+            labels = {"label_dropout": 0.0}
+        ours, keys = is_ours(theirs), labels | keywords_of(dict(theirs.config))
         if not ours:
             keys["diffusers_unet"] = settings(dict(theirs.config))
-        if keys["num_classes"] and not (ours and (folder / RECIPE).exists()):
-            raise ValueError(f"only the {RECIPE} of an export from here says what its num_class_embeds are")
         keys |= diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         recipe, weights, step = plain_recipe(folder.resolve().name, loss_type="l2", **keys), "raw", 0
         if (folder / RECIPE).exists():
@@ -101,16 +106,28 @@ def load_unet(folder: Path) -> nn.Module:
         raise ValueError(f"this diffusers does not know {', '.join(unknown)} in its config.json")
     with torch.device("meta"):  # the weights have shapes, but take no memory
         check_size(diffusers().UNet2DModel(**config))
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    # of model.safetensors: [], of model.fp16.safetensors: ["fp16"], of a part of several: ["fp16-00001-of-00002"]
+    variant = min((file.name.split(".")[1:-1] for file in files), key=len, default=[])
     unet, report = diffusers().UNet2DModel.from_pretrained(
         str(folder),
         low_cpu_mem_usage=False,
         output_loading_info=True,
-        use_safetensors=any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
+        use_safetensors=not files or files[0].suffix == ".safetensors",
+        variant=variant[0].split("-")[0] if variant else None,
     )
     for what in ("missing", "unexpected", "mismatched"):
         if names := [str(name) for name in report[f"{what}_keys"]]:
             raise ValueError(f"{what} tensor {names[0]} (of {len(names)})")
     return unet.float().eval()
+
+
+def add_no_label(unet: nn.Module) -> None:
+    """Adds an embedding for no label, which networks here have last: the mean of the others, as it was not trained."""
+    known = unet.class_embedding.weight.detach()
+    print(f"its labels are the classes 0 to {len(known) - 1}, without names and without guidance")
+    unet.class_embedding = nn.Embedding.from_pretrained(torch.cat([known, known.mean(0, keepdim=True)]))
+    unet.register_to_config(num_class_embeds=len(known) + 1)
 
 
 def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:

@@ -87,10 +87,11 @@ def write_card(run: Run, folder: Path, name: str, log: list[dict]) -> None:
 
 def _rows(run: Run, log: list[dict]) -> list[tuple[str, str]]:
     recipe = run.recipe
+    schedule = "its own" if recipe["betas"] else recipe["beta_schedule"]
     rows = [
         ("network", f"UNet2DModel, {sum(p.numel() for p in run.model.parameters()):,} parameters"),
         ("predicts", PREDICTS[recipe["objective"]]),
-        ("diffusion", f"{recipe['timestep_num']} timesteps, {recipe['beta_schedule']} betas"),
+        ("diffusion", f"{recipe['timestep_num']} timesteps, {schedule} betas"),
     ]
     if names := class_names(recipe):
         rows += [("labels", ", ".join(f"{i} {name}" for i, name in enumerate(names)) + f"; {len(names)}: no label")]

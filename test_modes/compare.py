@@ -43,7 +43,7 @@ def over_guidance(job: Job, spec: SampleSpec, count: int) -> list[Path]:
         x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
         seconds = (time.monotonic() - began) / count
         table.append([grid(x[i :: len(names)], -(-count // len(names))) for i in range(min(count, len(names)))])
-        lines.append([spec, f"{weight:g}", f"{seconds:.6f}", count, trained.device, job.precision])
+        lines.append([spec, str(weight).removesuffix(".0"), f"{seconds:.6f}", count, trained.device, job.precision])
     file, rows = job.path(spec, "guidance"), list(zip(*table, strict=True))
-    save_table(rows, names[: len(rows)], [f"guidance {weight:g}" for weight in job.guidance], file)
+    save_table(rows, names[: len(rows)], [f"guidance {line[1]}" for line in lines[1:]], file)
     return [file, save_csv(lines, file.with_suffix(".csv"))]
