@@ -64,8 +64,7 @@ def load_recipe(
     recipe = _resolved(config, chain, layers)
     if recipe["init_from"] and pretrained:
         theirs = pretrained(recipe)
-        fixed = theirs["diffusers_unet"] and theirs["num_classes"]
-        own = {"num_classes"} if recipe["num_classes"] == "auto" and not fixed else set()  # the data's
+        own = {"num_classes"} if recipe["num_classes"] == "auto" else set()  # the data's, whatever the file knows
         layers.insert(1, {key: theirs[key] for key in [*MODEL_KEYS, *DIFFUSION_KEYS] if key not in own})
         recipe = _resolved(config, chain, layers)
     return check_recipe(recipe, str(config))

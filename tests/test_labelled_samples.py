@@ -129,12 +129,12 @@ def test_a_sample_dir_holds_the_samples_of_one_choice_of_labels(labelled, traine
 
 
 def test_compare_draws_a_table_over_guidance(labelled, tmp_path):
-    args = ["--labels", 3, 7, 1, "--guidance", 0, 1, 4, "--sample_num", 6, "--sample_info", "DDIM_2_0p0"]
+    args = ["--labels", 3, 7, 1, "--guidance", 0, 1, 1.0000001, "--sample_num", 6, "--sample_info", "DDIM_2_0p0"]
     sample(labelled, tmp_path, *args, mode="compare")
     made = pictures(tmp_path)
     assert sorted(made) == [f"digits_DDIM_2_0p0_guidance.{kind}" for kind in ("csv", "png")]
     rows = made["digits_DDIM_2_0p0_guidance.csv"].read_text().splitlines()
-    assert [row.split(",")[1] for row in rows] == ["guidance", "0", "1", "4"]
+    assert [row.split(",")[1] for row in rows] == ["guidance", "0", "1", "1.0000001"]
     table = pixels(made["digits_DDIM_2_0p0_guidance.png"])
     assert table.shape[0] == 18 + 8 + 3 * 44
     sample(labelled, tmp_path / "b", "--sample_info", "DDIM_1_0p0", "DDIM_2_0p0", mode="compare")

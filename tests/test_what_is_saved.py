@@ -1,5 +1,7 @@
 """What a training saves can be read again: checked by the reader's own check before the first step."""
 
+import shutil
+
 import pytest
 from helpers.pictures import sample
 from helpers.scripts import LABELLED, in_process, refused, tiny, train
@@ -52,6 +54,22 @@ def test_a_name_that_the_file_system_cannot_hold_is_refused_before_the_first_ste
     else:
         refused(run, 1, name[:100], "File name too long: set another pth_save_name or save_dir")
         assert "step/s" not in run.stderr
+
+
+@pytest.mark.parametrize("name", ["n" * 229, "\u732b" * 76])  # 229 and 228 bytes
+def test_a_run_of_any_name_can_be_drawn_from(trained, tmp_path, name):
+    shutil.copy(trained, tmp_path / f"{name}.pt")
+    sample(tmp_path / f"{name}.pt", tmp_path / "out", "--sample_info", "DPMpp_2_0p5_quad", "--seed", 2**63 - 1)
+    (file,) = (tmp_path / "out").glob("*_final.png")
+    assert f"_{name[:40]}" in file.name and "_DPMpp_2_0p5_quad_" in file.name
+
+
+def test_a_class_that_has_no_pictures_any_more_is_named_when_a_run_is_resumed(tmp_path):
+    """Earlier versions counted empty folders, too."""
+    class_folders(tmp_path / "data", ["a", "b", "gone"])
+    assert train_on(tmp_path).returncode == 0
+    (tmp_path / "data" / "gone" / "0.png").unlink()
+    refused(train_on(tmp_path), 1, "num_classes: was 3, is 2", "a folder without pictures is no class: gone")
 
 
 def test_a_value_that_no_recipe_may_have_ends_a_training_before_its_first_step(tmp_path, monkeypatch):
