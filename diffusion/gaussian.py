@@ -6,7 +6,7 @@ Symbols of the papers and names in the code (t counts from 0):
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class GaussianDiffusion:
     loss_weight: "none", "p2" (Choi et al. 2022, k = 1, γ = 1) or "min_snr" (Hang et al. 2023, γ = 5).
     clip_denoised: whether samplers clip the predicted x_start to [-1, 1].
     timestep_density: a key of TIMESTEP_DENSITIES, such as "uniform": how training draws its timesteps.
-    betas: (T,), between 0 and 1; they take the place of timestep_num and beta_schedule.
+    betas: (T,), or a list, between 0 and 1; they take the place of timestep_num and beta_schedule.
     Raises ValueError for an unknown name, for timestep_num < 1 and for impossible betas.
 
     betas, alphas_cumprod and loss_weights are float64 tensors of shape (T,).
@@ -43,7 +43,7 @@ class GaussianDiffusion:
     def __init__(
         self, timestep_num: int = 1000, beta_schedule: str = "cosine", loss_type: str = "l1",
         objective: str = "pred_noise", loss_weight: str = "none", clip_denoised: bool = True,
-        timestep_density: str = "uniform", betas: Tensor | None = None,
+        timestep_density: str = "uniform", betas: Tensor | Sequence[float] | None = None,
     ):  # fmt: skip
         _check_name("beta_schedule", beta_schedule, BETA_SCHEDULES)
         _check_name("loss_type", loss_type, LOSSES)
@@ -52,7 +52,8 @@ class GaussianDiffusion:
         _check_name("timestep_density", timestep_density, TIMESTEP_DENSITIES)
         if timestep_num < 1:
             raise ValueError(f"timestep_num must be at least 1, not {timestep_num}")
-        self.betas = BETA_SCHEDULES[beta_schedule](timestep_num) if betas is None else betas.double()
+        betas = BETA_SCHEDULES[beta_schedule](timestep_num) if betas is None else betas
+        self.betas = torch.as_tensor(betas, dtype=torch.float64)
         if self.betas.ndim != 1 or not len(self.betas) or not ((self.betas > 0) & (self.betas < 1)).all():
             raise ValueError("betas must be a tensor (T,) of values between 0 and 1")
         self.timestep_num, self.timestep_density = len(self.betas), timestep_density

@@ -35,9 +35,10 @@ def relabelled(tensors: dict[str, Tensor], rows: list[int | None]) -> dict[str, 
     time_embed, to whose output every network here adds it.
     """
     tensors = dict(tensors)
-    bias = tensors["time_embed.2.bias"]
-    old = tensors.pop("label_embed.weight", torch.zeros_like(bias)[None])
+    of_diffusers = "unet.class_embedding.weight", "unet.time_embedding.linear_2.bias"
+    label, time = of_diffusers if of_diffusers[0] in tensors else ("label_embed.weight", "time_embed.2.bias")
+    old = tensors.pop(label, torch.zeros_like(tensors[time])[None])
     if not rows:
-        return tensors | {"time_embed.2.bias": bias + old[-1]}
+        return tensors | {time: tensors[time] + old[-1]}
     new = [old[-1 if row is None else row] for row in rows]
-    return tensors | {"label_embed.weight": torch.stack([*new, old[-1]])}
+    return tensors | {label: torch.stack([*new, old[-1]])}

@@ -6,6 +6,7 @@ diffusers is an optional dependency: it is imported only when one of these funct
 import importlib
 import inspect
 
+import torch
 from torch import Tensor, nn
 
 from models.blocks import height_and_width
@@ -85,7 +86,7 @@ def _one_size(size):
 
 
 class DiffusersUNet(nn.Module):
-    """Any unconditional UNet2DModel with the forward(x, t) of our networks.
+    """Any UNet2DModel with the forward(x, t, labels) of our networks.
 
     diffusers_unet: its `settings`.
     keywords: the arguments of `UNet`. image_size and dropout can be chosen. The others must agree with `keywords_of`,
@@ -101,13 +102,16 @@ class DiffusersUNet(nn.Module):
             expected = keywords_of(dict(self.unet.config))
         except Exception as error:  # diffusers checks little and raises many types
             raise ValueError(f"diffusers_unet: no network can be built from it: {error!r}") from error
-        for key, value in (expected | {"num_classes": None}).items():
+        for key, value in expected.items():
             if keywords[key] != value:
                 raise ValueError(f"{key} must be {value}, as in diffusers_unet, not {keywords[key]}")
+        self.num_classes = expected["num_classes"]
         factor = 2 ** (len(expected["channel_mult"]) - 1)
         if any(side % factor for side in height_and_width(keywords["image_size"])):
             raise ValueError(f"image_size {keywords['image_size']} does not fit: it must be a multiple of {factor}")
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x: float (B, C, H, W); t: int64 (B,). Returns (B, C, H, W)."""
-        return self.unet(x, t).sample
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x: float (B, C, H, W); t, labels: int64 (B,), see `UNet.forward`. Returns (B, C, H, W)."""
+        if self.num_classes and labels is None:
+            labels = torch.full_like(t, self.num_classes)
+        return self.unet(x, t, class_labels=labels).sample

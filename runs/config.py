@@ -59,6 +59,8 @@ def load_recipe(
     layers = [{key: coerce(where, key, value) for key, value in layer.items()} for where, layer in layers]
     if "train_epoch" in layers[0]:  # given by hand, it wins over steps that a block inherits
         layers[0] = {"max_steps": None} | layers[0]
+    if "beta_schedule" in layers[0]:  # over betas of init_from, too
+        layers[0] = {"betas": None} | layers[0]
     recipe = _resolved(config, chain, layers)
     if recipe["init_from"] and pretrained:
         theirs = pretrained(recipe)

@@ -1,6 +1,7 @@
 """A recipe: one flat dict of plain values that describes a run completely. Its keys, and their allowed values."""
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -72,6 +73,7 @@ DIFFUSION_KEYS = _arguments(
     loss_weight=Key(LOSS_WEIGHTS),
     clip_denoised=Key(bool),
     timestep_density=Key(tuple(TIMESTEP_DENSITIES)),
+    betas=Key(list[float], least=0, most=1),
 )
 KEYS = {
     # data
@@ -162,10 +164,14 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: {names} class_names do not fit num_classes={checked['num_classes']}")
     if checked.get("num_classes") and checked.get("guidance", 1) != 1 and not checked["label_dropout"]:
         raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set guidance=1")
+    if (betas := checked.get("betas")) is not None and len(betas) != checked["timestep_num"]:
+        raise ConfigError(f"{where}: its {len(betas):,} betas do not fit timestep_num={checked['timestep_num']}")
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
         raise ConfigError(f"{where}: pth_save_name must be a plain name, not {short(checked['pth_save_name'])}")
+    if len(os.fsencode(checked["pth_save_name"])) > 229:  # .NAME.pt.<16 digits>.part has 255, as file systems allow
+        raise ConfigError(f"{where}: pth_save_name must have at most 229 bytes")
     preview = parse_spec(checked["preview_info"], MANY, f"{where}: preview_info")
     checked["preview_info"] = str(replace(preview, steps=min(preview.steps, checked["timestep_num"])))
     return checked

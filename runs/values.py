@@ -20,7 +20,7 @@ ELSEWHERE = {  # keys of other toolkits that do not look like ours
 class Key:
     """A key's type (or its allowed values), default and limits. A default of None also allows null.
 
-    kind: int | list is one number, or two that differ; list is a list of whole numbers.
+    kind: int | list is one number, or two that differ; list is a list of whole numbers, list[float] of any.
     least, most: of a number, or of each of a list; of a list of names, how many. word: a text that is allowed, too.
     """
 
@@ -49,6 +49,8 @@ def coerced(keys: dict[str, Key], where: str, name: str, value):
 
 def _converted(value, key: Key):
     """TypeError, ValueError or OverflowError for a value of another type or beyond the limits."""
+    if key.kind == list[float] and isinstance(value, list):
+        return [_converted(item, replace(key, kind=float)) for item in value]
     if key.kind in (list, int | list):
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         if len(items) not in (range(LONGEST + 1) if key.kind is list else (1, 2)):
@@ -81,6 +83,7 @@ def _describe(key: Key) -> str:
         str: "a text",
         list: f"a list of up to {LONGEST} whole numbers",
         list[str]: "a list of names",
+        list[float]: "a list of numbers",
         dict: "a block of KEY: VALUE lines",
     }
     kind = "," if key.kind in (int, list, int | list) else "g"

@@ -20,7 +20,10 @@ from sharing.unet_mapping import configuration, is_ours, paired_tensors, qkv_bia
 
 CLOSE = 1e-5  # largest difference of the outputs in float32; rounding alone leaves about 1e-6
 RECIPE = "recipe.json"
-PIPELINES, SCHEDULERS = ("DDPMPipeline", "DDIMPipeline"), ("DDPMScheduler", "DDIMScheduler")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+SOLVERS = "DPMSolverMultistep DPMSolverSinglestep DEISMultistep UniPCMultistep PNDM LMSDiscrete"
+SOLVERS += " EulerDiscrete EulerAncestralDiscrete HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete"
+SCHEDULERS = tuple(f"{name}Scheduler" for name in ("DDPM", "DDIM", *SOLVERS.split()))  # the same networks fit all
 
 
 def export_folder(run: Run, folder: Path) -> None:
@@ -57,6 +60,9 @@ def import_folder(folder: Path) -> Run:
             if keys != {key: facts["recipe"][key] for key in keys}:
                 raise ValueError(f"{RECIPE} disagrees with the configuration of the scheduler")
         else:
+            if theirs.config.num_class_embeds:
+                add_no_label(theirs)
+                keys["label_dropout"] = 0.0
             keys |= network_keys(theirs) | {"loss_type": "l2"}
             facts = {"recipe": plain_recipe(folder.resolve().name, **keys), "weights": "raw", "step": 0}
         recipe = facts["recipe"]
@@ -75,8 +81,6 @@ def import_folder(folder: Path) -> Run:
 def network_keys(unet: nn.Module) -> dict:
     """The recipe keys of a network from elsewhere. ValueError for what they cannot represent."""
     keys = keywords_of(dict(unet.config))
-    if keys["num_classes"]:
-        raise ValueError(f"only the {RECIPE} of an export from here says what its num_class_embeds are")
     return keys if is_ours(unet) else keys | {"diffusers_unet": settings(dict(unet.config))}
 
 
@@ -100,16 +104,28 @@ def load_unet(folder: Path) -> nn.Module:
     config = {key: value for key, value in _json(folder / "config.json", ("UNet2DModel",)).items() if key[:1] != "_"}
     if unknown := sorted(set(config) - set(arguments())):
         raise ValueError(f"this diffusers does not know {', '.join(unknown)} in its config.json")
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    # of model.safetensors: [], of model.fp16.safetensors: ["fp16"], of a part of several: ["fp16-00001-of-00002"]
+    variant = min((file.name.split(".")[1:-1] for file in files), key=len, default=[])
     unet, report = diffusers().UNet2DModel.from_pretrained(
         str(folder),
         low_cpu_mem_usage=False,
         output_loading_info=True,
-        use_safetensors=any(folder.glob("*.safetensors")) or not any(folder.glob("*.bin")),
+        use_safetensors=not files or files[0].suffix == ".safetensors",
+        variant=variant[0].split("-")[0] if variant else None,
     )
     for what in ("missing", "unexpected", "mismatched"):
         if names := [str(name) for name in report[f"{what}_keys"]]:
             raise ValueError(f"{what} tensor {names[0]} (of {len(names)})")
     return unet.float().eval()
+
+
+def add_no_label(unet: nn.Module) -> None:
+    """Adds an embedding for no label, which networks here have last: the mean of the others, as it was not trained."""
+    known = unet.class_embedding.weight.detach()
+    print(f"its labels are the classes 0 to {len(known) - 1}, without names and without guidance")
+    unet.class_embedding = nn.Embedding.from_pretrained(torch.cat([known, known.mean(0, keepdim=True)]))
+    unet.register_to_config(num_class_embeds=len(known) + 1)
 
 
 def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:

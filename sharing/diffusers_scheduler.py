@@ -26,11 +26,11 @@ def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
     if recipe["objective"] not in PREDICTION_TYPES:
         known = ", ".join(PREDICTION_TYPES)
         raise ValueError(f"diffusers' DDPM and DDIM know {known}, not {recipe['objective']}: use a .safetensors")
-    betas = diffusion.betas
+    betas, schedule = diffusion.betas, None if recipe["betas"] else recipe["beta_schedule"]
     named = {"trained_betas": betas.tolist()}
-    if recipe["beta_schedule"] == "cosine":
+    if schedule == "cosine":
         named = {"beta_schedule": "squaredcos_cap_v2"}
-    elif recipe["beta_schedule"] == "linear" and betas.max() < MAX_BETA:
+    elif schedule == "linear" and betas.max() < MAX_BETA:
         named = {"beta_schedule": "linear", "beta_start": betas[0].item(), "beta_end": betas[-1].item()}
     return named | {
         "num_train_timesteps": diffusion.timestep_num,
@@ -47,12 +47,13 @@ def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
 def diffusion_keys(scheduler) -> dict:
     """The recipe keys of a diffusers scheduler. ValueError names what they cannot represent.
 
-    Settings that only concern sampling are left to our samplers, with a message.
+    Betas that no schedule here has are listed in the recipe. Settings that only concern sampling are left to our
+    samplers, with a message.
     """
     config = scheduler.config
-    clips = config["clip_sample"] or config.get("thresholding", False)
+    clips = config.get("clip_sample", False) or config.get("thresholding", False)
     unsupported = {
-        "clip_sample_range": config["clip_sample"] and config.get("clip_sample_range", 1.0) != 1.0,
+        "clip_sample_range": config.get("clip_sample") and config.get("clip_sample_range", 1.0) != 1.0,
         "sample_max_value": config.get("thresholding") and config.get("sample_max_value", 1.0) != 1.0,
         "prediction_type": config["prediction_type"] not in OBJECTIVES,
         "variance_type": "learned" in str(config.get("variance_type")),
@@ -63,16 +64,15 @@ def diffusion_keys(scheduler) -> dict:
     T = config["num_train_timesteps"]
     names = [name for name, betas in BETA_SCHEDULES.items() if _same(betas(T), scheduler.betas)]
     if not names:
-        name = "trained_betas" if config["trained_betas"] is not None else f"beta_schedule {config['beta_schedule']}"
-        ends = f"{name} from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g} in {T} timesteps"
-        raise ValueError(f"its betas ({ends}) cannot be represented by the schedules here: {', '.join(BETA_SCHEDULES)}")
+        ends = f"from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g}"
+        print(f"its betas, {ends}, are none of the schedules here ({', '.join(BETA_SCHEDULES)}): the recipe lists them")
     ours = {"variance_type": "fixed_small", "timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True}
     for key, value in ours.items():
         if config.get(key, value) != value:
             print(f"{key} {config[key]} is ignored: our samplers use {value}")
     return {
         "timestep_num": T,
-        "beta_schedule": names[0],
+        **({"beta_schedule": names[0]} if names else {"betas": scheduler.betas.tolist()}),
         "objective": OBJECTIVES[config["prediction_type"]],
         "clip_denoised": clips,
     }

@@ -83,8 +83,10 @@ def _rows(run: Run) -> list[tuple[str, str]]:
     rows = [("network", f"UNet2DModel, {sum(p.numel() for p in run.model.parameters()):,} parameters")]
     if names:
         rows += [("labels", ", ".join(f"{i} {name}" for i, name in enumerate(names)) + f"; {len(names)}: no label")]
-    keys = [*DIFFUSION_KEYS, *(TRAINING.split() if run.step else [])]
+    keys = [*(key for key in DIFFUSION_KEYS if key != "betas"), *(TRAINING.split() if run.step else [])]
     rows += [("settings", " ".join(f"`{key}={json.dumps(recipe[key])}`".replace('"', "") for key in keys))]
+    if recipe["betas"]:
+        rows += [("betas", "its own: those of recipe.json, and not of beta_schedule")]
     if not run.step:
         return [*rows, ("trained", "elsewhere; the details are unknown")]
     seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"

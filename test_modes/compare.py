@@ -38,5 +38,5 @@ def over_guidance(job: Job, spec: SampleSpec, count: int) -> Path:
     for weight in tqdm(job.guidance, desc=f"compare {spec}", leave=False):
         x = job.trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=weight)
         table.append([grid(x[i :: len(names)], -(-count // len(names))) for i in range(min(count, len(names)))])
-    rows, columns = list(zip(*table, strict=True)), [f"guidance {weight:g}" for weight in job.guidance]
+    rows, columns = list(zip(*table, strict=True)), [f"guidance {weight}".removesuffix(".0") for weight in job.guidance]
     return save_table(rows, names[: len(rows)], columns, job.path(spec, "guidance"))

@@ -1,6 +1,7 @@
 """What every mode gets: the network, what is asked of it, and how its files are called."""
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,10 +35,15 @@ class Job:
     guidance: list[float]
 
     def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
-        """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1."""
+        """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1.
+
+        of: a sampler, or what is drawn. Of a long <model> the beginning: with all the others in it, file systems hold
+        names of 255 bytes.
+        """
+        model = os.fsencode(self.args.model_path.stem)[:120].decode(errors="ignore")
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
         of = of.resolve().name if isinstance(of, Path) else of
-        name = f"{self.stem}_{self.args.model_path.stem}_{of}{guided}{'_' * bool(what)}{what}.png"
+        name = f"{self.stem}_{model}_{of}{guided}{'_' * bool(what)}{what}.png"
         return self.args.save_dir / name
 
     def states(self, count: int, calls: int, what: str, frames_of: Callable[..., Iterator[Frame]]) -> list[Tensor]:

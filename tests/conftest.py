@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers import scripts
 
+from datasets.errors import warn
+
 
 def pytest_configure(config):
     """Tests that are not marked `cuda` see no CUDA device: they would compile for minutes, and sum in another order."""
@@ -15,6 +17,12 @@ def pytest_configure(config):
 
 torch.backends.mps.is_available = lambda: False  # Apple's GPU, likewise
 torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does for the scripts in processes of their own: sums in one order
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_new():
+    """What is said once in a process is said once in a test."""
+    warn.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -62,17 +62,17 @@ def huber(error):
 @pytest.fixture(autouse=True)
 def additions(monkeypatch):
     """Enters all four. The allowed values of a recipe's keys are read from the tables at import: once more here."""
-    monkeypatch.setitem(BETA_SCHEDULES, "sigmoid", sigmoid_betas)
-    monkeypatch.setitem(SAMPLERS, "Heun", heun)
-    monkeypatch.setitem(LOSSES, "huber", huber)
-    monkeypatch.setitem(ALL_OBJECTIVES, "pred_edm", lambda a, sigma: (sigma, -a))
+    monkeypatch.setitem(BETA_SCHEDULES, "own_sigmoid", sigmoid_betas)
+    monkeypatch.setitem(SAMPLERS, "TwoSlopes", heun)
+    monkeypatch.setitem(LOSSES, "own_huber", huber)
+    monkeypatch.setitem(ALL_OBJECTIVES, "own_edm", lambda a, sigma: (sigma, -a))
     for key, table in {"beta_schedule": BETA_SCHEDULES, "loss_type": LOSSES, "objective": ALL_OBJECTIVES}.items():
         for keys in (KEYS, DIFFUSION_KEYS):
             monkeypatch.setitem(keys, key, replace(keys[key], kind=tuple(table)))
 
 
 def test_an_added_schedule_is_exported_as_trained_betas_and_comes_back(tmp_path):
-    run = small_run(beta_schedule="sigmoid")
+    run = small_run(beta_schedule="own_sigmoid")
     torch.testing.assert_close(run.diffusion.betas, sigmoid_betas(T), rtol=0, atol=0)
     export_folder(run, tmp_path / "sprites")
     scheduler = DDPMPipeline.from_pretrained(tmp_path / "sprites").scheduler
@@ -82,7 +82,7 @@ def test_an_added_schedule_is_exported_as_trained_betas_and_comes_back(tmp_path)
         if not with_recipe:
             (tmp_path / "sprites" / "recipe.json").unlink()
         back = import_folder(tmp_path / "sprites")
-        assert back.recipe["beta_schedule"] == "sigmoid"
+        assert back.recipe["beta_schedule"] == "own_sigmoid"
         assert torch.equal(back.diffusion.betas, run.diffusion.betas)
 
 
@@ -95,18 +95,18 @@ def test_an_added_sampler_converges_with_its_order(oracle):
     """
     x_T, steps = randn(200, 2, seed=2), [10, 20, 40, 80]
     exact = flow(oracle, x_T, GaussianDiffusion(T, "linear").alpha_bar(T - 1))
-    errors = [rms_error(sampled("linear", oracle, "Heun_{}_0p0_quad", n, x_T), exact) for n in steps]
+    errors = [rms_error(sampled("linear", oracle, "TwoSlopes_{}_0p0_quad", n, x_T), exact) for n in steps]
     assert np.polyfit(np.log(steps), np.log(errors), 1)[0] <= -1.9, errors
     assert errors[0] < 0.1, errors  # of data 0.7 wide
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, "sigmoid"])
+@pytest.mark.parametrize("schedule", [*SCHEDULES, "own_sigmoid"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_added_sampler_is_deterministic_and_ends_in_range(schedule, objective):
     d = GaussianDiffusion(T, schedule, objective=objective)
-    frames = walk(d, "Heun_{}_0p0", 7, seed=1)
+    frames = walk(d, "TwoSlopes_{}_0p0", 7, seed=1)
     assert len(frames) == 7 and frames[-1].sample.abs().max() <= 1
-    assert torch.equal(frames[-1].sample, walk(d, "Heun_{}_0p0", 7, seed=2)[-1].sample)
+    assert torch.equal(frames[-1].sample, walk(d, "TwoSlopes_{}_0p0", 7, seed=2)[-1].sample)
 
 
 def test_an_added_sampler_calls_the_network_as_often_as_it_likes():
@@ -116,19 +116,19 @@ def test_an_added_sampler_calls_the_network_as_often_as_it_likes():
         seen.append(t[0].item())
         return x
 
-    walk(GaussianDiffusion(T), "Heun_{}_0p0", 4, model)
+    walk(GaussianDiffusion(T), "TwoSlopes_{}_0p0", 4, model)
     assert seen == [999, 749, 749, 499, 499, 249, 249]
 
 
 def test_an_added_sampler_has_a_sample_info():
-    assert SampleSpec.parse("Heun_10_0p0_quad") == SampleSpec("Heun", 10, 0.0, quad=True)
-    assert str(parse_spec("Heun_10_0p0", T, "--sample_info")) == "Heun_10_0p0"
-    assert small_run(timestep_num=50).sample(3, "Heun_5_0p0").shape == (3, 3, 16, 16)
+    assert SampleSpec.parse("TwoSlopes_10_0p0_quad") == SampleSpec("TwoSlopes", 10, 0.0, quad=True)
+    assert str(parse_spec("TwoSlopes_10_0p0", T, "--sample_info")) == "TwoSlopes_10_0p0"
+    assert small_run(timestep_num=50).sample(3, "TwoSlopes_5_0p0").shape == (3, 3, 16, 16)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_added_loss_is_torchs(objective):
-    d, t = GaussianDiffusion(T, objective=objective, loss_type="huber"), torch.tensor([10, 700])
+    d, t = GaussianDiffusion(T, objective=objective, loss_type="own_huber"), torch.tensor([10, 700])
     x_start, noise, output = (randn(2, 1, 4, 4, seed=seed) for seed in (1, 2, 3))
     target = target_of(objective, x_start, noise, d.alphas_cumprod[t].view(-1, 1, 1, 1))
     expected = F.huber_loss(output, target, reduction="none").mean(dim=(1, 2, 3))
@@ -138,7 +138,7 @@ def test_an_added_loss_is_torchs(objective):
 
 def test_an_added_objective_is_edms():
     """F of Karras et al. 2022, eq. 7 and 8, with σ_data = 1: their σ is our σ / a, their D the predicted x_start."""
-    d, t = GaussianDiffusion(T, objective="pred_edm", clip_denoised=False), torch.tensor([10, 700])
+    d, t = GaussianDiffusion(T, objective="own_edm", clip_denoised=False), torch.tensor([10, 700])
     x_start, noise, F_out = (randn(2, 1, 4, 4, seed=seed) for seed in (1, 2, 3))
     sigma = ((1 - d.alphas_cumprod[t]) / d.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
     c_skip, c_out, c_in = 1 / (sigma**2 + 1), sigma / (sigma**2 + 1).sqrt(), 1 / (sigma**2 + 1).sqrt()
@@ -153,15 +153,20 @@ def test_an_added_objective_is_edms():
 
 
 def test_an_added_objective_is_sampled_and_not_exported(tmp_path):
-    run = small_run(objective="pred_edm", timestep_num=50)
-    assert run.sample(3, "Heun_5_0p0").shape == (3, 3, 16, 16)
-    with pytest.raises(ConfigError, match="pred_noise, pred_x0, pred_v, not pred_edm"):
+    run = small_run(objective="own_edm", timestep_num=50)
+    assert run.sample(3, "TwoSlopes_5_0p0").shape == (3, 3, 16, 16)
+    with pytest.raises(ConfigError, match="pred_noise, pred_x0, pred_v, not own_edm"):
         export_folder(run, tmp_path / "sprites")
 
 
 @pytest.mark.slow
 def test_a_training_uses_all_additions(tmp_path):
-    settings = {"beta_schedule": "sigmoid", "loss_type": "huber", "objective": "pred_edm", "preview_info": "Heun_3_0p0"}
+    settings = {
+        "beta_schedule": "own_sigmoid",
+        "loss_type": "own_huber",
+        "objective": "own_edm",
+        "preview_info": "TwoSlopes_3_0p0",
+    }
     settings |= {"timestep_density": "logit_normal"}
     run = train(tmp_path, settings=settings)
     assert run.returncode == 0, run.stderr

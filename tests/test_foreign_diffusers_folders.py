@@ -102,7 +102,6 @@ def test_a_foreign_network_that_computes_what_our_unet_does_becomes_our_unet(tmp
         ({"out_channels": 6}, "out_channels 6"),
         ({"in_channels": 4, "out_channels": 4}, "in_channels 4"),
         ({"sample_size": (8, 16, 24)}, "sample_size .8, 16, 24"),
-        ({"num_class_embeds": 10}, "num_class_embeds"),
         ({"class_embed_type": "timestep"}, "class_embed_type timestep"),
         ({"block_out_channels": (32, 80)}, "block_out_channels"),
     ],
@@ -132,9 +131,8 @@ def test_a_recipe_whose_network_cannot_be_built_is_refused(settings, keywords, s
 @pytest.mark.parametrize(
     "scheduler, says",
     [
-        (DDPMScheduler(beta_schedule="scaled_linear"), "beta_schedule scaled_linear"),
-        (DDPMScheduler(beta_end=0.03), r"beta_schedule linear.* 0\.0001 to 0\.03"),
-        (DDPMScheduler(trained_betas=[0.01] * 100), r"trained_betas.* 0\.01 to 0\.01"),
+        (DDPMScheduler(trained_betas=[0.01] * 100), "100 betas do not fit timestep_num=1000"),
+        (DDPMScheduler(beta_start=0.0), "between 0 and 1"),
         (DDPMScheduler(variance_type="learned_range"), "variance_type learned_range"),
         (DDPMScheduler(prediction_type="flow_prediction"), "prediction_type flow_prediction"),
         (DDPMScheduler(thresholding=True, sample_max_value=1.5), "sample_max_value 1.5"),

@@ -129,7 +129,7 @@ def test_a_sample_dir_holds_the_samples_of_one_choice_of_labels(labelled, traine
 
 
 def test_compare_draws_a_table_over_guidance(labelled, tmp_path):
-    args = ["--labels", 3, 7, 1, "--guidance", 0, 1, 4, "--sample_num", 6, "--sample_info", "DDIM_2_0p0"]
+    args = ["--labels", 3, 7, 1, "--guidance", 0, 1, 1.0000001, "--sample_num", 6, "--sample_info", "DDIM_2_0p0"]
     sample(labelled, tmp_path, *args, mode="compare")
     made = pictures(tmp_path)
     assert list(made) == ["digits_DDIM_2_0p0_guidance.png"]

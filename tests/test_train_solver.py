@@ -130,7 +130,10 @@ def test_a_folder_of_your_own_pictures_trains(tmp_path):
     (tmp_path / "config.yaml").write_text(
         f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{data_path: {pictures}, image_size: 16}}}}}}"
     )
-    run = train(tmp_path / "runs", "--config", tmp_path / "config.yaml", data_name="Mine")
+    (pictures / "also").mkdir()
+    (pictures / "also" / "12.png").write_bytes((pictures / "11.png").read_bytes())
+    settings = {"num_classes": "auto"}  # so that the pictures are looked for twice
+    run = train(tmp_path / "runs", "--config", tmp_path / "config.yaml", data_name="Mine", settings=settings)
     assert run.returncode == 0, run.stderr
-    assert "images      12" in run.stdout and "1 files were not opened: 1 .txt" in run.stderr
+    assert "images      13" in run.stdout and run.stderr.count("1 files were not opened: 1 .txt") == 1
     assert load_run(tmp_path / "runs" / "mine" / "mine.pt").recipe["image_channel"] == 3

@@ -1,10 +1,13 @@
 """What a training saves can be read again: checked by the reader's own check before the first step."""
 
+import shutil
+
 import pytest
 from helpers.pictures import sample
 from helpers.scripts import LABELLED, in_process, refused, train
 from PIL import Image
 
+from runs.checkpoint import load_checkpoint
 from runs.recipe import CLASSES
 from runs.run import load_run
 
@@ -37,6 +40,33 @@ def test_a_class_of_any_name_is_refused_or_can_be_drawn(tmp_path):
         assert not list(tmp_path.rglob("*.pt"))
     else:
         assert len(load_run(tmp_path / "runs" / "mine" / "mine.pt").recipe["class_names"]) == 4
+
+
+@pytest.mark.parametrize("length, fits", [(229, True), (230, False)])
+def test_a_name_that_the_file_system_cannot_hold_is_refused_before_the_first_step(tmp_path, length, fits):
+    name = "n" * length
+    run = train(tmp_path, settings={"pth_save_name": name, "max_steps": 1})
+    if fits:
+        assert run.returncode == 0 and load_checkpoint(tmp_path / name / f"{name}.pt")["step"] == 1, run.stderr
+    else:
+        refused(run, 2, "pth_save_name", "at most 229 bytes")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["n" * 229, "\u732b" * 76])  # 229 and 228 bytes
+def test_a_run_of_any_name_can_be_drawn_from(trained, tmp_path, name):
+    shutil.copy(trained, tmp_path / f"{name}.pt")
+    sample(tmp_path / f"{name}.pt", tmp_path / "out", "--sample_info", "DPMpp_2_0p5_quad", "--seed", 2**63 - 1)
+    (file,) = (tmp_path / "out").glob("*_final.png")
+    assert f"_{name[:40]}" in file.name and "_DPMpp_2_0p5_quad_" in file.name
+
+
+def test_a_class_that_has_no_pictures_any_more_is_named_when_a_run_is_resumed(tmp_path):
+    """Earlier versions counted empty folders, too."""
+    class_folders(tmp_path / "data", ["a", "b", "gone"])
+    assert train_on(tmp_path).returncode == 0
+    (tmp_path / "data" / "gone" / "0.png").unlink()
+    refused(train_on(tmp_path), 1, "num_classes: was 3, is 2", "a folder without pictures is no class: gone")
 
 
 @pytest.mark.slow

@@ -111,9 +111,11 @@ def as_begun(recipe: dict, content: dict) -> dict:
     was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
+        gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())
+        no_pictures = f" (a folder without pictures is no class: {', '.join(sorted(gone))})" if gone else ""
         raise CheckpointError(
             f"the checkpoint is from a run with other settings ({'; '.join(changed)}): use the old values{less_memory}"
-            ", or set another pth_save_name"
+            f", or set another pth_save_name{no_pictures}"
         )
     for change in changed_keys(was, now, RESUMABLE):
         print(change)

@@ -22,13 +22,13 @@ def save_pipeline(folder, scheduler=None, flat=False, **config):
     return unet
 
 
-def ten_ddim_steps(pipeline, x):
-    """What the pipeline itself samples from the noise x, with evenly spaced timesteps as ours.
+def ten_ddim_steps(pipeline, x, **settings):
+    """What the pipeline itself samples from the noise x, with evenly spaced timesteps as ours. settings: of DDIM.
 
     In float64: at the noisiest timestep 1 / sqrt(ᾱ) is 20,000, which would magnify float32 roundings beyond everything.
     """
     pipeline.unet.double()
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", **settings)
     pipeline.set_progress_bar_config(disable=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: x)
@@ -36,9 +36,10 @@ def ten_ddim_steps(pipeline, x):
     return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
-def equals_ten_ddim_steps(run, folder, shape):
+def equals_ten_ddim_steps(run, folder, shape, **settings):
     """Our ten DDIM steps with the run give the samples of diffusers with the folder."""
     x = noisy(*shape, dtype=torch.float64)
     ours = sample(run.diffusion, run.model.double(), x, SampleSpec.parse("DDIM_10_0p0")).clamp(-1, 1)
-    torch.testing.assert_close(ours, ten_ddim_steps(DDIMPipeline.from_pretrained(folder), x), rtol=0, atol=1e-4)
+    theirs = ten_ddim_steps(DDIMPipeline.from_pretrained(folder), x, **settings)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert 0.05 < ours.std()
