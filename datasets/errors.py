@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,9 +13,8 @@ class DataError(Exception):
     """A one-line message for the user: which data are missing or damaged, where, and what to do."""
 
 
-@cache  # the same pictures are looked for several times
 def warn(message: str) -> None:
-    """Prints one line on stderr, once, above the progress bars; the name of a file may contain a line break."""
+    """Prints one line on stderr, above the progress bars; the name of a file may contain a line break."""
     tqdm.write(message.replace("\n", "\\n"), file=sys.stderr)
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ OTHERS = set(  # suffixes of what may lie beside pictures and is not opened
 )
 SPLIT_OF = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}  # a subfolder's
 RAISED = {"L;2": 85, "L;4": 17}  # Pillow multiplies grey levels of few bits, but not the one that is transparent
+warn_once = cache(warn)  # a folder is searched several times
 warnings.filterwarnings("ignore", module="PIL")  # a line of our own says what cannot be used
 
 
@@ -73,14 +75,14 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
             if file.suffix.lower() in OTHERS:
                 others.append(file)
             elif not file.is_file():
-                warn(f"skipped {file}: a broken link, or not a regular file")
+                warn_once(f"skipped {file}: a broken link, or not a regular file")
             elif file.is_symlink():
                 files.setdefault(os.path.realpath(file), file)
             else:
                 files[os.path.join(real, file.name)] = file  # rather than links to it
     if others:
         heic = " (save HEIC as JPEG or PNG)" * any(file.suffix.lower() in (".heic", ".heif") for file in others)
-        warn(f"{data_path}: {len(others):,} files were not opened: {by_suffix(others)}{heic}")
+        warn_once(f"{data_path}: {len(others):,} files were not opened: {by_suffix(others)}{heic}")
     return sorted(files.values())
 
 

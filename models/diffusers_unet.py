@@ -103,7 +103,7 @@ class DiffusersUNet(nn.Module):
         except Exception as error:  # diffusers checks little and raises many types
             raise ValueError(f"diffusers_unet: no network can be built from it: {error!r}") from error
         for key, value in expected.items():
-            if keywords[key] != value:
+            if keywords[key] not in (value, "auto"):  # num_classes, until the data are seen
                 raise ValueError(f"{key} must be {value}, as in diffusers_unet, not {keywords[key]}")
         self.num_classes = expected["num_classes"]
         factor = 2 ** (len(expected["channel_mult"]) - 1)

@@ -36,14 +36,12 @@ def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
 
 
 def _network(recipe: dict) -> nn.Module:
-    """Without labels where num_classes is still "auto", because the data are missing: for a dry run. The weights of a
-    network of diffusers fix their number."""
+    """Without labels where num_classes is still "auto", because the data are missing: for a dry run."""
     network, takes = recipe["network"], arguments(recipe)
     if recipe["num_classes"] and "num_classes" not in takes:
         raise ValueError(f"network={network} has no labels: set num_classes=null")
     keywords = {key: recipe[key] for key in takes}
-    if recipe["num_classes"] == "auto":
-        keywords["num_classes"] = (recipe["diffusers_unet"] or {}).get("num_class_embeds", 1) - 1 or None
+    keywords |= {"num_classes": None} if recipe["num_classes"] == "auto" and not recipe["diffusers_unet"] else {}
     return build_model(network, recipe["diffusers_unet"], **keywords)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import scripts
 
-from datasets.errors import warn
+from datasets.folder import warn_once
 
 
 def pytest_configure(config):
@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does for the scripts in process
 @pytest.fixture(autouse=True)
 def warnings_are_new():
     """What is said once in a process is said once in a test."""
-    warn.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from runs.recipe import plain_recipe
 from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import SCHEDULERS, export_folder, import_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, in diffusers
 LABELS = torch.tensor([0, 9, 3])
 
 

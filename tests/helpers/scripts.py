@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datasets.errors import warn
+from datasets.folder import warn_once
 from helpers.systems import resource
 from training.log import read_log
 from utils.command_line import run
@@ -38,7 +38,7 @@ def call(main, *argv):
     """Calls a script's main with these arguments: its exit code and what it wrote, like subprocess.run."""
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace", write_through=True) for _ in range(2)]
     out, err = streams
-    warn.cache_clear()  # as in a new process
+    warn_once.cache_clear()  # as in a new process
     handlers, code = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}, 0
     try:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
