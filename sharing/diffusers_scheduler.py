@@ -53,6 +53,7 @@ def diffusion_keys(scheduler) -> dict:
     config = scheduler.config
     clips = config.get("clip_sample", False) or config.get("thresholding", False)
     unsupported = {
+        "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
         "clip_sample_range": config.get("clip_sample") and config.get("clip_sample_range", 1.0) != 1.0,
         "sample_max_value": config.get("thresholding") and config.get("sample_max_value", 1.0) != 1.0,
         "prediction_type": config["prediction_type"] not in OBJECTIVES,
