@@ -37,6 +37,7 @@ from training.resume import (
 )
 from training.speed import steps_per_minute
 from training.step import TrainingStep
+from training.trajectories import HeldOutTrajectories, TrajectoryBatches, draw_trajectories, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -69,7 +70,7 @@ def main() -> None:
     plan(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
-            recipe = with_classes(recipe, download=not args.dry_run)
+            recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
         torch.manual_seed(recipe["seed"])
         model, diffusion = (plan if args.dry_run else build)(recipe)
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
@@ -123,11 +124,14 @@ def begin(
         writing = until_exit.enter_context(Background(threaded=processes.device.type == "cuda"))
         last = find_checkpoint(folder / f"{folder.name}.pt", resume)
         recipe = as_begun(recipe, last) if last else recipe.copy()
-        images, labels = training_pictures(recipe, found)
+        images, labels = unseen = training_pictures(recipe, found)
+        if recipe["trajectories"]:
+            (images, labels), unseen = draw_trajectories(recipe, folder, labels, processes.device)
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, processes.device))
     draw, device = diffusion.draw_timesteps, processes.device
-    batches = Batches(images, recipe, draw, device, processes.rank, processes.world, labels)
+    kinds = (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
+    batches = kinds[0](images, recipe, draw, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
@@ -143,7 +147,7 @@ def begin(
 
     # --- stopping, log and previews ---
     stop, sampler = StopRequest(processes), step.sampler()
-    held_out = HeldOut(recipe, images, sampler, diffusion, stop, labels) if lead else None
+    held_out = kinds[1](recipe, unseen[0], sampler, diffusion, stop, unseen[1]) if lead else None
     until_exit.enter_context(stop)
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)

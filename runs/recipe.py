@@ -88,6 +88,10 @@ KEYS = {
     **DIFFUSION_KEYS,
     # loop
     "init_from": Key(str),
+    "trajectories": Key(int, None, 1, MANY),
+    "teacher_info": Key(str, "UniPC_10_0p0"),
+    "teacher_guidance": Key(float, None, 0, 1000),
+    "teacher_sha256": Key(str),
     "batch_size": Key(int, 64, 1, 1_000_000),
     "train_epoch": Key(int, 100, 1, MANY),
     "max_steps": Key(int, None, 1, MANY),
@@ -145,7 +149,7 @@ def complete_recipe(recipe, where: str) -> dict:
 def check_recipe(recipe: dict, where: str) -> dict:
     """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong.
 
-    A preview of more steps than there are timesteps takes all timesteps.
+    A sampler of more steps than there are timesteps takes all timesteps.
     """
     texts = dict.fromkeys(("data_name", "dataset", "data_path", "pth_save_name"), Key(str, ""))  # which may not be null
     checked = {k: coerced(where, k, v, texts[k]) if k in texts else coerce(where, k, v) for k, v in recipe.items()}
@@ -165,8 +169,9 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
     if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
         raise ConfigError(f"{where}: pth_save_name must be a plain name, not {short(checked['pth_save_name'])}")
-    preview = parse_spec(checked["preview_info"], MANY, f"{where}: preview_info")
-    checked["preview_info"] = str(replace(preview, steps=min(preview.steps, checked["timestep_num"])))
+    for key in ("preview_info", "teacher_info"):
+        spec = parse_spec(checked[key], MANY, f"{where}: {key}")
+        checked[key] = str(replace(spec, steps=min(spec.steps, checked["timestep_num"])))
     return checked
 
 
