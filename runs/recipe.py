@@ -127,7 +127,7 @@ RESUMABLE = {
     "data_path", "cache_dir", "guidance", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
     "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
-    "keep_checkpoints", "sample_every", "preview_info",
+    "keep_checkpoints", "sample_every", "preview_info", "trajectories",
 }  # fmt: skip
 
 

@@ -29,7 +29,8 @@ from training.batches import Batch, Batches, seed_of
 from training.held_out import PICTURES, HeldOut
 from training.processes import StopRequest
 
-PART, AT_ONCE = 1000, 100  # trajectories in a file, and in a batch of the teacher
+PART, AT_ONCE = 1000, 125  # trajectories in a file, and in a batch of the teacher
+APART = 1_234_567  # added to the seed: samples of the same seed are to show what is drawn from other noise
 
 
 def with_teacher(recipe: dict) -> dict:
@@ -64,7 +65,7 @@ def draw_trajectories(
     """
     count, names = recipe["trajectories"] + PICTURES, class_names(recipe)
     shape = picture_shape(recipe["image_size"], recipe["image_channel"])
-    sizes = np.bincount(labels, minlength=len(names)).tolist() if names else []
+    sizes = np.bincount(labels, minlength=len(names))[: len(names)].tolist() if names else []
     classes = np.array(in_proportion(sizes, count)) if names else None
     follows_from = [recipe[key] for key in ("teacher_sha256", "teacher_info", "teacher_guidance", "seed")]
     digest = hashlib.sha256(json.dumps([*follows_from, shape, sizes]).encode()).hexdigest()
@@ -103,12 +104,9 @@ def ends_of(teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | No
 
 
 def starts_of(recipe: dict, numbers: Iterable[int], device: torch.device) -> Tensor:
-    """The noise that the trajectories with these numbers start from: float32 (B, C, H, W).
-
-    It is not that of samples 0, 1, … of the same seed: samples are to show what the network draws from other noise.
-    """
+    """The noise that the trajectories with these numbers start from: float32 (B, C, H, W)."""
     numbers, shape = list(numbers), picture_shape(recipe["image_size"], recipe["image_channel"])
-    noise = SampleNoise(seed_of(recipe["seed"], 2**33), numbers)
+    noise = SampleNoise(recipe["seed"] + APART, numbers)
     return noise.draw((len(numbers), *shape), torch.float32, device)
 
 
