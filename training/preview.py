@@ -60,7 +60,7 @@ class Preview:
         if self.recipe["trajectories"]:
             names, specs, count = FEW_CALLS, FEW_CALLS, min(IN_A_ROW, count)
             labels = torch.arange(len(names)).repeat_interleave(count).tolist()
-        with out_of_memory_means(f"a preview draws {count} pictures at a time: set a smaller sample_num"):
+        with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
             x = torch.cat([self.samples(SampleSpec.parse(spec), count) for spec in specs])
             if self.stop.signum:
                 return

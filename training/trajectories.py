@@ -94,13 +94,14 @@ def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
 
 def ends_of(teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | None) -> np.ndarray:
     """Where the trajectories with these numbers end: uint8 (len(numbers), C, H, W)."""
-    spec, x_T = SampleSpec.parse(recipe["teacher_info"]), starts_of(recipe, numbers, teacher.device)
+    x_T, noise = teacher.noise(numbers, recipe["seed"] + APART)
     labels = None if classes is None else classes.tolist()
     try:
         network = teacher.labelled(numbers, labels, recipe["teacher_guidance"])
     except ValueError as error:
         raise ConfigError(f"teacher_guidance: {error}") from error
-    return to_uint8(sample(teacher.diffusion, network, x_T, spec)).cpu().numpy()
+    spec = SampleSpec.parse(recipe["teacher_info"])
+    return to_uint8(sample(teacher.diffusion, network, x_T, spec, noise)).cpu().numpy()
 
 
 def starts_of(recipe: dict, numbers: Iterable[int], device: torch.device) -> Tensor:
