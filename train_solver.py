@@ -28,6 +28,7 @@ from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, as_begun, find_checkpoint, load_pretrained, pretrained_recipe
 from training.speed import best_way, steps_per_minute
 from training.step import TrainingStep
+from training.trajectories import HeldOutTrajectories, TrajectoryBatches, draw_trajectories, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -60,7 +61,7 @@ def main() -> None:
     plan(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
-            recipe = with_classes(recipe, download=not args.dry_run)
+            recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
         torch.manual_seed(recipe["seed"])
         model, diffusion = (plan if args.dry_run else build)(recipe)
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
@@ -88,10 +89,13 @@ def train(
             until_exit.enter_context(alone_in(folder))
         last = find_checkpoint(folder / f"{folder.name}.pt", resume)
         recipe = as_begun(recipe, last) if last else recipe.copy()
-        images, labels = training_pictures(recipe, found)
+        images, labels = unseen = training_pictures(recipe, found)
+        if recipe["trajectories"]:
+            (images, labels), unseen = draw_trajectories(recipe, folder, labels, processes.device)
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
-    batches = Batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
+    kinds = (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
+    batches = kinds[0](images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
@@ -107,7 +111,7 @@ def train(
 
     # --- stopping, log and previews ---
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
-    held_out = HeldOut(recipe, images, sampler, diffusion, labels) if lead else None
+    held_out = kinds[1](recipe, unseen[0], sampler, diffusion, unseen[1]) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)

@@ -100,13 +100,17 @@ class GaussianDiffusion:
         return loss.flatten(1).mean(1) * self.loss_weights.to(t.device)[t].to(x_start.dtype)
 
     def predict_x_start(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
-        """x_start from the network's output at x_t, clipped if clip_denoised. t: (B,), or one int for all.
+        """x_start from the network's output at x_t, clipped if clip_denoised. t: (B,), or one int for all."""
+        pred_x_start = self.x_start_of(output, x_t, t)
+        return pred_x_start.clamp(-1, 1) if self.clip_denoised else pred_x_start
+
+    def x_start_of(self, output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """The same, never clipped.
 
         From output = p x_0 + q ε and x_t = a x_0 + σ ε follows x_0 = (q x_t - σ output) / (q a - p σ).
         """
         _, sigma, p, q, divisor = self._coefficients(t, x_t)
-        pred_x_start = output / p if self._q_is_0 else (q * x_t - sigma * output) / divisor
-        return pred_x_start.clamp(-1, 1) if self.clip_denoised else pred_x_start
+        return output / p if self._q_is_0 else (q * x_t - sigma * output) / divisor
 
     def predict_noise(self, pred_x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
         """The noise that takes a (clipped) x_start to x_t: ε = (x_t - sqrt(ᾱ_t) x_0) / sqrt(1 - ᾱ_t)."""

@@ -91,6 +91,10 @@ KEYS = {
     **DIFFUSION_KEYS,
     # loop
     "init_from": Key(str),
+    "trajectories": Key(int, None, 1, MANY),
+    "teacher_info": Key(str, "UniPC_10_0p0"),
+    "teacher_guidance": Key(float, None, 0, 1000),
+    "teacher_sha256": Key(str),
     "batch_size": Key(int, 64, 1, 1_000_000),
     "train_epoch": Key(int, 100, 1, MANY),
     "max_steps": Key(int, None, 1, MANY),
@@ -127,7 +131,7 @@ RESUMABLE = {
     "data_path", "cache_dir", "guidance", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
     "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
-    "keep_checkpoints", "sample_every", "preview_info",
+    "keep_checkpoints", "sample_every", "preview_info", "trajectories",
 }  # fmt: skip
 
 
@@ -149,7 +153,7 @@ def complete_recipe(recipe, where: str) -> dict:
 def check_recipe(recipe: dict, where: str) -> dict:
     """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong.
 
-    A preview of more steps than there are timesteps takes all timesteps.
+    A sampler of more steps than there are timesteps takes all timesteps.
     """
     never_null = dict.fromkeys(("data_name", "dataset", "data_path", "pth_save_name"), Key(str, ""))
     checked = {name: coerced(KEYS | never_null, where, name, value) for name, value in recipe.items()}
@@ -172,8 +176,9 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: pth_save_name must be a plain name, not {short(checked['pth_save_name'])}")
     if len(os.fsencode(checked["pth_save_name"])) > 229:  # .NAME.pt.<16 digits>.part has 255, as file systems allow
         raise ConfigError(f"{where}: pth_save_name must have at most 229 bytes")
-    preview = parse_spec(checked["preview_info"], MANY, f"{where}: preview_info")
-    checked["preview_info"] = str(replace(preview, steps=min(preview.steps, checked["timestep_num"])))
+    for key in ("preview_info", "teacher_info"):
+        spec = parse_spec(checked[key], MANY, f"{where}: {key}")
+        checked[key] = str(replace(spec, steps=min(spec.steps, checked["timestep_num"])))
     return checked
 
 

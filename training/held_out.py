@@ -45,7 +45,7 @@ class HeldOut:
         self.noise = torch.randn(self.x_start.shape, generator=generator).to(device)
         golden = torch.arange(len(rows), dtype=torch.float64) * 0.6180339887498949 % 1  # its steps spread evenly
         self.t = (golden * recipe["timestep_num"]).long().to(device)
-        self.batch_size = recipe["batch_size"]
+        self.batch_size, self.losses = recipe["batch_size"], diffusion.training_losses
 
     @torch.inference_mode()
     def loss(self) -> dict:
@@ -53,7 +53,7 @@ class HeldOut:
         losses = []
         for rows in torch.arange(len(self.t)).split(self.batch_size):
             network = with_labels(self.network, None if self.labels is None else self.labels[rows])
-            losses.append(self.diffusion.training_losses(network, self.x_start[rows], self.t[rows], self.noise[rows]))
+            losses.append(self.losses(network, self.x_start[rows], self.t[rows], self.noise[rows]))
         mean, by_quarter = quarter_means(quarter_sums(torch.cat(losses), self.t, self.diffusion.timestep_num))
         return {self.name: mean, f"{self.name}_by_quarter": by_quarter}
 

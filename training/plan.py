@@ -30,7 +30,7 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
     try:
         found = find_pictures(recipe, Path(recipe["save_dir"], recipe["pth_save_name"]), download=False)
         fit_some(found, recipe["image_size"], recipe["image_channel"], Reading.of(recipe))
-        images = len(found)
+        images = recipe["trajectories"] or len(found)
     except DataError as error:
         print(f"data        {error}")
         images = None

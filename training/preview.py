@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets import picture_shape
 from diffusion import GaussianDiffusion, SampleSpec, sample_progressive
@@ -13,6 +14,8 @@ from files.errors import out_of_memory_means
 from runs.labels import class_names, in_proportion, usual_guidance
 from training.processes import Processes, StopRequest
 from utils.pictures import is_complete_png, save_by_class
+
+FEW_CALLS, IN_A_ROW = ("DDIM_1_0p0", "UniPC_2_0p0", "UniPC_4_0p0"), 16  # what previews of trajectories show
 
 
 class Preview:
@@ -46,21 +49,35 @@ class Preview:
         return self.due(step) and not is_complete_png(self.file(step))
 
     def draw(self, step: int) -> None:
-        """Samples sample_num pictures by preview_info and saves them as a grid; of a network with labels, by class."""
+        """Samples sample_num pictures by preview_info and saves them as a grid; of a network with labels, by class.
+
+        Of a network that learns from trajectories: the first of them in one, two and four calls, a row each.
+        """
         if self.processes.rank:
             return
-        count, shape = self.recipe["sample_num"], picture_shape(self.recipe["image_size"], self.recipe["image_channel"])
-        generator = torch.Generator().manual_seed(self.recipe["seed"])
-        noise = torch.randn(count, *shape, generator=generator).to(self.diffusion.betas.device)
-        spec, names = SampleSpec.parse(self.recipe["preview_info"]), class_names(self.recipe)
-        labels = torch.tensor(self.labels, device=noise.device) if names else None
-        network = with_labels(self.network, labels, usual_guidance(self.recipe), no_label=len(names))
+        names, labels, specs = class_names(self.recipe), self.labels, [self.recipe["preview_info"]]
+        count = self.recipe["sample_num"]
+        if self.recipe["trajectories"]:
+            names, specs, count = FEW_CALLS, FEW_CALLS, min(IN_A_ROW, count)
+            labels = torch.arange(len(names)).repeat_interleave(count).tolist()
         with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
-            for frame in sample_progressive(self.diffusion, network, noise, spec, generator):
-                x = frame.sample
-                if self.stop.signum:
-                    return
+            x = torch.cat([self.samples(SampleSpec.parse(spec), count) for spec in specs])
+            if self.stop.signum:
+                return
             try:
-                save_by_class(x, names, self.file(step), self.labels)
+                save_by_class(x, names, self.file(step), labels)
             except FloatingPointError:
                 print(f"no preview of step {step:,}: its samples are not finite, so the training has diverged")
+
+    def samples(self, spec: SampleSpec, count: int) -> Tensor:
+        """The first `count` samples; unfinished ones after a signal."""
+        shape = picture_shape(self.recipe["image_size"], self.recipe["image_channel"])
+        generator = torch.Generator().manual_seed(self.recipe["seed"])
+        noise = torch.randn(count, *shape, generator=generator).to(self.diffusion.betas.device)
+        labels = torch.tensor(self.labels[:count], device=noise.device) if self.labels else None
+        network = with_labels(self.network, labels, usual_guidance(self.recipe), no_label=len(class_names(self.recipe)))
+        for frame in sample_progressive(self.diffusion, network, noise, spec, generator):
+            x = frame.sample
+            if self.stop.signum:
+                break
+        return x

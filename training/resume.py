@@ -107,7 +107,7 @@ def as_begun(recipe: dict, content: dict) -> dict:
 
     The weights that a run started from may have been moved: only the name of the file counts.
     """
-    recipe = recipe | {"steps_per_minute": recipe["steps_per_minute"] or content["recipe"].get("steps_per_minute")}
+    recipe = recipe | {key: recipe[key] or content["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
     was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])

@@ -1,11 +1,13 @@
 """One step of training: the loss of a batch, its gradient, and the weights and their average after it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from diffusion import GaussianDiffusion
+from diffusion.few_calls import trajectory_losses
 from diffusion.guidance import with_labels
 from files.errors import out_of_memory_means
 from training.batches import Batch
@@ -61,6 +63,8 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)
         self.network = compiled(self.parallel, recipe["compile"], device)
+        to_end = partial(trajectory_losses, self.diffusion)
+        self.losses = to_end if recipe["trajectories"] else self.diffusion.training_losses
 
     def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """(losses, norm, taken): of each picture of this process (B,), of the gradient before clipping (), and whether
@@ -75,7 +79,7 @@ class TrainingStep:
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
                     with autocast(self.precision, self.processes.device):
                         network = with_labels(self.network, labels)
-                        losses.append(self.diffusion.training_losses(network, x_start, t, noise))
+                        losses.append(self.losses(network, x_start, t, noise))
                     backward(losses[-1].mean() / parts, self.scaler)
             norm, taken = update(self.optimizer, rate, self.recipe["grad_clip"], self.scaler)
             self.ema.update(batch.step, taken)

@@ -1,0 +1,33 @@
+"""Samples in one to four calls: a network learns where its own sampler ends (Liu et al. 2022, "reflow").
+
+A deterministic sampler is a map from noise x_T to a picture x_end. Its many small steps are needed because the network
+predicts the mean of all pictures that x_t may have come from, which is far from any of them while there is much noise.
+Regressed on x_end itself, the network learns the map: at x_T that is a picture in one call. What it learns from never
+moves, because the sampler ran once, with the weights that the network started from.
+
+After a call at t the samplers go to a x_start + σ ε with the noise that they started from. So these are the states that
+the network learns at: the straight line between the two ends of each trajectory.
+"""
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian import GaussianDiffusion, Model
+
+LINEAR_FROM = 0.00054  # c of Song & Dhariwal 2023, section 3.3, for the root of the mean of the squared errors
+
+
+def first_or_any(t: Tensor, timestep_num: int) -> Tensor:
+    """The timesteps t (B,) with T - 1, where every sampler starts, in place of each second one."""
+    return torch.where(torch.arange(len(t), device=t.device) % 2 == 0, timestep_num - 1, t)
+
+
+def trajectory_losses(diffusion: GaussianDiffusion, model: Model, x_end: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """The pseudo-Huber loss of each predicted x_start, sqrt(mean (x_start - x_end)² + c²) - c: (B,).
+
+    x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
+    The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
+    """
+    x_t = diffusion.q_sample(x_end, t, noise)
+    x_start = diffusion.x_start_of(model(x_t, t).to(x_t.dtype), x_t, t)  # a clipped one would have no gradient
+    return ((x_start - x_end).square().flatten(1).mean(1) + LINEAR_FROM**2).sqrt() - LINEAR_FROM

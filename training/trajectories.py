@@ -1,0 +1,142 @@
+"""What a network learns from that is to sample in few calls: where the trajectories of a frozen network end.
+
+The frozen network, the teacher, is the one that the training starts from. Trajectory i follows from (seed, i) alone:
+its noise, and with the sizes of the classes its label. Only the ends are stored, with eight bits a value like any
+picture, in files of PART in the run's folder. A training that is killed while it draws them goes on with the next file,
+and a file of another size than expected is drawn again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import normalize, picture_shape, to_uint8
+from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, sample
+from diffusion.few_calls import first_or_any, trajectory_losses
+from diffusion.gaussian import Model
+from files.atomic import clear_parts, write_file
+from files.errors import ConfigError
+from runs.labels import class_names, in_proportion, usual_guidance
+from runs.run import Run, checkpoint_of, in_batches, load_run
+from training.batches import Batch, Batches, seed_of
+from training.held_out import PICTURES, HeldOut
+
+PART, AT_ONCE = 1000, 125  # trajectories in a file, and in a batch of the teacher
+APART = 1_234_567  # added to the seed: samples of the same seed are to show what is drawn from other noise
+
+
+def with_teacher(recipe: dict) -> dict:
+    """The recipe of a training on trajectories, with the teacher's guidance and the SHA-256 of its file.
+
+    The guidance is in the pictures then, so that samples need none. If the file is missing, so is its SHA-256: a run
+    that has drawn its trajectories is resumed without. ConfigError where a network cannot learn from trajectories.
+    """
+    if not recipe["trajectories"]:
+        return recipe
+    if not recipe["init_from"]:
+        raise ConfigError("trajectories needs init_from: the network that draws them and that the training starts from")
+    if recipe["objective"] == "pred_noise":
+        raise ConfigError("trajectories: from noise alone, a network with objective=pred_noise predicts no picture")
+    file, guidance = checkpoint_of(recipe["init_from"]), recipe["teacher_guidance"]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    teacher = {"teacher_sha256": sha256, "teacher_guidance": usual_guidance(recipe) if guidance is None else guidance}
+    return recipe | teacher | {"guidance": 1.0, "label_dropout": 0.0}  # it does not learn to draw without its label
+
+
+Labelled = tuple[np.ndarray, np.ndarray | None]  # pictures, uint8 (N, C, H, W), and their labels, int64 (N,)
+
+
+def draw_trajectories(
+    recipe: dict, folder: Path, labels: np.ndarray | None, device: torch.device
+) -> tuple[Labelled, Labelled]:
+    """The ends of trajectories to learn from, as many as the recipe says, and of 256 more, which are held out.
+
+    They are read from the folder of the run, or drawn into it. labels: of the pictures of the data; the trajectories
+    have them in the same proportions. Raises CheckpointError if the teacher is missing, and ConfigError if it has other
+    classes or cannot be guided.
+    """
+    count, names = recipe["trajectories"] + PICTURES, class_names(recipe)
+    shape = picture_shape(recipe["image_size"], recipe["image_channel"])
+    sizes = np.bincount(labels, minlength=len(names))[: len(names)].tolist() if names else []
+    classes = np.array(in_proportion(sizes, count)) if names else None
+    follows_from = [recipe[key] for key in ("teacher_sha256", "teacher_info", "teacher_guidance", "seed")]
+    digest = hashlib.sha256(json.dumps([*follows_from, shape, sizes]).encode()).hexdigest()
+    folder, ends, teacher = folder / f"trajectories_{digest[:16]}", [], None
+    folder.mkdir(exist_ok=True)
+    clear_parts(folder)
+    for numbers in tqdm(list(in_batches(count, PART)), desc="trajectories", unit="file", leave=False):
+        file = folder / f"{numbers.start:08d}.u8"
+        if not file.is_file() or file.stat().st_size != len(numbers) * np.prod(shape):
+            teacher = teacher or load_teacher(recipe, folder, device)
+            parts = [range(i, min(i + AT_ONCE, numbers.stop)) for i in range(numbers.start, numbers.stop, AT_ONCE)]
+            write_file(file, b"".join(ends_of(teacher, recipe, part, classes).tobytes() for part in parts))
+        ends.append(np.fromfile(file, np.uint8).reshape(len(numbers), *shape))
+    ends, learned, held_out = np.concatenate(ends), slice(recipe["trajectories"]), slice(recipe["trajectories"], None)
+    return tuple((ends[rows], classes if classes is None else classes[rows]) for rows in (learned, held_out))
+
+
+def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
+    """The frozen network of a recipe."""
+    teacher = load_run(recipe["init_from"]).to(device)
+    if class_names(teacher.recipe) != class_names(recipe):
+        raise ConfigError(f"trajectories: {recipe['init_from']} has other classes than {recipe['data_path']}")
+    print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
+    return teacher
+
+
+def ends_of(teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | None) -> np.ndarray:
+    """Where the trajectories with these numbers end: uint8 (len(numbers), C, H, W)."""
+    x_T, noise = teacher.noise(numbers, recipe["seed"] + APART)
+    labels = None if classes is None else classes.tolist()
+    try:
+        network = teacher.labelled(numbers, labels, recipe["teacher_guidance"])
+    except ValueError as error:
+        raise ConfigError(f"teacher_guidance: {error}") from error
+    spec = SampleSpec.parse(recipe["teacher_info"])
+    return to_uint8(sample(teacher.diffusion, network, x_T, spec, noise)).cpu().numpy()
+
+
+def starts_of(recipe: dict, numbers: Iterable[int], device: torch.device) -> Tensor:
+    """The noise that the trajectories with these numbers start from: float32 (B, C, H, W)."""
+    numbers, shape = list(numbers), picture_shape(recipe["image_size"], recipe["image_channel"])
+    noise = SampleNoise(recipe["seed"] + APART, numbers)
+    return noise.draw((len(numbers), *shape), torch.float32, device)
+
+
+class TrajectoryBatches(Batches):
+    """Batches of trajectories: x_start is where each ends, and noise where it starts."""
+
+    def __init__(self, images: np.ndarray, recipe: dict, *args):
+        super().__init__(images, recipe, *args)
+        self.recipe = recipe
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """As of `Batches`, but for the noise, for a second half of timesteps T - 1, and without flips."""
+        generator = torch.Generator(self.device)
+        for step, pixels in enumerate(self.pixels(start, stop), start):
+            generator.manual_seed(seed_of(self.seed, step))
+            torch.manual_seed(seed_of(self.seed, step, self.rank))
+            t = first_or_any(self.draw_timesteps(self.batch_size, generator), self.recipe["timestep_num"])[self.share]
+            noise = starts_of(self.recipe, self.indices(step)[self.share].tolist(), self.device)
+            yield Batch(step, normalize(pixels), t, noise, self.labels(step))
+
+
+class HeldOutTrajectories(HeldOut):
+    """The loss of the trajectories that `draw_trajectories` held out."""
+
+    def __init__(
+        self, recipe: dict, ends: np.ndarray, network: Model, diffusion: GaussianDiffusion,
+        labels: np.ndarray | None = None,
+    ):  # fmt: skip
+        recipe = recipe | {"split": "all"}  # which takes these as they are, instead of pictures of another split
+        super().__init__(recipe, ends, network, diffusion, labels)
+        numbers = range(recipe["trajectories"], recipe["trajectories"] + len(ends))
+        self.name, self.noise = "held_out_loss", starts_of(recipe, numbers, self.noise.device)
+        self.t, self.losses = first_or_any(self.t, recipe["timestep_num"]), partial(trajectory_losses, diffusion)
