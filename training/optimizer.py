@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -34,25 +33,16 @@ class Muon(torch.optim.Adam):
         for shape, same in alike.items():
             size = max(1, self.AT_ONCE // shape.numel())
             batches += [same[i : i + size] for i in range(0, len(same), size)]
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        steps = []
-        for i, weights in enumerate(batches):
+        for weights in batches:
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             average = torch.stack(averages)
             gradient = torch.stack([weight.grad for weight in weights])
             gradient = torch.where(taken, gradient, average)  # which leaves the average of a skipped step as it is
             average.lerp_(gradient, 1 - self.MOMENTUM)
-            torch._foreach_copy_(averages, average.unbind())
-            matrices = gradient.lerp(average, self.MOMENTUM).flatten(2)
-            mine = slice((rank + i) % world, None, world)  # of several processes each takes its part
-            steps.append(torch.zeros_like(matrices))
-            steps[-1][mine] = orthogonal(matrices[mine])
-        for weights, step in zip(batches, steps, strict=True):
-            if world > 1:
-                dist.all_reduce(step)
+            step = orthogonal(gradient.lerp(average, self.MOMENTUM).flatten(2))
             step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
-            step = step.view(len(weights), *weights[0].shape)
-            torch._foreach_sub_(weights, step.unbind(), alpha=group["lr"])
+            torch._foreach_copy_(averages, average.unbind())
+            torch._foreach_sub_(weights, step.view_as(average).unbind(), alpha=group["lr"])
             for weight in weights:
                 weight.grad = None  # Adam passes over it
         super().step()
