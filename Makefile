@@ -23,7 +23,7 @@ tour: .venv/ready-dev
 
 page: .venv/ready-dev .cache/$(RUNTIME).tgz
 	rm -rf results/page
-	$(BIN)/python -m sharing.onnx_page results/page .cache/$(RUNTIME).tgz $(NETWORKS:%=checkpoints/%.safetensors)
+	$(BIN)/python -W ignore -m sharing.onnx_page results/page .cache/$(RUNTIME).tgz $(NETWORKS:%=checkpoints/%.safetensors)
 
 quick: .venv/ready-dev
 	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda"

@@ -10,7 +10,7 @@ export async function networks() {
   return (await fetch("networks.json")).json();
 }
 
-/** A function of (x, t, labels) that calls the network. x: Float32Array of (B, C, H, W); t: a number; labels: B numbers. */
+/** The network: a function of x, a Float32Array of (B, C, H, W), t, a number, and labels, B numbers. */
 export async function load({ name, image_size, image_channel, classes }) {
   ort.env.wasm.wasmBinary ??= await unpacked("ort-wasm-simd-threaded.wasm.gz");
   const session = await ort.InferenceSession.create(new Uint8Array(await unpacked(`${name}.onnx.gz`)));

@@ -121,6 +121,7 @@ function show() {
 }
 
 function showWay() {
+  $("slide").hidden = !way.length;
   fill($("between"), way.length, () => document.createElement("canvas"));
   way.forEach((x, k) => paint($("between").children[k], x));
   if (!way.length) return;
@@ -169,6 +170,8 @@ function task(work) {
 function choose() {
   facts = all[value("network")];
   [held, way, frames] = [{}, [], []];
+  showWay();
+  $("middle").width = 0; // empty
   $("guidance").value = facts.guidance;
   showClasses();
   $("class").value = "";

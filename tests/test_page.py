@@ -25,7 +25,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     " --disable-component-update --disable-sync"
 ).split()
-SECONDS = 300  # for all that one page draws; a slow machine that does other things needs a fifth of it
+SECONDS = 300  # until the page sends the next result: seconds, or minutes where other programs use all cores
 LABELS, GUIDANCE = [3, 8], 2.0
 ERRORS = """<script>
 const send = (path, body) => fetch(path, { method: "POST", body });
