@@ -4,7 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo figures tour quick test test-faults test-cuda lint
+NETWORKS ?= fashion_mnist cifar10# in the page: these leave it below 15 MB
+RUNTIME := onnxruntime-web-1.22.0# an npm package; later ones are larger
+
+.PHONY: demo figures tour page quick test test-faults test-cuda test-page lint
 demo: .venv/ready
 	for name in fashion_mnist cifar10 flower102; do \
 		$(BIN)/python test_solver.py --model_path checkpoints/$$name.safetensors --test_mode random_gen --sample_num 50 \
@@ -18,6 +21,10 @@ figures: .venv/ready
 tour: .venv/ready-dev
 	$(BIN)/python benchmarks/tour.py
 
+page: .venv/ready-dev .cache/$(RUNTIME).tgz
+	rm -rf results/page
+	$(BIN)/python -W ignore -m sharing.onnx_page results/page .cache/$(RUNTIME).tgz $(NETWORKS:%=checkpoints/%.safetensors)
+
 quick: .venv/ready-dev
 	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda"
 
@@ -30,9 +37,16 @@ test-faults: .venv/ready-dev
 test-cuda: # without network, too: the machine's own Python if there is no .venv
 	$(if $(wildcard .venv/ready-dev),$(BIN)/python,$(PYTHON)) -m pytest -m cuda tests/test_cuda.py
 
+test-page: page # needs Chromium
+	$(PYTEST) -m page tests/test_page.py
+
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+.cache/$(RUNTIME).tgz:
+	mkdir -p .cache
+	npm pack --silent --pack-destination .cache $(subst web-,web@,$(RUNTIME))
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
