@@ -7,15 +7,15 @@ from files.errors import ConfigError
 MOST = {"gif": 65_535, "webp": 16_383, "png": 65_535}  # pixels a side, by their formats; PNG's: what programs open
 
 
-def grid_size(count: int, columns: int, size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of `utils.pictures.grid` of count > 1 pictures of this (height, width)."""
+def grid_size(count: int, columns: int, size: Sequence[int], gap: int = 2) -> tuple[int, int]:
+    """(height, width) of `utils.pictures.grid` of count > 1 pictures of this (height, width), `gap` pixels apart."""
     across, zoom = min(columns, count), max(1, 32 // max(size))
-    return -(-count // across) * (size[0] * zoom + 2) + 2, across * (size[1] * zoom + 2) + 2
+    return -(-count // across) * (size[0] * zoom + gap) + gap, across * (size[1] * zoom + gap) + gap
 
 
-def check_size(count: int, columns: int, size: Sequence[int], animation: str | None) -> None:
+def check_size(count: int, columns: int, size: Sequence[int], animation: str | None, gap: int = 2) -> None:
     """ConfigError if a grid, as a PNG or as an `animation` ("gif" or "webp"), would be too large for the format."""
-    (height, width), most = grid_size(count, columns, size), MOST[animation or "png"]
+    (height, width), most = grid_size(count, columns, size, gap), MOST[animation or "png"]
     if max(height, width) > most:
         kind = f"a film as {animation}" if animation else "a picture"
         raise ConfigError(f"{kind} of {width:,}x{height:,} pixels is larger than {most:,}: take fewer pictures")
