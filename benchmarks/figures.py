@@ -90,7 +90,9 @@ def redraw(command: list[str], folder: Path, names: dict[str, str]) -> bool:
         print(f"not redrawn: {', '.join(names)}", file=sys.stderr)
         return False
     for name, pattern in names.items():
-        enlarged(Image.open(next(folder.glob(pattern)))).save(IMAGES / name, optimize=True, quality=88)
+        picture = Image.open(next(folder.glob(pattern)))
+        picture = picture if name.endswith(".jpg") else enlarged(picture)
+        picture.save(IMAGES / name, optimize=True, quality=88)
         print(f"images/{name}", flush=True)
     return True
 
