@@ -67,7 +67,7 @@ BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
     },
     "fashion_mnist": {"inpaint": "benchmarks/inpainting.py"},
     "flower102": {
-        "development": "benchmarks/development.py --labels 54 49 88 --guidance 1.5",
+        "development": "benchmarks/development.py --labels 54 49 --guidance 1.5",
         "loss_and_betas": f"{TABLE} loss_and_betas --data_name Flower102_laptop --sample_info DDPM_50_0p0",
     },
     "emoji": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Emoji"},
