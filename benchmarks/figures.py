@@ -1,7 +1,7 @@
 """Redraws the pictures of the documents from the shipped weights, and the ablations by training:   make figures
 
-Interpolations, edits, neighbours and trainings need real pictures, at the place that config.yaml or --data names. A
-picture that cannot be redrawn is left unchanged, with a message, and the exit code is 1.
+Interpolations, edits and trainings need real pictures, at the place that config.yaml or --data names. A picture that
+cannot be redrawn is left unchanged, with a message, and the exit code is 1.
 """
 
 import subprocess
@@ -51,9 +51,8 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     },
     "flower102": {
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
-        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 9",
+        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
         "edit": "--test_mode edit --sample_info DDPM_50_0p0 --image_indices 20 1000 2000 3000 4000 5000",
-        "neighbours": "--test_mode evaluate --sample_num 100 --sample_info UniPC_10_0p0 --guidance 1.5",
         "compare": f"--test_mode compare --sample_num 4 --labels 54 49 --sample_info {' '.join(FEW_STEPS)}",
     },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
@@ -72,7 +71,7 @@ BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
     },
     "emoji": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Emoji"},
 }
-NEED_PICTURES = ("interpolate", "edit", "evaluate", "ablations", "inpainting")  # words of commands
+NEED_PICTURES = ("interpolate", "edit", "ablations", "inpainting")  # words of commands
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
