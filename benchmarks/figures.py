@@ -1,7 +1,7 @@
 """Redraws the pictures of the documents from the shipped weights, and the ablations by training:   make figures
 
-Interpolations and trainings need real pictures, at the place that config.yaml or --data names. A picture that cannot
-be redrawn is left unchanged, with a message, and the exit code is 1.
+Interpolations, edits and trainings need real pictures, at the place that config.yaml or --data names. A picture that
+cannot be redrawn is left unchanged, with a message, and the exit code is 1.
 """
 
 import subprocess
@@ -52,6 +52,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     "flower102": {
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
+        "edit": "--test_mode edit --sample_info DDPM_50_0p0 --image_indices 20 1000 2000 3000 4000 5000",
         "compare": f"--test_mode compare --sample_num 4 --labels 54 49 --sample_info {' '.join(FEW_STEPS)}",
     },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
@@ -64,9 +65,13 @@ BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
         "tricks": f"{TABLE} tricks --data_name Digits",
     },
     "fashion_mnist": {"inpaint": "benchmarks/inpainting.py"},
-    "flower102": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Flower102_laptop --sample_info DDPM_50_0p0"},
+    "flower102": {
+        "development": "benchmarks/development.py --labels 54 49 --guidance 1.5",
+        "loss_and_betas": f"{TABLE} loss_and_betas --data_name Flower102_laptop --sample_info DDPM_50_0p0",
+    },
     "emoji": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Emoji"},
 }
+NEED_PICTURES = ("interpolate", "edit", "ablations", "inpainting")  # words of commands
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
@@ -84,7 +89,9 @@ def redraw(command: list[str], folder: Path, names: dict[str, str]) -> bool:
         print(f"not redrawn: {', '.join(names)}", file=sys.stderr)
         return False
     for name, pattern in names.items():
-        enlarged(Image.open(next(folder.glob(pattern)))).save(IMAGES / name, optimize=True, quality=88)
+        picture = Image.open(next(folder.glob(pattern)))
+        picture = picture if name.endswith(".jpg") else enlarged(picture)
+        picture.save(IMAGES / name, optimize=True, quality=88)
         print(f"images/{name}", flush=True)
     return True
 
@@ -103,14 +110,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             for picture, flags in FIGURES[weights].items():
                 command = ["test_solver.py", "--model_path", f"checkpoints/{weights}.safetensors", *flags.split()]
-                command += where if "interpolate" in flags else []
+                command += where if any(word in flags for word in NEED_PICTURES) else []
                 made = ("final", "progress") if picture == "final" else (picture,)
                 names = {f"{weights}_{what}.{kind}": f"*_{what}.png" for what in made}
                 done.append(redraw(command, Path(work, picture), names))
             for picture, command in BENCHMARKS.get(weights, {}).items():
                 names = {f"{weights}_{picture}.{kind}": f"*_{picture}.png"}
+                given = where if any(word in command for word in NEED_PICTURES) else []
                 # one folder, because the tables share networks
-                done.append(redraw([*command.split(), *where], Path(work, "benchmarks"), names))
+                done.append(redraw([*command.split(), *given], Path(work, "benchmarks"), names))
+    with tempfile.TemporaryDirectory() as work:
+        done.append(redraw(["benchmarks/few_steps.py"], Path(work), {"few_steps.png": "few_steps.png"}))
     sys.exit(not all(done))
 
 

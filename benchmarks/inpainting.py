@@ -27,7 +27,7 @@ from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device
 from utils.pictures import grid, save_table
 
-SHOWN = 12  # pictures in the table
+SHOWN, ZOOM = 6, 3  # pictures in the table, and pixels for each of theirs
 RESAMPLINGS, STEPS = 5, 50
 
 
@@ -76,7 +76,8 @@ def main() -> None:
         print(f"    squared distance in features {mean_and_error(apart, 1)}, Fréchet {distance:.2f} ± {error:.2f}")
         print(f"    taken for the same class {same:.0%}")
     rows = {"picture": originals, "with its hole": originals.masked_fill(hole, 128)} | filled
-    cells = [[grid(pictures[:SHOWN], SHOWN)] for pictures in rows.values()]
+    shown = [x[:SHOWN].repeat_interleave(ZOOM, 2).repeat_interleave(ZOOM, 3) for x in rows.values()]
+    cells = [[grid(x, SHOWN)] for x in shown]
     args.save_dir.mkdir(parents=True, exist_ok=True)
     print(save_table(cells, list(rows), [""], args.save_dir / f"{args.model_path.stem}_inpaint.png"))
 

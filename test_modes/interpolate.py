@@ -14,11 +14,11 @@ from files.errors import ConfigError
 from test_modes.given_pictures import given_pictures
 from test_modes.job import Job
 from utils.picture_size import check_size
-from utils.pictures import grid_columns, plotted, save_film, save_grid
+from utils.pictures import TABLE_GAP, grid, grid_columns, plotted, save_film, save_table
 
 
 def run(job: Job) -> list[Path]:
-    """A column per pair: the first picture, the mixtures from lambda 0 to 1, the second; and how even the steps are."""
+    """A row per pair: the first picture, the mixtures from lambda 0 to 1, the second; and how even the steps are."""
     args, trained, specs = job.args, job.trained, job.specs
     T, L = trained.recipe["timestep_num"], args.lambda_num or 11
     depth, *others = depths(args, T) or [-(-T // 2)]
@@ -26,7 +26,9 @@ def run(job: Job) -> list[Path]:
         raise ConfigError("--diffusion_step takes several numbers only for --test_mode edit")
     lambdas = [i / (L - 1) for i in range(L)]
     first, second = normalize(pairs(args, trained.recipe)).to(trained.device)
-    check_size(len(first) * (L + 2), len(first), first.shape[-2:], args.animate)
+    check_size(len(first) * (L + 2), L + 2, first.shape[-2:], gap=TABLE_GAP)
+    if args.animate:
+        check_size(len(first), len(first), first.shape[-2:], args.animate)
     given, asked = (trained.diffusion, trained.network, first, second), product(specs, args.interp_mode or ["lerp"])
     asked = {(spec, mode): interpolate(*given, spec, depth, lambdas, args.seed, mode) for spec, mode in asked}
     files, curves = [], {spec: {} for spec in specs}
@@ -36,7 +38,9 @@ def run(job: Job) -> list[Path]:
         mse = torch.stack([rows[0] - first, rows[-1] - second]).div(2).square().mean().item()
         print(f"{mode} {spec}: largest step {jump(steps):.2f} times the mean; MSE of the ends {mse:.6f} (of 0 to 1)")
         file = job.path(spec, "interpolate" if mode == "lerp" else f"{mode}_interpolate")
-        files.append(save_grid(torch.cat([first, *rows, second]), file, len(first)))
+        cells = [[grid(x[None], 1) for x in pair] for pair in zip(first, *rows, second, strict=True)]
+        columns = ["real", *(f"{round(w, 2):g}" for w in lambdas), "real"]
+        files.append(save_table(cells, [""] * len(first), columns, file))
         files += save_film([first, *rows, second], len(first), file, args.animate)
     return files + [plot_steps(curves[spec], lambdas, job.path(spec, "smoothness")) for spec in specs]
 
@@ -61,7 +65,7 @@ def depths(args: Namespace, T: int) -> list[int] | None:
 
 
 def step_sizes(rows: list[Tensor]) -> Tensor:
-    """RMS distances between neighbouring rows of an interpolation, L of (P, C, H, W): (L - 1, P)."""
+    """RMS distances between neighbouring mixtures of an interpolation, L of (P, C, H, W): (L - 1, P)."""
     return torch.stack([(b - a).square().flatten(1).mean(1).sqrt() for a, b in zip(rows, rows[1:], strict=False)]).cpu()
 
 
@@ -76,7 +80,7 @@ def jump(steps: Tensor) -> float:
 def plot_steps(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
     """Plots the `step_sizes` of each mode over lambda: the mean (line) and the middle half of the pairs (band)."""
     middles = [(a + b) / 2 for a, b in zip(lambdas, lambdas[1:], strict=False)]
-    with plotted(file, xlabel="lambda", ylabel="distance between neighbouring rows (RMS)", xlim=(0, 1)) as axes:
+    with plotted(file, xlabel="lambda", ylabel="distance between neighbouring mixtures (RMS)", xlim=(0, 1)) as axes:
         for name, steps in curves.items():
             label = f"{name}: largest / mean step {jump(steps):.2f}"
             (line,) = axes.plot(middles, steps.mean(1), marker="o", label=label)

@@ -37,15 +37,19 @@ def test_compare_makes_one_table_and_a_csv(trained, tmp_path):
     assert (cells[0, 0] == 255).all() and (cells[4, 1] == 255).all()  # what was not asked for stays empty
 
 
-def test_interpolate_makes_thirteen_rows_between_real_pictures(trained, tmp_path):
+def cell(table, row, column):
+    """A digit of a table without row labels: 8x8 pixels, of which each is enlarged to 4x4."""
+    return table[26 + 40 * row :, 16 + 40 * column :][:32:4, :32:4]
+
+
+def test_interpolate_makes_thirteen_columns_between_real_pictures(trained, tmp_path):
     sample(trained, tmp_path, "--sample_info", "DDIM_4_0p0", "--sample_num", 16, mode="interpolate")
     made = pictures(tmp_path)
     assert sorted(made) == ["digits_DDIM_4_0p0_interpolate.png", "digits_DDIM_4_0p0_smoothness.png"]
     picture = pixels(made["digits_DDIM_4_0p0_interpolate.png"])
-    assert picture.shape == (13 * 34 + 2, 4 * 34 + 2, 3)
-    cells = [picture[2 + 34 * row : 34 * row + 34, 2:34] for row in (0, 12)]  # 8x8 pixels, each enlarged to 4x4
+    assert picture.shape == (26 + 4 * 40, 16 + 13 * 40)
     known = {digit.tobytes() for digit in DIGITS}
-    assert all(np.ascontiguousarray(cell[::4, ::4, 0]).tobytes() in known for cell in cells)
+    assert all(np.ascontiguousarray(cell(picture, 3, column)).tobytes() in known for column in (0, 12))
 
 
 def test_every_mode_in_one_call_and_in_one_plot(trained, tmp_path):
@@ -58,10 +62,9 @@ def test_every_mode_in_one_call_and_in_one_plot(trained, tmp_path):
         assert re.search(rf"^{mode} DDIM_10_0p0: largest step [\d.]+ times the mean; MSE .* [\d.]+", run.stdout, re.M)
     for name in names:
         picture = pixels(pictures(tmp_path)[name])
-        assert picture.shape == (6 * 34 + 2, 2 * 34 + 2, 3)
-        for (row, column), index in {(0, 0): 3, (5, 0): 7, (0, 1): 0, (5, 1): 1499}.items():
-            cell = picture[2 + 34 * row :, 2 + 34 * column :][:32:4, :32:4, 0]
-            assert (cell == DIGITS[index]).all()
+        assert picture.shape == (26 + 2 * 40, 16 + 6 * 40)
+        for (row, column), index in {(0, 0): 3, (0, 5): 7, (1, 0): 0, (1, 5): 1499}.items():
+            assert (cell(picture, row, column) == DIGITS[index]).all()
 
 
 def test_two_picture_files_are_a_pair(trained, tmp_path):
@@ -70,8 +73,8 @@ def test_two_picture_files_are_a_pair(trained, tmp_path):
     files = ["--image_files", tmp_path / "a.png", tmp_path / "b.png"]
     sample(trained, tmp_path / "r", *files, "--sample_info", "DDIM_2_0p0", mode="interpolate")
     picture = pixels(pictures(tmp_path / "r")["digits_DDIM_2_0p0_interpolate.png"])
-    assert picture.shape == (13 * 34 + 2, 36, 3)
-    assert (picture[2:34, 2:34] == 20).all() and (picture[-34:-2, 2:34] == 230).all()
+    assert picture.shape == (26 + 40, 16 + 13 * 40)
+    assert (cell(picture, 0, 0) == 20).all() and (cell(picture, 0, 12) == 230).all()
 
 
 def test_jumps_are_measured():

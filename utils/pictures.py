@@ -22,6 +22,7 @@ MOST_ROWS = 16  # in a picture of many classes, each of which has only one sampl
 COARSE_TO_FINE = 0.3  # see progress_frames
 PNG_END = b"IEND\xae\x42\x60\x82"
 PROGRESS_ROWS, FILM_FRAMES = 10, 40
+TABLE_GAP = 8  # pixels between the pictures of a table
 
 # --- grids and tables -------------------------------------------------------------------------------------------------
 
@@ -91,7 +92,7 @@ def save_table(
 
     A cell that is None stays empty.
     """
-    font, ink, gap, line = ImageFont.load_default(14), "black", 8, 18  # pixels: size of the text, gap, line height
+    font, ink, gap, line = ImageFont.load_default(14), "black", TABLE_GAP, 18  # pixels: text, gap, line height
     width, height = max(cell.size for row in cells for cell in row if cell)
     left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
     row_height, head = height + gap + (line if notes else 0), line * any(columns) + gap
@@ -129,7 +130,7 @@ def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Pa
         ],
         [f"{n} step{'s' * (n > 1)}" for n in steps],
         file,
-        notes=[[f"{cell[1]:.3g} s each" if cell else "" for cell in row] for row in table],
+        notes=[[f"{cell[1]:.2g} s each" if cell else "" for cell in row] for row in table],
     )
     lines = [["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts]]
     lines += [[spec, *astuple(spec), f"{seconds:.6f}", *facts.values()] for spec, (_, seconds) in cells.items()]
