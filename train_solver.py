@@ -14,11 +14,9 @@ import yaml
 from torch import nn
 
 from diffusion import GaussianDiffusion
-from files.atomic import write_file
 from runs.config import load_recipe
 from runs.network import build, plan
 from training.batches import Batches
-from training.held_out import HeldOut
 from training.log import TrainingLog
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
@@ -28,7 +26,7 @@ from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, as_begun, find_checkpoint, load_pretrained, pretrained_recipe
 from training.speed import best_way, steps_per_minute
 from training.step import TrainingStep
-from training.trajectories import HeldOutTrajectories, TrajectoryBatches, draw_trajectories, with_teacher
+from training.trajectories import kinds, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -89,13 +87,11 @@ def train(
             until_exit.enter_context(alone_in(folder))
         last = find_checkpoint(folder / f"{folder.name}.pt", resume)
         recipe = as_begun(recipe, last) if last else recipe.copy()
-        images, labels = unseen = training_pictures(recipe, found)
-        if recipe["trajectories"]:
-            (images, labels), unseen = draw_trajectories(recipe, folder, labels, processes.device)
+        images, labels, *unseen = training_pictures(recipe, found, folder, device)
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
-    kinds = (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
-    batches = kinds[0](images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
+    kind_of_batches, kind_of_held_out = kinds(recipe)
+    batches = kind_of_batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
     if recipe["init_from"] and not last:
@@ -111,12 +107,12 @@ def train(
 
     # --- stopping, log and previews ---
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
-    held_out = kinds[1](recipe, unseen[0], sampler, diffusion, unseen[1]) if lead else None
+    held_out = kind_of_held_out(recipe, unseen[0], sampler, diffusion, unseen[1]) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
-        write_file(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+        state.save_recipe()
     if start and preview.missing(start):
         preview.draw(start)
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from datasets import DataError, Reading, find_images, find_labels, fit_images
 from files.errors import ConfigError
 from runs.recipe import check_recipe
+from training.trajectories import draw_trajectories
 
 
 def with_classes(recipe: dict, download: bool = True) -> dict:
@@ -48,13 +50,17 @@ def find_pictures(recipe: dict, folder: Path, download: bool = True) -> np.ndarr
     return found
 
 
-def training_pictures(recipe: dict, found: np.ndarray | list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 (N, C, H, W), and their labels, int64 (N,); None for a network without labels.
+def training_pictures(
+    recipe: dict, found: np.ndarray | list[Path], folder: Path, device: torch.device
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
+    """The pictures that a training learns from, uint8 (N, C, H, W), and their labels, int64 (N,) or None for a network
+    without labels; and those that its held-out ones are taken from, which are other ones only of trajectories.
 
-    found: by `find_pictures`.
+    found: by `find_pictures`. folder, device: where trajectories are kept, and drawn.
     """
     data = found, recipe["data_path"], recipe["split"]
     images, rows = fit_images(*data, recipe["image_size"], recipe["image_channel"], Reading.of(recipe))
-    if not recipe["num_classes"]:
-        return images, None
-    return images, find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows]
+    labels = find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows] if recipe["num_classes"] else None
+    if recipe["trajectories"]:
+        return draw_trajectories(recipe, folder, labels, device)
+    return images, labels, images, labels

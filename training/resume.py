@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from files.atomic import clear_parts
+from files.atomic import clear_parts, write_file
 from files.errors import CheckpointError, DamagedCheckpointError, Stopped, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
@@ -142,6 +143,10 @@ class TrainingState:
         self.writing = until_exit.enter_context(Background(threaded=step.processes.device.type == "cuda"))
         self.circumstances = {"images": len(images), "pictures": fingerprint(images), "processes": step.processes.world}
         self.circumstances |= step.way
+
+    def save_recipe(self) -> None:
+        """Writes recipe.yaml, for people, and for a run that stops before its first checkpoint."""
+        write_file(self.file.with_name("recipe.yaml"), yaml.safe_dump(self.step.recipe, sort_keys=False))
 
     def save(self, done: int) -> None:
         """Rank 0 writes the checkpoint after `done` steps, or starts to (see `Background`).

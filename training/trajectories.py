@@ -50,13 +50,11 @@ def with_teacher(recipe: dict) -> dict:
     return recipe | teacher | {"guidance": 1.0, "label_dropout": 0.0}  # it does not learn to draw without its label
 
 
-Labelled = tuple[np.ndarray, np.ndarray | None]  # pictures, uint8 (N, C, H, W), and their labels, int64 (N,)
-
-
 def draw_trajectories(
     recipe: dict, folder: Path, labels: np.ndarray | None, device: torch.device
-) -> tuple[Labelled, Labelled]:
-    """The ends of trajectories to learn from, as many as the recipe says, and of 256 more, which are held out.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
+    """The ends of trajectories to learn from, uint8 (N, C, H, W) as many as the recipe says, and their labels, int64 (N,);
+    and those of 256 more, which are held out.
 
     They are read from the folder of the run, or drawn into it. labels: of the pictures of the data; the trajectories
     have them in the same proportions. Raises CheckpointError if the teacher is missing, and ConfigError if it has other
@@ -79,7 +77,8 @@ def draw_trajectories(
             write_file(file, b"".join(ends_of(teacher, recipe, part, classes).tobytes() for part in parts))
         ends.append(np.fromfile(file, np.uint8).reshape(len(numbers), *shape))
     ends, learned, held_out = np.concatenate(ends), slice(recipe["trajectories"]), slice(recipe["trajectories"], None)
-    return tuple((ends[rows], classes if classes is None else classes[rows]) for rows in (learned, held_out))
+    own, theirs = (None, None) if classes is None else (classes[learned], classes[held_out])
+    return ends[learned], own, ends[held_out], theirs
 
 
 def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
@@ -140,3 +139,8 @@ class HeldOutTrajectories(HeldOut):
         numbers = range(recipe["trajectories"], recipe["trajectories"] + len(ends))
         self.name, self.noise = "held_out_loss", starts_of(recipe, numbers, self.noise.device)
         self.t, self.losses = first_or_any(self.t, recipe["timestep_num"]), partial(trajectory_losses, diffusion)
+
+
+def kinds(recipe: dict) -> tuple[type[Batches], type[HeldOut]]:
+    """What a training sees, and what its held-out loss is of."""
+    return (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
