@@ -116,7 +116,7 @@ def test_trajectories_end_where_the_teachers_sampler_does(teacher, tuned):
     """With the teacher's guidance, and of each class as often as in the data."""
     ends, run, recipe = drawn(tuned)[1], load_run(teacher), load_run(tuned).recipe
     assert len(ends) == 40 + PICTURES
-    labels = torch.tensor(labels_like("Digits", recipe["data_path"], "train", recipe["class_names"], 20))
+    labels = torch.tensor(labels_like(recipe, "train", recipe["class_names"], 20))
     x_T = starts_of(recipe, range(20), run.device)
     nothing = torch.full_like(labels, 10)
 

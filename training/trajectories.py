@@ -53,8 +53,8 @@ def with_teacher(recipe: dict) -> dict:
 def draw_trajectories(
     recipe: dict, folder: Path, labels: np.ndarray | None, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
-    """The ends of trajectories to learn from, uint8 (N, C, H, W) as many as the recipe says, and their labels, int64 (N,);
-    and those of 256 more, which are held out.
+    """The ends of trajectories to learn from, as many as the recipe says, uint8 (N, C, H, W), and their labels, int64
+    (N,) or None; and those of 256 more, which are held out.
 
     They are read from the folder of the run, or drawn into it. labels: of the pictures of the data; the trajectories
     have them in the same proportions. Raises CheckpointError if the teacher is missing, and ConfigError if it has other
