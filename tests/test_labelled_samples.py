@@ -221,10 +221,10 @@ def test_the_model_card_of_labels_shows_how_to_draw_them(labelled, tmp_path):
     assert torch.equal(load_run(weights).sample(3, "DDIM_2_0p0"), load_run(labelled).sample(3, "DDIM_2_0p0"))
 
 
-def test_a_foreign_network_has_the_labels_of_its_own_embedding():
+def test_another_number_of_labels_than_a_foreign_network_has_is_refused():
     theirs = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [32]}
     shape = {"image_size": 8, "model_channels": 32, "channel_mult": [1], "num_heads": 4}
     shape |= {"attention_resolutions": [], "norm_groups": 32}
-    for more, num_classes, says in (({}, 3, "num_classes"), ({"num_class_embeds": 4}, 2, "num_classes must be 3")):
+    for more, num_classes, says in (({}, 3, "must be None"), ({"num_class_embeds": 5}, 3, "num_classes must be 4")):
         with pytest.raises(ConfigError, match=says):
             build(plain_recipe("Sprites", **shape, diffusers_unet=theirs | more, num_classes=num_classes))
