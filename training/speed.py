@@ -14,7 +14,7 @@ from training.processes import Processes
 from training.step import TrainingStep, usual_way
 
 TRIAL = 20  # steps that are timed
-WORTH = 10**10  # pictures times weights of a run that gets a trial of its `best_way`: from about a minute on
+WORTH = 10**11  # pictures times weights of a run that is worth a trial: from some minutes on
 
 
 def best_way(

@@ -50,7 +50,7 @@ def variable(name: str, default: int) -> int:
 
 def keep_freed_memory() -> None:
     """glibc keeps the memory of freed tensors for the next ones: the system would hand it out again page by page, which
-    takes 10 to 25 % of a training step on a CPU. What the environment sets is obeyed."""
+    takes up to a quarter of a training step on a CPU. What the environment sets is obeyed."""
     by_hand = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if platform.libc_ver()[0] == "glibc" and not by_hand:
         mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # as in malloc.h
