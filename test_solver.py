@@ -13,7 +13,13 @@ from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 
+<<<<<<< HEAD
 from diffusion import SAMPLERS, SampleSpec, SpecError
+=======
+import torch
+
+from diffusion import SAMPLERS, SampleSpec
+>>>>>>> lean_training
 from evaluation.distances import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
@@ -23,7 +29,7 @@ from test_modes import compare, edit, evaluate, inpaint, interpolate, random_gen
 from test_modes.flags import add_flags, check_flags, labels_and_guidance
 from test_modes.job import Job
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
-from utils.device import PRECISIONS, pick_device, rank_and_world, sampling_precision
+from utils.device import PRECISIONS, one_thread_if_faster, pick_device, rank_and_world, sampling_precision
 
 MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate, "inpaint": inpaint, "edit": edit}
 MODES["evaluate"] = evaluate
@@ -60,6 +66,9 @@ def main() -> None:
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
+    if device.type == "cpu":
+        x_T, _ = trained.noise(range(8), args.seed)
+        one_thread_if_faster(lambda: trained.network(x_T, torch.zeros(8, dtype=torch.int64)))
     began, rank = time.monotonic(), rank_and_world()[0]
     stem = f"{datetime.now():%Y%m%d%H%M%S}_seed{args.seed}" + f"_rank{rank}" * (rank > 0)
     with own_stem(args.save_dir, stem) as stem:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ import training.speed
 from training.processes import Processes
 from training.speed import best_way
 from training.step import usual_way
+from utils.device import one_thread_if_faster
 
 CPU = torch.device("cpu")
 USUAL = {"device": "cpu", "precision": "bf16", "channels_last": False, "threads": 4}  # a CPU whose flags say bfloat16
@@ -70,7 +72,7 @@ def test_the_usual_stands_unless_another_is_a_tenth_faster(chosen, capsys):
         return 1.0 if way == USUAL | {"precision": "fp32"} else 0.92
 
     assert chosen(alike)[0] == USUAL | {"precision": "fp32"}
-    assert "nothing else is 10 % faster" in capsys.readouterr().out
+    assert "fp32, contiguous, 4 threads: 1.00 times as fast as fp32, contiguous, 4 threads" in capsys.readouterr().out
 
 
 def test_what_is_set_by_hand_is_obeyed_and_short_runs_get_no_trial(chosen, monkeypatch):
@@ -111,9 +113,27 @@ def test_a_trial_leaves_no_trace_in_the_run(tmp_path, monkeypatch, kind):
     now = iter(range(10**6))
     monkeypatch.setattr(training.speed.time, "monotonic", lambda: next(now))  # all are equally fast
     tried = train(tmp_path / "tried", settings=settings)
-    assert "nothing else is 10 % faster" in tried.stdout and [way["channels_last"] for way in steps] == [False, True]
+    assert "1.00 times as fast as fp32, contiguous, 1 thread\n" in tried.stdout
+    assert [way["channels_last"] for way in steps] == [False, True]
     plain, tried = (tmp_path / name / "digits" / "digits.pt" for name in ("plain", "tried"))
     assert state_hash(plain) == state_hash(tried)
+
+
+@pytest.mark.parametrize("seconds, chosen", [({2: 0.02, 1: 0.1}, 2), ({2: 0.1, 1: 0.02}, 1)])
+def test_sampling_takes_one_thread_where_that_is_faster(monkeypatch, seconds, chosen):
+    threads = [2]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
+    def call():
+        time.sleep(seconds[threads[-1]])
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    one_thread_if_faster(call)
+    assert threads == [2]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    one_thread_if_faster(call)
+    assert threads[-1] == chosen
 
 
 FAULTS = """

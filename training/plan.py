@@ -64,7 +64,6 @@ def describe(
         )
     parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     precision = resolve_precision(recipe["precision"], device)
-    measured = precision == "bf16" and device.type == "cpu" and recipe["precision"] == "auto"
     tf32 = precision == "fp32" and device.type == "cuda" and capability(device) >= (8, 0)
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
     activations = activation_bytes(model, diffusion, (B // parts, *shape))
@@ -82,9 +81,7 @@ def describe(
             f"parameters  {parameters:,}" + f"; network={recipe['network']} does not use {unused}" * bool(unused),
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
             f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
-            f"precision   {precision} on {device}"
-            + ", with TF32 in matrix products and convolutions" * tf32
-            + ", or fp32 if a trial shows that it is faster" * measured,
+            f"precision   {precision} on {device}" + ", with TF32 in matrix products and convolutions" * tf32,
             f"images      {images:,}" if images else "images      not found yet",
             f"steps       {length}",
         ]
