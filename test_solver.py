@@ -13,13 +13,9 @@ from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
 
-<<<<<<< HEAD
-from diffusion import SAMPLERS, SampleSpec, SpecError
-=======
 import torch
 
-from diffusion import SAMPLERS, SampleSpec
->>>>>>> lean_training
+from diffusion import SAMPLERS, SampleSpec, SpecError
 from evaluation.distances import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
