@@ -85,6 +85,8 @@ def check_arguments(args: Namespace) -> None:
         raise ConfigError("--samples are drawn already: leave out all flags that say how to draw them, and --bits")
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
+    if args.test_mode in ("random_gen", "compare") and not args.sample_dir and (args.sample_num or 0) > 10_000:
+        raise ConfigError(f"--sample_num {args.sample_num:,} is too much for a picture: --sample_dir takes that many")
     if rank_and_world()[1] > 1 and not args.sample_dir:
         raise ConfigError("several processes can only share the work of a --sample_dir")
 
