@@ -102,7 +102,7 @@ def train(
     if recipe["max_minutes"] and not recipe["steps_per_minute"]:
         recipe["steps_per_minute"] = steps_per_minute(step, batches)
     state, steps = TrainingState(folder, step, images, until_exit), total_steps(recipe, batches.steps_per_epoch)
-    start = state.restore(last) if last else 0
+    start = state.restore(last, batches.steps_per_epoch) if last else 0
     del last
 
     # --- stopping, log and previews ---

@@ -125,7 +125,8 @@ def step(model, optimizer):
 def saved(model, optimizer):
     """What a checkpoint after five steps would hold."""
     weights = model.state_dict()
-    return copy.deepcopy({"step": 5, "model": weights, "ema": weights, "optimizer": optimizer.state_dict()})
+    state = {"model": weights, "ema": weights, "optimizer": optimizer.state_dict()}
+    return copy.deepcopy({"step": 5, "recipe": plain_recipe("X")} | state)
 
 
 def state_of(model, optimizer, images=IMAGES):
@@ -140,7 +141,7 @@ def test_a_checkpoint_of_another_memory_layout_continues_in_the_same_way(kind):
     (here, optimizer), (there, other) = trained(torch.channels_last, kind), trained(kind=kind)
     for _ in range(5):
         step(here, optimizer)
-    assert state_of(there, other).restore(saved(here, optimizer)) == 5
+    assert state_of(there, other).restore(saved(here, optimizer), 9) == 5
     step(here, optimizer)
     step(there, other)
     assert other.state[there.weight]["exp_avg"].is_contiguous()
@@ -153,7 +154,7 @@ def test_the_settings_of_the_optimizer_come_from_the_recipe_and_not_from_the_che
     old = saved(model, optimizer)
     old["optimizer"]["param_groups"][0]["betas"] = (0.1, 0.2)
     model, optimizer = trained()
-    state_of(model, optimizer).restore(old)
+    state_of(model, optimizer).restore(old, 9)
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.99) and optimizer.state[model.weight]["step"] == 1
 
 
@@ -161,12 +162,25 @@ def test_other_numbers_of_pictures_and_processes_are_reported(capsys):
     model, optimizer = trained()
     step(model, optimizer)
     content = saved(model, optimizer) | {"images": 7, "processes": 1}
-    state_of(*trained()).restore(content)
+    state_of(*trained()).restore(content, 9)
     printed = capsys.readouterr().out
     assert "images: was 7, is 9" in printed and "processes" not in printed and "step 5" in printed
     assert "pictures" not in printed  # a checkpoint of an earlier version does not know them
     same, other = fingerprint(IMAGES.copy()), fingerprint(IMAGES[::-1])
-    state_of(*trained()).restore(content | {"images": 9, "pictures": same})
+    state_of(*trained()).restore(content | {"images": 9, "pictures": same}, 9)
     assert "pictures" not in capsys.readouterr().out
-    state_of(*trained()).restore(content | {"images": 9, "pictures": other})
+    state_of(*trained()).restore(content | {"images": 9, "pictures": other}, 9)
     assert f"pictures: was {other}, is {same}" in capsys.readouterr().out
+
+
+def test_a_learning_rate_that_the_new_length_changes_is_printed(capsys):
+    """The sixth step of a cosine to 0 in n steps has (1 + cos(5/n pi)) / 2 of the rate."""
+    model, optimizer = trained()
+    step(model, optimizer)
+    for steps, says in ((12, "learning rate: was 6.7e-06 at step 5, is 6.3e-05"), (6, "resuming")):
+        old, new = (plain_recipe("X", lr_schedule="cosine", max_steps=length) for length in (6, steps))
+        state = state_of(*trained())
+        state.step.recipe = new
+        state.restore(saved(model, optimizer) | {"recipe": old}, 9)
+        printed = capsys.readouterr().out
+        assert says in printed and ("learning rate" in printed) == (steps == 12)

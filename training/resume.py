@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,8 @@ from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background, copied
-from training.optimizer import moments
+from training.optimizer import learning_rate, moments
+from training.plan import total_steps
 from training.step import TrainingStep
 
 
@@ -174,8 +176,11 @@ class TrainingState:
         self.writing.wait()
         raise Stopped(signum, f"after step {done:,}, saved in {self.file}: run the same command again to resume")
 
-    def restore(self, content: dict) -> int:
-        """Restores a checkpoint's content; returns the number of steps done. CheckpointError for other weights."""
+    def restore(self, content: dict, steps_per_epoch: int) -> int:
+        """Restores a checkpoint's content; returns the number of steps done. CheckpointError for other weights.
+
+        What is different now is printed: circumstances, and a learning rate that the new length changes.
+        """
         model, optimizer = self.step.model, self.step.optimizer
         load_state(model, content["model"], "the checkpoint")
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
@@ -193,5 +198,12 @@ class TrainingState:
         for name, value in self.circumstances.items():
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")
-        print(f"resuming from step {content['step']:,}")
-        return content["step"]
+        done, old, new = content["step"], content["recipe"], self.step.recipe
+        steps, last = total_steps(new, steps_per_epoch), total_steps(old, steps_per_epoch) - 1
+        was, now = learning_rate(old, min(done, last), last + 1), learning_rate(new, min(done, steps - 1), steps)
+        if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
+            print(
+                f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: it follows the new settings and length"
+            )
+        print(f"resuming from step {done:,}")
+        return done
