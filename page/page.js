@@ -172,7 +172,6 @@ function choose() {
   [held, way, frames] = [{}, [], []];
   showWay();
   $("middle").width = 0; // empty
-  $("guidance").value = facts.guidance;
   showClasses();
   $("class").value = "";
   say("loading…", "加载中……");

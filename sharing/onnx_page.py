@@ -9,7 +9,6 @@ is packed with gzip: the page unpacks it, because a simple server does not pack.
 import gzip
 import json
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,30 +17,37 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
+from datasets import picture_shape
 from runs import load_run
-from runs.labels import class_names, usual_guidance
+from runs.labels import class_names
 from runs.run import Run
+from utils.command_line import ArgumentParser, run
 
 PAGE = Path(__file__).parent.parent / "page"
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web
+FACTS = ("image_size", "image_channel", "objective", "clip_denoised")  # of the recipe, which the page must know
 
 
-def build(folder: Path, runtime: Path, checkpoints: list[Path]) -> None:
-    """Writes the page. runtime: the archive that `npm pack onnxruntime-web` leaves."""
-    shutil.copytree(PAGE, folder, dirs_exist_ok=True)
-    with tarfile.open(runtime) as archive:
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of the page")
+    parser.add_argument("runtime", type=Path, help="the archive that `npm pack onnxruntime-web` leaves")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="of square pictures")
+    args = parser.parse_args()
+    shutil.copytree(PAGE, args.folder, dirs_exist_ok=True)
+    with tarfile.open(args.runtime) as archive:
         for name in RUNTIME:
-            content = archive.extractfile(f"package/dist/{name}").read()
-            if name.endswith(".wasm"):
-                write_packed(folder / f"{name}.gz", content)
-            else:
-                (folder / name).write_bytes(content)
-    facts = []
-    for checkpoint in checkpoints:
+            write(args.folder / name, archive.extractfile(f"package/dist/{name}").read())
+    networks = []
+    for checkpoint in args.checkpoints:
         trained = load_run(checkpoint)
-        write_packed(folder / f"{checkpoint.stem}.onnx.gz", as_onnx(trained, folder / "part.onnx"))
-        facts.append({"name": checkpoint.stem, **facts_of(trained)})
-    (folder / "networks.json").write_text(json.dumps(facts), encoding="utf-8")
+        write(args.folder / f"{checkpoint.stem}.onnx", as_onnx(trained, args.folder / "part.onnx"))
+        facts = {"name": checkpoint.stem, "classes": class_names(trained.recipe)}
+        facts |= {key: trained.recipe[key] for key in FACTS}
+        networks.append(facts | {"alphas_cumprod": trained.diffusion.alphas_cumprod.tolist()})
+    (args.folder / "networks.json").write_text(json.dumps(networks), encoding="utf-8")
+    size = sum(file.stat().st_size for file in args.folder.iterdir())
+    print(f"{args.folder}: {', '.join(file.stem for file in args.checkpoints)}, {size / 1e6:.1f} MB")
 
 
 def as_onnx(trained: Run, file: Path) -> bytes:
@@ -49,15 +55,13 @@ def as_onnx(trained: Run, file: Path) -> bytes:
 
     file: to write to on the way. The older of torch's two exporters is used: it takes a tenth of the time.
     """
-    recipe = trained.recipe
-    inputs = {"x": torch.zeros(2, recipe["image_channel"], recipe["image_size"], recipe["image_size"])}
-    inputs["t"] = torch.zeros(2, dtype=torch.int64)
-    if class_names(recipe):
+    shape = picture_shape(trained.recipe["image_size"], trained.recipe["image_channel"])
+    inputs = {"x": torch.zeros(2, *shape), "t": torch.zeros(2, dtype=torch.int64)}
+    if class_names(trained.recipe):
         inputs["labels"] = torch.zeros(2, dtype=torch.int64)
-    batches = {name: {0: "B"} for name in (*inputs, "output")}
     torch.onnx.export(
         trained.model, tuple(inputs.values()), file, input_names=list(inputs), output_names=["output"],
-        dynamic_axes=batches, opset_version=18, dynamo=False,
+        dynamic_axes={name: {0: "B"} for name in (*inputs, "output")}, opset_version=18, dynamo=False,
     )  # fmt: skip
     model = onnx.load(file)
     file.unlink()
@@ -67,31 +71,20 @@ def as_onnx(trained: Run, file: Path) -> bytes:
 
 def halve(graph: onnx.GraphProto) -> None:
     """Stores weights that are float16 numbers, as shared weights are, as float16, and casts them to float32 in use."""
-    casts = []
     for tensor in graph.initializer:
         weights, name = numpy_helper.to_array(tensor), tensor.name
         if weights.dtype == np.float32 and np.array_equal(half := weights.astype(np.float16), weights):
             tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+            graph.node.insert(0, helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
 
 
-def facts_of(trained: Run) -> dict:
-    """What the page must know of a network."""
-    keys = ("image_size", "image_channel", "objective", "clip_denoised")
-    facts = {key: trained.recipe[key] for key in keys}
-    facts |= {"classes": class_names(trained.recipe), "guidance": usual_guidance(trained.recipe)}
-    return facts | {"alphas_cumprod": trained.diffusion.alphas_cumprod.tolist()}
-
-
-def write_packed(file: Path, content: bytes) -> None:
-    file.write_bytes(gzip.compress(content, mtime=0))
+def write(file: Path, content: bytes) -> None:
+    """Writes a file as it is if it is a script, and packed if it is large."""
+    if file.suffix == ".mjs":
+        file.write_bytes(content)
+    else:
+        Path(f"{file}.gz").write_bytes(gzip.compress(content, mtime=0))
 
 
 if __name__ == "__main__":
-    target, archive, *networks = map(Path, sys.argv[1:])
-    build(target, archive, networks)
-    size = sum(file.stat().st_size for file in target.iterdir())
-    print(f"{target}: {', '.join(file.stem for file in networks)}, {size / 1e6:.1f} MB")
+    run(main)
