@@ -57,8 +57,8 @@ def import_folder(folder: Path) -> Run:
         keys = diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         if (folder / RECIPE).exists():
             facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
-            if keys != {key: facts["recipe"][key] for key in keys}:
-                raise ValueError(f"{RECIPE} disagrees with the configuration of the scheduler")
+            if keys != {key: facts["recipe"][key] for key in keys} or facts["recipe"]["network"] != "unet":
+                raise ValueError(f"{RECIPE} disagrees with the configurations of unet and scheduler")
         else:
             if theirs.config.num_class_embeds:
                 add_no_label(theirs)

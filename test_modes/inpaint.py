@@ -20,6 +20,7 @@ from test_modes.job import Job
 from utils.picture_size import check_size
 from utils.pictures import save_film, save_grid
 
+MOST_GREY = 0.25  # the share of a mask that soft edges may take; of photographs half and more is grey
 ROWS, FILLINGS = 8, 6  # random pictures, and how often each is filled, unless the flags say otherwise
 
 
@@ -75,6 +76,8 @@ def hole_of(args: Namespace, image_size: Size) -> Tensor:
         if values.shape != (h, w):
             raise ConfigError(f"{flag}: it must have the size of {of}, and has {values.shape[1]}x{values.shape[0]}")
         mask, found = values >= 128, f": its values are {values.min()} to {values.max()}, and 128 or more is filled"
+        if (grey := ((values >= 32) & (values < 224)).mean()) > MOST_GREY:
+            raise ConfigError(f"{flag}: {grey:.0%} is neither black nor white, as in a photograph{found}")
     else:
         (x, y, across, down), mask, found = args.mask_box, np.zeros((h, w), bool), ""
         flag = f"--mask_box {x} {y} {across} {down}"

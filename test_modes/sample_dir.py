@@ -48,7 +48,10 @@ class SampleDir:
         try:
             write_file(file, json.dumps(identity, indent=1) + "\n", exclusive=True)  # by one of several processes
         except FileExistsError:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                found = dict(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
             keys = [k for k in identity if k in found or k not in RECIPE_KEYS]  # folders of earlier versions have fewer
             was = {k: found.get(k) for k in keys if found.get(k) != identity[k]}
             if was:

@@ -204,7 +204,10 @@ def scripts_here(load, monkeypatch):
     """Makes subprocess.run call the scripts in this process, with few steps and samples."""
     less = {"test_solver.py": ["--sample_info", "DDIM_2_0p0", "--sample_num", "4"]}
     less["benchmarks/ablations.py"] = ["--sample_info", "DDIM_2_0p0", "--set", *TINY]
-    modules = {"test_solver.py": test_solver, "benchmarks/ablations.py": load("ablations")}
+    less["benchmarks/development.py"] = ["--sample_info", "DDIM_4_0p0", "--timesteps", "999", "249"]
+    less["benchmarks/few_steps.py"] = []  # it plots the numbers of a document
+    modules = {"test_solver.py": test_solver}
+    modules |= {script: load(Path(script).stem) for script in less if script != "test_solver.py"}
 
     def run_here(command, cwd, stdout):
         _, script, *args = command
@@ -219,7 +222,7 @@ def scripts_here(load, monkeypatch):
 
 
 DIGITS = ["compare", "final", "interpolate", "loss_and_betas", "progress", "smoothness"]
-FLOWERS = [f"flower102_{name}.jpg" for name in ("compare", "final", "progress")]
+FLOWERS = [f"flower102_{name}.jpg" for name in ("compare", "development", "final", "progress")]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,7 @@ def test_figures(load, call, scripts_here, tmp_path, monkeypatch, weights, redra
     with pytest.raises(SystemExit) as ended:
         call(figures, "--only", weights, "--data", f"emoji={tmp_path / 'none'}")
     assert ended.value.code == code
-    assert sorted(file.name for file in tmp_path.iterdir()) == redrawn
+    assert {file.name for file in tmp_path.iterdir()} == {*redrawn, "few_steps.png"}
     for file in tmp_path.iterdir():  # pictures of the documents
         assert np.asarray(Image.open(file)).std() > 0 and (ROOT / "images" / file.name).exists()
 

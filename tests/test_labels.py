@@ -94,7 +94,7 @@ def test_cifar10_labels_are_read(tmp_path, key):
     images, numbers, _ = load_labelled("Cifar10", tmp_path, "train", 32, 3)
     assert numbers.tolist() == [3, 5] * 5 and (images[:, 0, 0, 0] == numbers).all()
     assert labels_of("Cifar10", tmp_path, "train")[1][3:6] == ["cat", "deer", "dog"]
-    recipe = {"num_classes": "auto", "dataset": "Cifar10", "data_path": tmp_path, "split": "train"}
+    recipe = plain_recipe("Cifar10", num_classes="auto") | {"dataset": "Cifar10", "data_path": str(tmp_path)}
     chosen = with_classes(recipe)  # a training takes those that occur
     assert (chosen["num_classes"], chosen["class_names"]) == (2, ["cat", "dog"])
     assert labels_of("Cifar10", tmp_path, "train", chosen["class_names"])[0].tolist() == [0, 1] * 5

@@ -5,6 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_image
 
 from datasets.pixels import fit_mask, fit_picture
 from files.errors import ConfigError
@@ -73,6 +74,13 @@ def test_a_mask_with_transparent_parts_is_refused_whichever_way_it_is_meant(tmp_
     for mask in (erased, painted):
         with pytest.raises(ConfigError, match=r"mask.png: it has transparent parts: .* white where to fill"):
             hole(tmp_path, mask)
+
+
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_a_photograph_is_no_mask(tmp_path, name):
+    photograph = load_sample_image(name)
+    with pytest.raises(ConfigError, match="% is neither black nor white, as in a photograph: its values are [05] to 2"):
+        hole(tmp_path, photograph)
 
 
 @pytest.mark.parametrize(

@@ -119,5 +119,9 @@ def test_a_sample_dir_of_another_run_is_refused_and_left_alone(trained, tmp_path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").write_bytes(b"mine")
     refused(in_process("test_solver.py", *args, tmp_path / "mine"), 2, "mine holds files", "empty")
+    (tmp_path / "broken").mkdir()
+    for text in ("{", "5", "[1]"):
+        (tmp_path / "broken" / "samples.json").write_text(text)
+        refused(in_process("test_solver.py", *args, tmp_path / "broken"), 2, "samples.json is damaged")
     assert contents(tmp_path / "d") == before
     assert contents(tmp_path / "mine") == {"holiday.png": b"mine"}

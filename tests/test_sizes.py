@@ -67,8 +67,8 @@ def test_samples_have_the_size_of_the_training(wide, tmp_path):
 def test_interpolations_and_edits_start_from_whole_pictures(wide, tmp_path):
     sample(wide[0], tmp_path, *DDIM, "--sample_num", 4, "--lambda_num", 3, mode="interpolate")
     picture = pixels(pictures(tmp_path)["wide_DDIM_3_0p0_interpolate.png"])
-    assert picture.shape == (5 * 18 + 2, 2 * 26 + 2, 3)
-    assert picture[2:18, 2:26, 0].tobytes() in {known.tobytes() for known in wide[1]}
+    assert picture.shape == (18 + 8 + 2 * (16 + 8), 16 + 5 * (24 + 8))  # a line of labels, and 8 pixels around each
+    assert picture[26:42, 16:40].tobytes() in {known.tobytes() for known in wide[1]}
     tmp_path = tmp_path / "edit"  # two calls in one second would have other names
     sample(wide[0], tmp_path, *DDIM, "--image_indices", 4, 9, "--edit_mode", "sdedit", "ddim", mode="edit")
     for name in ("wide_DDIM_3_0p0_edit.png", "wide_DDIM_3_0p0_ddim_edit.png"):
