@@ -131,9 +131,8 @@ def imagenet(device: torch.device) -> Extractor:
         x = F.interpolate(rgb.to(device).float(), (IMAGENET_SIDE,) * 2, mode="bicubic", antialias=True).clamp(0, 255)
         return net.extract_features((x - 127) / 128).mean((2, 3))  # as it was trained
 
-    return Extractor(
-        f"efficientnet-lite0-{IMAGENET_SIDE}", sha256_of(net.state_dict()), batched(features, 3), least=2 * 1280
-    )
+    name = f"efficientnet-lite0-{IMAGENET_SIDE}"
+    return Extractor(name, sha256_of(net.state_dict()), batched(features, 3), least=2 * 1280)
 
 
 PRETRAINED = {"imagenet": imagenet, "inception": inception}
