@@ -54,11 +54,11 @@ def import_folder(folder: Path) -> Run:
     with _refused(folder):
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
-        keys = diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
+        keys = {"network": "unet"} | diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         if (folder / RECIPE).exists():
             facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
             if keys != {key: facts["recipe"][key] for key in keys}:
-                raise ValueError(f"{RECIPE} disagrees with the configuration of the scheduler")
+                raise ValueError(f"{RECIPE} disagrees with the configuration of the network or the scheduler")
         else:
             if theirs.config.num_class_embeds:
                 add_no_label(theirs)
