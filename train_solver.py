@@ -14,10 +14,12 @@ import yaml
 from torch import nn
 
 from diffusion import GaussianDiffusion
+from files.atomic import write_file
+from files.errors import Stopped
 from runs.config import load_recipe
 from runs.network import build, plan
 from training.batches import Batches
-from training.log import TrainingLog
+from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
 from training.plan import describe, dry_run, total_steps
@@ -35,13 +37,7 @@ def parse_arguments():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data_name", required=True, metavar="NAME", help="a block of Train_Data in the configuration, such as Digits")
-    add(
-        "--config",
-        type=Path,
-        default=Path("config.yaml"),
-        metavar="FILE",
-        help="the configuration (default: config.yaml)",
-    )
+    add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: config.yaml")
     add("--data_path", metavar="P", help="where the data are, or where to download them; overrides the configuration")
     add("--save_dir", metavar="D", help="where runs are kept; overrides the configuration")
     add("--init_from", metavar="P", help="start from these weights, with their network and diffusion")
@@ -112,13 +108,14 @@ def train(
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
-        state.save_recipe()
+        write_file(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))  # for people, and a run cut short
     if start and preview.missing(start):
         preview.draw(start)
 
     loop(recipe, batches, step, start, steps, state, log, preview, stop)
     state.writing.wait()
-    log.save_curve()
+    if lead:
+        save_loss_curve(read_log(log.file), folder / "loss.png")
     if start < steps:
         speed = f"{log.images:,} images in {log.took:.0f} s, {log.images / log.took:.1f} images/s"
         print(f"{speed} {step.how()}; saved {state.file}")
@@ -149,7 +146,9 @@ def loop(
                 preview.draw(done)
                 signum = stop.agreed()
             if signum and done < steps:
-                state.stop(done, signum)
+                state.writing.wait()
+                where = f"after step {done:,}, saved in {state.file}"
+                raise Stopped(signum, f"{where}: run the same command again to resume")
             log.restart_clock()
 
 

@@ -48,8 +48,7 @@ def load_images(
 ) -> np.ndarray:  # fmt: skip
     """The pictures of one split as uint8 (N, C, H, W), RGB or grey. image_size: pixels a side, or (height, width).
 
-    Resizes them to cover image_size and crops the middle. Picture files are decoded once, into a cache (see `Reading`),
-    and returned as a memory-mapped array. The other arguments and the errors are those of `find_images`.
+    See `fit_picture` and `fit_images`. The other arguments and the errors are those of `find_images`.
     """
     found = find_images(dataset, data_path, split, download)
     return fit_images(found, data_path, split, image_size, image_channel, reading)[0]

@@ -56,9 +56,8 @@ def fit_images(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What `datasets.find_images` found as pictures of `picture_shape`, uint8; and which of them: int64 (N,).
 
-    Those of files are memory-mapped from the cache. Files that are not pictures are skipped, with a message on stderr.
-    If no folder for the cache is writable, the array is in memory instead, also with a message. Several processes may
-    do this at once: each writes its own file.
+    Those of files are memory-mapped from the cache, or in memory if no folder for it is writable. Files that are not
+    pictures are skipped. Both with a message on stderr. Several processes may do this at once.
     Raises DataError if there is no picture, if a file cannot be read, and if the cache does not fit on the disk.
     """
     if isinstance(found, np.ndarray):
@@ -92,8 +91,7 @@ def fit_images(
         if not _open_cache(folder / name, shape, len(files)):  # else another was faster, and holds it on Windows
             raise DataError(f"{error.filename} {error.strerror}; cache_dir may be another folder") from error
     for file in folder.iterdir():
-        match = CACHE.fullmatch(file.name)
-        if match and match[1] == prefix and file.name != name:
+        if (match := CACHE.fullmatch(file.name)) and match[1] == prefix and file.name != name:
             with suppress(OSError):  # a folder, or mapped by another process of Windows
                 file.unlink()  # of files that have changed since
     return _open_cache(folder / name, shape, len(files))
@@ -134,10 +132,7 @@ def _open_cache(cache: Path, shape: tuple, files: int) -> tuple[np.ndarray, np.n
 def _decoded(
     files: list[Path], image_size: Size, image_channel: int, reading: Reading, rows: list[int]
 ) -> Iterator[np.ndarray]:
-    """Yields the pictures in order, uint8 (C, H, W). DataError if there are none.
-
-    rows: gets the number of the file of each.
-    """
+    """Yields the pictures in order, uint8 (C, H, W). rows: gets the number of each one's file. DataError if none is."""
     facts, skipped = [], []
 
     def decode(file: Path) -> np.ndarray | str:

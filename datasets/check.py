@@ -18,10 +18,7 @@ def facts_of(image: Image.Image, pixels: np.ndarray) -> np.ndarray:
 
 
 def say_facts(facts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prints the range and the mean of pictures, and, then on stderr, what else is odd. Returns their widths, heights.
-
-    facts: (N, 9), by `facts_of`.
-    """
+    """Prints the range and mean of pictures, and what is odd. facts: (N, 9), by `facts_of`. Returns widths, heights."""
     wide, high, pages, low, top, mean, flat, grey, content = facts.T
     odd = {
         f"{flat.mean():.0%} are of one colour: if white on transparency, set background=black": flat.mean() > FLAT,

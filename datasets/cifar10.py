@@ -16,10 +16,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @data_set("Cifar10")
 def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
-    """uint8 (N, 32, 32, 3), RGB: 50,000 training and 10,000 test pictures.
-
-    The batches may be in data_path or in its subfolder cifar-10-batches-py.
-    """
+    """uint8 (N, 32, 32, 3), RGB: 50,000 training and 10,000 test pictures."""
     wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
     find, get = partial(_batches, data_path, split), partial(CIFAR10, data_path, download=True)
     files = find_or_fetch("Cifar10", data_path, wanted, find, download, get)
@@ -33,7 +30,7 @@ def cifar10_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.n
 
 
 def _batches(data_path: Path, split: str) -> list[Path]:
-    """The files of a split; [] if they are not all in one folder."""
+    """The files of a split, in data_path or its subfolder cifar-10-batches-py; [] if they are not all in one."""
     names = BATCHES["train"] + BATCHES["test"] if split == "all" else BATCHES[split]
     for folder in (data_path, data_path / "cifar-10-batches-py"):
         files = [folder / name for name in names]

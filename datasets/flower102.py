@@ -17,8 +17,7 @@ IDS = {"train": ("trnid", "valid"), "test": ("tstid",)}  # the tables of picture
 def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     """All JPEG files in data_path and its subfolders, sorted by path.
 
-    The splits "train" and "test" need the authors' file setid.mat. "train" has 2,040 pictures, the authors' validation
-    split included, and "test" has 6,149.
+    Of "train", the authors' validation split included, 2,040, and of "test" 6,149, by the authors' file setid.mat.
     """
 
     def find() -> list[Path]:

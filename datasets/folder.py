@@ -50,8 +50,7 @@ AS_EVER = Reading()
 def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
     """All files in data_path and its subfolders except hidden ones and OTHERS, sorted by path.
 
-    Symbolic links are followed. A folder or file that can be reached in several ways counts once.
-
+    Links are followed; a folder or file that can be reached in several ways counts once.
     Where data_path has folders for splits, "train" are those for training and validation; else it is all, without a
     "test". Raises DataError for a split that is not there, and if data_path has no files or is not a folder.
     """

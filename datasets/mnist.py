@@ -7,57 +7,44 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import MNIST, FashionMNIST
+import torchvision.datasets
 
 from datasets.errors import DataError, find_or_fetch
 from datasets.pickles import load_arrays
 from datasets.registry import DIGITS, data_labels, data_set
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-FOLDERS = {"Mnist": "MNIST", "Fashion_Mnist": "FashionMNIST"}  # of torchvision's download, inside data_path
+CLASSES = {"Mnist": "MNIST", "Fashion_Mnist": "FashionMNIST"}  # of torchvision, and their folders inside data_path
 NAMES = {"train": ("training.pt", "train"), "test": ("test.pt", "t10k")}  # torchvision's before 2020, and of IDX files
 WANTED = "train-images-idx3-ubyte.gz and t10k-images-idx3-ubyte.gz (or the same without .gz)"
 CLOTHES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 
-@data_set("Mnist")
-def find_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
-    """uint8 (N, 28, 28): 60,000 training and 10,000 test pictures.
-
-    From IDX files, with or without gzip, torchvision's old .pt files, or the old mnist.pkl.gz.
-    """
-    find, get = partial(_find, "Mnist", data_path, split), partial(MNIST, data_path, download=True)
-    return find_or_fetch("Mnist", data_path, WANTED, find, download, get)
+def find_mnist(name: str, data_path: Path, split: str, download: bool) -> np.ndarray:
+    """uint8 (N, 28, 28): 60,000 training and 10,000 test pictures."""
+    get = partial(getattr(torchvision.datasets, CLASSES[name]), data_path, download=True)
+    return find_or_fetch(name, data_path, WANTED, partial(_find, name, data_path, split), download, get)
 
 
-@data_set("Fashion_Mnist")
-def find_fashion_mnist(data_path: Path, split: str, download: bool) -> np.ndarray:
-    """uint8 (N, 28, 28): 60,000 training and 10,000 test pictures.
-
-    From IDX files, with or without gzip, or torchvision's old .pt files; else from Debian's package, if installed.
-    """
-    find, get = partial(_find, "Fashion_Mnist", data_path, split), partial(FashionMNIST, data_path, download=True)
-    return find_or_fetch("Fashion_Mnist", data_path, WANTED, find, download, get)
-
-
-@data_labels("Mnist")
-def mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def mnist_labels(name: str, data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """From the same place as the pictures."""
-    return _find("Mnist", data_path, split, labels=True), DIGITS
+    return _find(name, data_path, split, labels=True), DIGITS if name == "Mnist" else CLOTHES
 
 
-@data_labels("Fashion_Mnist")
-def fashion_mnist_labels(data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """From the same place as the pictures."""
-    return _find("Fashion_Mnist", data_path, split, labels=True), CLOTHES
+for name in CLASSES:
+    data_set(name)(partial(find_mnist, name))
+    data_labels(name)(partial(mnist_labels, name))
 
 
 def _find(name: str, data_path: Path, split: str, labels: bool = False) -> np.ndarray | None:
-    """The pictures of a split in one of the layouts, or its labels; None if they are not all there."""
+    """The pictures of a split in one of the layouts, or its labels; None if they are not all there.
+
+    IDX files, with or without gzip, or torchvision's old .pt files; of Mnist the old mnist.pkl.gz, too.
+    """
     pickled = data_path if data_path.is_file() else data_path / "mnist.pkl.gz"
     if name == "Mnist" and pickled.is_file():
         return _read_pickle(pickled, split)[labels]
-    folders = [root / inside for root in (data_path, data_path / FOLDERS[name]) for inside in ("", "raw", "processed")]
+    folders = [root / inside for root in (data_path, data_path / CLASSES[name]) for inside in ("", "raw", "processed")]
     folders += [DEBIAN_FASHION] * (name == "Fashion_Mnist")
     parts = [_part(folders, part, labels) for part in ("train", "test") if split in (part, "all")]
     return None if any(part is None for part in parts) else np.concatenate(parts)
@@ -111,10 +98,7 @@ def _read_pair(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_pickle(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """mnist.pkl.gz: (train, validation, test), each (images, labels) with float images (N, 784) in [0, 1].
-
-    The split "train" includes the validation split.
-    """
+    """mnist.pkl.gz: (train, validation, test), each (images, labels) with float images (N, 784) in [0, 1]."""
     sets = load_arrays(file)
     try:
         images, labels = zip(*{"train": sets[:2], "test": sets[2:], "all": sets}[split], strict=True)

@@ -33,8 +33,7 @@ class ArrayUnpickler(pickle.Unpickler):
 def load_arrays(file: Path):
     """The content of a pickle, gzipped if the name ends in .gz; text of Python 2 is decoded as Latin-1.
 
-    Raises DataError if the file is damaged, or holds anything but containers, numbers, text and arrays. No code in the
-    file is run.
+    Raises DataError if it is damaged, or holds anything else than `ArrayUnpickler` reads. No code in it is run.
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:

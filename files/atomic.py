@@ -103,10 +103,7 @@ def _bytes(count: int) -> str:
 
 @contextmanager
 def own_stem(folder: Path, stem: str) -> Iterator[str]:
-    """The beginning of the names of a process's files in a folder: stem, or else stem-2, stem-3, …
-
-    It is the first that no file has (followed by "_") and that no other process uses at the same time.
-    """
+    """How all names of a process's files begin: the first of stem, stem-2, … that no file and no other process has."""
     for number in count(1):
         own = stem if number == 1 else f"{stem}-{number}"
         claim = folder / f".{own}.{CLAIM}.part"

@@ -31,7 +31,9 @@ def keywords_of(config: dict) -> dict:
     Raises ValueError for a network with another condition than class labels, whose pictures are not grey or RGB, or
     whose widths are not multiples of the first. The message names the setting.
     """
-    size, channel = _one_size(config["sample_size"]), config["in_channels"]
+    size, channel = _plain(config["sample_size"]), config["in_channels"]
+    if isinstance(size, list) and len(set(size)) == 1:
+        size = size[0]  # as in a recipe
     widths, levels = config["block_out_channels"], len(config["block_out_channels"])
     unsupported = {
         f"sample_size {size}": not isinstance(size, int) and not (isinstance(size, list) and len(size) == 2),
@@ -68,10 +70,7 @@ def arguments() -> dict:
 
 
 def settings(config: dict) -> dict:
-    """The entries of a configuration that differ from the defaults, with lists for tuples.
-
-    Without sample_size and dropout, which a recipe sets with image_size and dropout.
-    """
+    """The entries that differ from the defaults, but for sample_size and dropout, which a recipe sets by itself."""
     changed = {name: _plain(config[name]) for name, default in arguments().items() if _plain(config[name]) != default}
     return {name: value for name, value in changed.items() if name not in ("sample_size", "dropout")}
 
@@ -80,18 +79,11 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _one_size(size):
-    """(size, size) as one number, as in a recipe."""
-    return size[0] if isinstance(size, list | tuple) and len(set(size)) == 1 else _plain(size)
-
-
 class DiffusersUNet(nn.Module):
     """Any UNet2DModel with the forward(x, t, labels) of our networks.
 
-    diffusers_unet: its `settings`.
-    keywords: the arguments of `UNet`. image_size and dropout can be chosen. The others must agree with `keywords_of`,
-        because the settings alone define the network.
-    Raises ValueError if they disagree, if a setting is unknown or if no network can be built.
+    diffusers_unet: its `settings`. keywords: the arguments of `UNet`, of which image_size and dropout can be chosen.
+    Raises ValueError if the others disagree with `keywords_of`, or if no network can be built from the settings.
     """
 
     def __init__(self, diffusers_unet: dict, **keywords):

@@ -16,17 +16,13 @@ FORMAT = 1
 def load_checkpoint(file: Path) -> dict:
     """The content of a training checkpoint, on the CPU, with its recipe checked. No code in the file is run.
 
-    Raises CheckpointError for a file that is missing or of another kind, and DamagedCheckpointError for one that is
-    corrupted, or that holds more than tensors and plain values.
+    Raises CheckpointError for a missing file or another kind of file, DamagedCheckpointError for a corrupted one.
     """
     return checked(torch_load(file), file)
 
 
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
-    """Writes a new file, syncs it and renames it, so that a good checkpoint exists at any moment.
-
-    The `keep` newest checkpoints, at least two, are kept: x.pt, x.1.pt, …
-    """
+    """Writes the checkpoint so that a good one exists at any moment; the `keep` newest are kept, at least two."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing(file, _bytes(content)) as stream:

@@ -28,7 +28,7 @@ def load_recipe(
 ) -> dict:
     """The resolved recipe of one Train_Data block.
 
-    config: a YAML file in UTF-8 or UTF-16; where there is no config.yaml, the one beside train_solver.py is meant.
+    config: a YAML file; where there is no config.yaml, the one beside train_solver.py is meant.
     overrides: "KEY=VALUE" texts of --set. flags: keys that have a flag of their own.
     pretrained: returns the recipe of the weights that a recipe with init_from starts from. Its network and diffusion
         override those of the block, except num_classes: auto; --set overrides both.
@@ -39,19 +39,17 @@ def load_recipe(
         config = Path(__file__).parent.parent / DEFAULT
     content = _read_yaml(config)
     blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
-    layers, chain = [], [data_name]
-    while True:
-        name = chain[-1]
+    layers, chain, name = [], [], data_name
+    while name is not None:
+        if name in chain:
+            raise ConfigError(f"{config}: Train_Data: the bases form a cycle: {' -> '.join([*chain, name])}")
         if name not in blocks:
-            where = "data_name" if len(chain) == 1 else f"Train_Data.{chain[-2]}: base"
+            where = f"Train_Data.{chain[-1]}: base" if chain else "data_name"
             raise ConfigError(f"{config}: {where}: {unknown(name, blocks)}")
         block = _mapping({} if blocks[name] is None else blocks[name], f"{config}: Train_Data.{name}")
         layers.append((f"{config}: Train_Data.{name}", {k: v for k, v in block.items() if k != "base"}))
-        if "base" not in block:
-            break
-        chain.append(str(block["base"]))
-        if chain[-1] in chain[:-1]:
-            raise ConfigError(f"{config}: Train_Data: the bases form a cycle: {' -> '.join(chain)}")
+        chain.append(name)
+        name = str(block["base"]) if "base" in block else None
     setting = _mapping(content.get("Train_Setting") or {}, f"{config}: Train_Setting")
     layers.append((f"{config}: Train_Setting", setting))
     layers.insert(0, ("--set", _parse_overrides(overrides) | (flags or {})))

@@ -42,8 +42,7 @@ def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guida
 def in_proportion(sizes: Sequence[int], count: int) -> list[int]:
     """The classes of `count` samples, in the proportions of classes with so many pictures each.
 
-    Each sample is of the class that is furthest below its share, so that all first samples, and all that follow each
-    other, are nearly in proportion, too. Classes of equal sizes come in turn: 0, 1, 2, …
+    Each sample is of the class that is furthest below its share, so that the first ones are nearly in proportion, too.
     """
     sizes, drawn, order = np.asarray(sizes), np.zeros(len(sizes), np.int64), []
     for i in range(1, count + 1):

@@ -28,8 +28,7 @@ def is_published(content) -> bool:
 def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Tensor], dict]:
     """Weights for RGB pictures, and a recipe inferred from their shapes and the given keys.
 
-    given: recipe keys; None where the user gave no value. Raises ConfigError without image_size, CheckpointError if the
-    file does not have this format.
+    given: recipe keys or None. Raises ConfigError without image_size, CheckpointError if it does not have this format.
     """
     weights = content.get("unet_model", content)
     if not isinstance(weights, dict):

@@ -151,10 +151,7 @@ def complete_recipe(recipe, where: str) -> dict:
 
 
 def check_recipe(recipe: dict, where: str) -> dict:
-    """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong.
-
-    A sampler of more steps than there are timesteps takes all timesteps.
-    """
+    """The recipe with every value converted to its key's type. ConfigError says `where` which value is wrong."""
     never_null = dict.fromkeys(("data_name", "dataset", "data_path", "pth_save_name"), Key(str, ""))
     checked = {name: coerced(KEYS | never_null, where, name, value) for name, value in recipe.items()}
     if checked["dataset"] not in LOADERS:
@@ -178,7 +175,7 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: pth_save_name must have at most 229 bytes")
     for key in ("preview_info", "teacher_info"):
         spec = parse_spec(checked[key], MANY, f"{where}: {key}")
-        checked[key] = str(replace(spec, steps=min(spec.steps, checked["timestep_num"])))
+        checked[key] = str(replace(spec, steps=min(spec.steps, checked["timestep_num"])))  # at most all of them
     return checked
 
 

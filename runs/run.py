@@ -26,8 +26,7 @@ from utils.device import ready_to_sample, use_tf32
 class Run:
     """A trained network in eval mode, with the diffusion and the recipe of its training.
 
-    It computes on the CPU in float32 until `to` is called. network(x, t) is the model as it is sampled from, without
-    labels; see `labelled`.
+    It computes on the CPU in float32 until `to` is called. network(x, t) is the model as it is sampled from.
     """
 
     model: nn.Module
@@ -73,9 +72,8 @@ class Run:
     def sample(self, count: int, spec: SampleSpec | str, seed: int = 0, batch_size: int = 100, **labels) -> Tensor:
         """Samples 0 to count - 1: float32 (count, C, H, W) on the CPU, in [-1, 1] if the diffusion clips.
 
-        spec: a SampleSpec or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it, on i and on its
-        label. labels: `labels` and `guidance` of `labelled`; by default the samples are of each class in turn, with the
-        guidance of the recipe.
+        spec: or its text, such as "DPMpp_20_0p0". seed: sample i depends only on it, on i and on its label.
+        labels: `labels` and `guidance` of `labelled`; by default of each class in turn, with the recipe's guidance.
         Raises ValueError for a count below 1, and for a spec or labels that do not fit.
         """
         if count < 1:

@@ -32,10 +32,7 @@ class Key:
 
 
 def coerced(keys: dict[str, Key], where: str, name: str, value):
-    """The value converted to the type of this key. ConfigError if it does not fit, and for a name that no key has.
-
-    YAML reads 1e-4 as text, and 4 where [4] is meant.
-    """
+    """The value converted to the type of this key: YAML reads 1e-4 as text. ConfigError if it does not fit."""
     if name not in keys:
         raise ConfigError(f"{where}: {unknown(name, keys)}")
     key = keys[name]

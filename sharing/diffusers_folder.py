@@ -30,7 +30,7 @@ def export_folder(run: Run, folder: Path) -> None:
     """Writes a folder that DDPMPipeline and DDIMPipeline load, and checks that its network computes the same.
 
     Raises ConfigError without diffusers, and for a network that UNet2DModel cannot represent; CheckpointError if the
-    outputs differ by more than 1e-5. The caller then removes the folder.
+    outputs differ by more than 1e-5.
     """
     try:
         unet = to_unet2d(run)
@@ -48,22 +48,24 @@ def export_folder(run: Run, folder: Path) -> None:
 def import_folder(folder: Path) -> Run:
     """The run in such a folder, or in an older one, where the files of unet and scheduler are side by side.
 
-    If the network differs from our UNet, the recipe's diffusers_unet describes it. Raises CheckpointError, which names
-    the reason, for a folder that is damaged, of another kind, or cannot be represented.
+    If the network differs from our UNet, the recipe's diffusers_unet describes it. Raises CheckpointError for a folder
+    that is damaged, of another kind, or cannot be represented.
     """
     with _refused(folder):
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
-        keys = diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
+        keys = {"network": "unet"} | diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
         if (folder / RECIPE).exists():
             facts = check_facts((folder / RECIPE).read_text(encoding="utf-8", errors="replace"), folder / RECIPE)
-            if keys != {key: facts["recipe"][key] for key in keys} or facts["recipe"]["network"] != "unet":
-                raise ValueError(f"{RECIPE} disagrees with the configurations of unet and scheduler")
+            if keys != {key: facts["recipe"][key] for key in keys}:
+                raise ValueError(f"{RECIPE} disagrees with the configuration of the network or the scheduler")
         else:
             if theirs.config.num_class_embeds:
                 add_no_label(theirs)
                 keys["label_dropout"] = 0.0
-            keys |= network_keys(theirs) | {"loss_type": "l2"}
+            keys |= keywords_of(dict(theirs.config)) | {"loss_type": "l2"}
+            if not is_ours(theirs):
+                keys["diffusers_unet"] = settings(dict(theirs.config))
             facts = {"recipe": plain_recipe(folder.resolve().name, **keys), "weights": "raw", "step": 0}
         recipe = facts["recipe"]
         model, diffusion = build(recipe)
@@ -76,12 +78,6 @@ def import_folder(folder: Path) -> Run:
         load_state(model, model.state_dict(), folder)  # checks that they are finite
         check_same_output(model.eval(), theirs, recipe)
     return Run(model, diffusion, recipe, facts["step"], facts["weights"])
-
-
-def network_keys(unet: nn.Module) -> dict:
-    """The recipe keys of a network from elsewhere. ValueError for what they cannot represent."""
-    keys = keywords_of(dict(unet.config))
-    return keys if is_ours(unet) else keys | {"diffusers_unet": settings(dict(unet.config))}
 
 
 def to_unet2d(run: Run) -> nn.Module:
@@ -131,10 +127,9 @@ def add_no_label(unet: nn.Module) -> None:
 def check_same_output(ours: nn.Module, theirs: nn.Module, recipe: dict) -> None:
     """CheckpointError unless the outputs of both networks on random pictures differ by at most 1e-5."""
     generator = torch.Generator().manual_seed(0)
-    T, side = recipe["timestep_num"], max(32, 2 ** (len(recipe["channel_mult"]) - 1))  # larger ones prove no more
+    side, N = max(32, 2 ** (len(recipe["channel_mult"]) - 1)), recipe["num_classes"]  # larger ones prove no more
     x = torch.randn(4, recipe["image_channel"], side, side, generator=generator)
-    t = torch.linspace(0, T - 1, 4).long()
-    N = recipe["num_classes"]
+    t = torch.linspace(0, recipe["timestep_num"] - 1, 4).long()
     labels = [torch.tensor([0, 1, N - 1, N])] if N else []
     with torch.inference_mode():
         apart = (ours(x, t, *labels) - theirs(x, t, *labels).sample).abs().max().item()
@@ -164,8 +159,7 @@ def _json(file: Path, classes: tuple[str, ...]) -> dict:
 
 @contextmanager
 def _refused(folder: Path):
-    """Turns any error about a foreign folder into a one-line CheckpointError: diffusers checks little and raises many
-    types."""
+    """Turns any error about a foreign folder into a CheckpointError: diffusers checks little and raises many types."""
     try:
         yield
     except (CheckpointError, MemoryError):

@@ -47,8 +47,7 @@ def scheduler_configuration(recipe: dict, diffusion: GaussianDiffusion) -> dict:
 def diffusion_keys(scheduler) -> dict:
     """The recipe keys of a diffusers scheduler. ValueError names what they cannot represent.
 
-    Betas that no schedule here has are listed in the recipe. Settings that only concern sampling are left to our
-    samplers, with a message.
+    Betas that no schedule here has are listed in the recipe. Settings of sampling are ignored, with a message.
     """
     config = scheduler.config
     clips = config.get("clip_sample", False) or config.get("thresholding", False)

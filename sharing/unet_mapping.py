@@ -10,8 +10,7 @@ from models.unet import UNet, usual_norm_groups
 def configuration(keywords: dict) -> dict:
     """The arguments of UNet2DModel for the network that is UNet(**keywords) here. keywords: all arguments of `UNet`.
 
-    Raises ValueError for several heads and attention at levels of different widths, because diffusers has one
-    attention_head_dim for all levels, and for a patch_size.
+    Raises ValueError for a patch_size, and for several heads at levels of different widths.
     """
     if (keywords["patch_size"] or 1) > 1:
         raise ValueError(f"patch_size={keywords['patch_size']} cannot be represented in UNet2DModel")
@@ -42,10 +41,7 @@ def configuration(keywords: dict) -> dict:
 
 
 def is_ours(network: nn.Module) -> bool:
-    """Whether our UNet can compute the same as this UNet2DModel.
-
-    It can if its `configuration` has the same settings and all biases that our UNet lacks are 0.
-    """
+    """Whether our UNet computes the same: its `configuration` has these settings, and biases that it lacks are 0."""
     try:
         closest = type(network)(**configuration(keywords_of(dict(network.config))))
     except ValueError:
@@ -68,8 +64,7 @@ def qkv_biases(network: nn.Module) -> list[Tensor]:
 def paired_tensors(ours: UNet, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Pairs (ours, theirs) of all parameters of our UNet and of the UNet2DModel with its `configuration`.
 
-    The tensors of a pair are views of equal shape. If one network is copied to the other in this way, and the
-    `qkv_biases` are 0, both compute the same.
+    They are views of equal shape. With one network copied to the other, and `qkv_biases` of 0, both compute the same.
     """
     modules = [
         (ours.down_blocks[0][0], theirs.conv_in),

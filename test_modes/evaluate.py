@@ -95,10 +95,9 @@ def drawn_labels(job: Job, data: dict, split: str, count: int) -> tuple[list[int
 
 def asked_for(labels: list[str], count: int, extractor: Extractor | None, data: dict) -> tuple:
     """(asked, classes, accuracy): the class that each sample was asked for, int64 (count,), as a number of the classes
-    that the classifier knows; and which share of test pictures, which it was not trained on, it gets right.
+    that the classifier knows; and its accuracy on test pictures. asked is None where there is no way to tell.
 
-    labels: the names that the samples have in turn. asked is None where there are no labels, no classifier or no real
-    labels.
+    labels: the names that the samples have in turn.
     """
     if labels and extractor and extractor.classes:
         try:

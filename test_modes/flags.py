@@ -35,10 +35,7 @@ FLAGS = {  # (the modes that have it, what it means, its keywords)
     "features": ("evaluate", "to measure distances in; see docs/sampling.md", {"choices": FEATURES}),
     "samples": ("evaluate", "measure the pictures in a folder instead", {"type": Path, "metavar": "FOLDER"}),
     "statistics": ("evaluate", "also to published mu and sigma of real pictures", {"type": Path, "metavar": "NPZ"}),
-    "classes": (
-        "evaluate", "without --labels: in the proportions of the split (default), or each in turn",
-        {"choices": ("proportional", "even")},
-    ),
+    "classes": ("evaluate", "drawn as in the split (default), or in turn", {"choices": ("proportional", "even")}),
 }  # fmt: skip
 
 

@@ -56,11 +56,10 @@ def pairs(args: Namespace, recipe: dict) -> Tensor:
 
 def depths(args: Namespace, T: int) -> list[int] | None:
     """--diffusion_step, if given: at most the T timesteps of the training."""
-    for depth in args.diffusion_step or []:
-        if depth > T:
-            raise ConfigError(
-                f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps: use at most {T}"
-            )
+    if (depth := max(args.diffusion_step or [0])) > T:
+        raise ConfigError(
+            f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps: use at most {T}"
+        )
     return args.diffusion_step
 
 
@@ -70,10 +69,7 @@ def step_sizes(rows: list[Tensor]) -> Tensor:
 
 
 def jump(steps: Tensor) -> float:
-    """Largest step over mean step of a pair, averaged over all pairs. steps: (L - 1, P).
-
-    1: all steps are equal. L - 1: a single step covers the whole distance.
-    """
+    """Largest step over mean step, 1 to L - 1, averaged over all pairs. steps: (L - 1, P)."""
     return (steps.amax(0) / steps.mean(0).clamp(min=1e-12)).mean().item()
 
 

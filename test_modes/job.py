@@ -14,7 +14,7 @@ from tqdm import tqdm
 from diffusion import Frame, SampleSpec
 from files.atomic import write_file
 from runs.run import Run, in_batches
-from utils.pictures import film_states
+from utils.pictures import FILM_FRAMES, progress_frames
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Job:
     def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
         """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1.
 
-        of: a sampler, or what is drawn. Of a long <model> the beginning: with all the others in it, file systems hold
-        names of 255 bytes.
+        of: a sampler, or what is drawn. A long <model> is cut: file systems hold names of 255 bytes.
         """
         model = os.fsencode(self.args.model_path.stem)[:120].decode(errors="ignore")
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
@@ -47,15 +46,15 @@ class Job:
         return self.args.save_dir / name
 
     def states(self, count: int, calls: int, what: str, frames_of: Callable[..., Iterator[Frame]]) -> list[Tensor]:
-        """The `film_states` of pictures 0 to count - 1, (count, C, H, W) each, drawn in batches of so many calls.
+        """The result of a sampler, (count, C, H, W), after the states that a film shows; drawn in batches.
 
-        frames_of: a sampler as a function of x_T, the noise and the numbers of the pictures.
+        frames_of: a sampler of so many calls, as a function of x_T, the noise and the numbers of the pictures.
         """
-        batches = []
+        batches, kept = [], set(progress_frames(calls, FILM_FRAMES)) if self.args.animate else {calls}
         for indices in in_batches(count, self.args.batch_size):
             frames = frames_of(*self.trained.noise(indices, self.args.seed), indices)
             frames = tqdm(frames, f"{what}, pictures {indices[0]} to {indices[-1]}", calls, leave=False)
-            batches.append(film_states(frames, calls, bool(self.args.animate)))
+            batches.append([frame.sample.cpu() for done, frame in enumerate(frames, 1) if done in kept])
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     def report(self, show: Callable, of: SampleSpec | Path, what: str, weight: float = 1.0, **numbers) -> Path:

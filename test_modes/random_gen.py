@@ -18,10 +18,7 @@ from utils.pictures import ProgressPicture, grid_columns, save_by_class
 
 
 def run(job: Job) -> list[Path]:
-    """The samples of each sampler as a grid, and how the first of them develop from noise.
-
-    With labels a row of the grid is a class, of ten samples unless --sample_num says otherwise.
-    """
+    """The samples of each sampler as a grid, by default ten of each class, and how the first develop from noise."""
     if job.args.sample_dir:
         return fill_sample_dir(job, job.args.sample_num or job.trained.recipe["sample_num"])
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]

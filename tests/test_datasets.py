@@ -105,7 +105,7 @@ def test_a_file_of_labels_is_not_taken_for_pictures(tmp_path):
 
 @pytest.mark.parametrize("name, source", [("Mnist", "MNIST"), ("Fashion_Mnist", "FashionMNIST")])
 def test_a_download_that_leaves_nothing_is_refused(tmp_path, no_debian, monkeypatch, name, source):
-    monkeypatch.setattr(f"datasets.mnist.{source}", type(source, (), {"__init__": lambda self, *_, **__: None}))
+    monkeypatch.setattr(f"torchvision.datasets.{source}", type(source, (), {"__init__": lambda self, *_, **__: None}))
     with pytest.raises(DataError, match=rf"{name}: no data in .* train-images-idx3-ubyte"):
         find_images(name, tmp_path, "train", download=True)
 

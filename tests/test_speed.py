@@ -14,8 +14,7 @@ import train_solver
 import training.speed
 from training.processes import Processes
 from training.speed import best_way
-from training.step import usual_way
-from utils.device import one_thread_if_faster
+from utils.device import one_thread_if_faster, usual_way
 
 CPU = torch.device("cpu")
 USUAL = {"device": "cpu", "precision": "bf16", "channels_last": False, "threads": 4}  # a CPU whose flags say bfloat16

@@ -1,38 +1,34 @@
 """Work beside the training: writing a checkpoint of a large network takes as long as hundreds of steps on a GPU."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import torch
 
 
-class Background:
+class Background(AbstractContextManager):
     """Runs one job at a time in a thread, or at once if not `threaded`. A context manager that ends with the last job.
 
-    The error of a job is raised by the next call of a method. It is dropped only if the block is already ending with
-    another error.
+    The next call of a method raises its error, unless the block is already ending with another one.
     """
 
     def __init__(self, threaded: bool):
-        self.threaded, self._job = threaded, None
-        self._pool = ThreadPoolExecutor(1) if threaded else None
+        self._pool, self._job = ThreadPoolExecutor(1) if threaded else None, None
 
-    def start(self, job: Callable[[], None]) -> None:
-        """Waits for the job before, and starts this one."""
+    def start(self, job: Callable[..., None], *inputs) -> None:
+        """Waits for the job before, and starts job(*inputs); in a thread with a copy of its inputs."""
         self.wait()
         if self._pool:
-            self._job: Future | None = self._pool.submit(job)
+            self._job = self._pool.submit(job, *map(copied, inputs))
         else:
-            job()
+            job(*inputs)
 
     def wait(self) -> None:
         """Waits for the job, if one runs, and raises its error."""
         job, self._job = self._job, None
         if job:
             job.result()
-
-    def __enter__(self) -> "Background":
-        return self
 
     def __exit__(self, kind, error, traceback) -> None:
         if self._pool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from datasets import normalize
 from utils.device import variable
 
-IN_MEMORY = 4 << 30  # bytes of pictures to keep in the host's memory
+IN_MEMORY = 4 << 30  # bytes of pictures to keep in the host's memory; on a GPU it is a quarter of what is free
 WORKERS = 2  # threads that fetch pictures which do not fit
 
 
@@ -25,24 +25,15 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def fits(images: np.ndarray, device: torch.device) -> bool:
-    """Whether all pictures may be kept on the device: in a quarter of its free memory, or in IN_MEMORY on the CPU."""
-    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else IN_MEMORY
-    return images.nbytes * (variable("LOCAL_WORLD_SIZE", 1) if device.type == "cpu" else 1) <= room
-
-
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of one step: x_start and noise float32 (B, C, H, W), x_start in [-1, 1]; t int64 (B,).
-
-    labels: int64 (B,), for a network with labels.
-    """
+    """This process's share of one step."""
 
     step: int  # from 0
-    x_start: Tensor
-    t: Tensor
-    noise: Tensor
-    labels: Tensor | None = None
+    x_start: Tensor  # float32 (B, C, H, W) in [-1, 1]
+    t: Tensor  # int64 (B,)
+    noise: Tensor  # like x_start
+    labels: Tensor | None = None  # int64 (B,), for a network with labels
 
     def split(self, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """(x_start, t, noise, labels) of each of `parts` equal parts, for gradient accumulation."""
@@ -53,23 +44,20 @@ class Batch:
 class Batches:
     """Batches from a uint8 array of pictures (N, C, H, W) with N >= batch_size, by the recipe.
 
-    Used keys: batch_size, horizontal_flip, seed and num_workers. batch_size counts the pictures of all processes;
-    process `rank` of `world` gets its `share`.
-
-    draw_timesteps: see `GaussianDiffusion`.
-    num_workers: threads that fetch pictures ahead, from memory or from a memory-mapped file. 0: none, which is fastest
-    if all pictures are on the device. None: 0 if they fit there, else 2.
-    labels: int64 (N,), for a network with labels; then num_classes, which means no label, and label_dropout are used.
+    Its batch_size counts the pictures of all processes; process `rank` of `world` gets its `share`. Its num_workers
+    are threads that fetch pictures ahead: by default none if all fit on the device, else 2.
+    draw_timesteps: see `GaussianDiffusion`. labels: int64 (N,), for a network with labels.
     """
 
     def __init__(
         self, images: np.ndarray, recipe: dict, draw_timesteps: Callable[[int, torch.Generator], Tensor],
         device: torch.device, rank: int = 0, world: int = 1, labels: np.ndarray | None = None,
     ):  # fmt: skip
-        room, self.num_workers = fits(images, device), recipe["num_workers"]
+        on_cpu, self.num_workers = IN_MEMORY // variable("LOCAL_WORLD_SIZE", 1), recipe["num_workers"]
+        fit = images.nbytes <= (torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else on_cpu)
         if self.num_workers is None:
-            self.num_workers = 0 if room else WORKERS
-        if room and not self.num_workers:
+            self.num_workers = 0 if fit else WORKERS
+        if fit and not self.num_workers:
             images = torch.from_numpy(np.array(images) if isinstance(images, np.memmap) else images).to(device)
         self.images, self.device, self.rank, self.all_labels = images, device, rank, labels
         self.num_classes, self.label_dropout = recipe.get("num_classes"), recipe.get("label_dropout")
@@ -82,24 +70,24 @@ class Batches:
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start to stop - 1.
 
-        Flips, timesteps and noise of a step are drawn from (seed, step), for the whole batch of all processes. Before
-        each batch torch's global generator is seeded from (seed, step, rank): dropout draws from it.
+        Flips, timesteps and noise are drawn from (seed, step), for the batch of all processes; dropout draws from
+        torch's global generator, which is seeded from (seed, step, rank).
         """
         generator = torch.Generator(self.device)
         for step, pixels in enumerate(self.pixels(start, stop), start):
             generator.manual_seed(seed_of(self.seed, step))
             torch.manual_seed(seed_of(self.seed, step, self.rank))
-            x_start = normalize(self._flipped(pixels, generator))
-            shape = (self.batch_size, *x_start.shape[1:])
+            if self.horizontal_flip:  # half of the pictures
+                flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
+                pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
             t = self.draw_timesteps(self.batch_size, generator)
-            noise = torch.randn(shape, generator=generator, device=self.device)
-            yield Batch(step, x_start, t[self.share], noise[self.share], self.labels(step))
+            noise = torch.randn((self.batch_size, *pixels.shape[1:]), generator=generator, device=self.device)
+            yield Batch(step, normalize(pixels), t[self.share], noise[self.share], self.labels(step))
 
     def labels(self, step: int) -> Tensor | None:
         """This process's share of the labels of a step, of which a share of label_dropout is left out.
 
-        Which ones is drawn from (seed, step) for the whole batch, by a generator of its own: everything else is drawn
-        as without labels.
+        Which ones is drawn by a generator of its own, so that everything else is drawn as without labels.
         """
         if self.all_labels is None:
             return None
@@ -134,10 +122,3 @@ class Batches:
     def _sent(self, values: Tensor) -> Tensor:
         """The values on the device, copied asynchronously."""
         return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
-
-    def _flipped(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Half of the pictures mirrored, if the recipe says so."""
-        if not self.horizontal_flip:
-            return pixels
-        flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
-        return torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)

@@ -15,12 +15,11 @@ PICTURES = 256
 class HeldOut:
     """The loss of 256 pictures that are not trained on; if the data set has none, of 256 training pictures.
 
-    `name` is "held_out_loss" or "fixed_noise_loss" accordingly. The timesteps are spread evenly over all T, whatever
-    the training's density, and the noise follows from the seed, so that two values of one run, or of two runs with one
-    seed, differ only by the network.
+    `name` is "held_out_loss" or "fixed_noise_loss" accordingly. The timesteps are spread evenly over all T, and the
+    noise follows from the seed, so that two values differ only by the network.
 
-    images: the training pictures, uint8 (N, C, H, W). network: the one to evaluate, usually the average.
-    labels: of the training pictures, int64 (N,), for a network with labels; then the loss is the one with labels.
+    images: the training pictures, uint8 (N, C, H, W). labels: theirs, int64 (N,), for a network with labels.
+    network: the one to evaluate, usually the average.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ import math
 import statistics
 import sys
 import time
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
@@ -27,11 +28,10 @@ from utils.pictures import plotted
 IN_A_ROW = 20  # bad steps in a row that end the run; float16 needs up to 16 until its scale has fallen from 2^16 to 1
 
 
-class TrainingLog:
+class TrainingLog(AbstractContextManager):
     """Collects the numbers of each step on the device, without waiting for it, until `write` reads them.
 
-    A resumed run keeps the lines up to its step, `start` of `steps`. Only rank 0 writes, but all must call. A context
-    manager, for the progress bar.
+    A resumed run keeps the lines up to its step, `start` of `steps`. Only rank 0 writes, but all must call.
     """
 
     def __init__(
@@ -44,23 +44,20 @@ class TrainingLog:
         self.seconds = lines[-1]["seconds"] if lines else 0.0
         if processes.rank == 0:
             write_file(self.file, "".join(json.dumps(line) + "\n" for line in lines))
-            self.tensorboard = _tensorboard(folder, start)
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
         quiet = {} if processes.rank == 0 and sys.stderr.isatty() else {"disable": True}  # else TQDM_DISABLE decides
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, **quiet)
         self.images, self.took, self.first = 0, 0.0, 0.0  # pictures seen, seconds, those of the first step
         self.speeds = []  # images per second of each line
         self.skipped_in_a_row = torch.zeros((), device=processes.device)
-        self._restart()
-
-    def __enter__(self) -> "TrainingLog":
-        return self
+        self.sums = torch.zeros(10, device=processes.device)  # quarter_sums, gradient norms, steps taken
+        self.restart_clock()
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-
-    def _restart(self) -> None:
-        self.sums = torch.zeros(10, device=self.processes.device)  # quarter_sums, gradient norms, steps taken
-        self.restart_clock()
 
     def restart_clock(self) -> None:
         """After a line: what was done since then, such as saving and drawing, was not training."""
@@ -113,7 +110,8 @@ class TrainingLog:
             line |= self.held_out.loss() if with_held_out and self.held_out else {}
             append(self.file, json.dumps(line) + "\n")
             self._show(line, with_held_out or line["skipped"] > 0 or self.bar.disable)
-        self._restart()
+        self.sums.zero_()
+        self.restart_clock()
         return line
 
     def _show(self, line: dict, printed: bool) -> None:
@@ -133,11 +131,6 @@ class TrainingLog:
                         tag = f"{name}/{i}" if isinstance(value, list) else name
                         self.tensorboard.add_scalar(tag, number, line["step"])
             self.tensorboard.flush()
-
-    def save_curve(self) -> None:
-        """Rank 0 draws the losses of the whole run, as loss.png."""
-        if self.processes.rank == 0:
-            save_loss_curve(read_log(self.file), self.file.with_name("loss.png"))
 
 
 def summary(line: dict) -> str:
@@ -174,11 +167,3 @@ def save_loss_curve(lines: list[dict], file: Path) -> None:
         for key, name in (("held_out_loss", "held out, averaged weights"), ("fixed_noise_loss", "fixed noise")):
             if points := [(line["step"], line[key]) for line in lines if line.get(key) is not None]:
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color="red", label=name)
-
-
-def _tensorboard(folder: Path, step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)

@@ -80,8 +80,7 @@ def moments(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[str, ...]:
 def learning_rate(recipe: dict, step: int, steps: int) -> float:
     """The learning rate of optimizer step `step`, from 0, of `steps`.
 
-    It rises linearly over warmup_steps, then stays constant or, with lr_schedule "cosine", falls along half a cosine to
-    0 after the last step.
+    It rises linearly over warmup_steps, then stays constant or falls along half a cosine to 0 after the last step.
     """
     warmup = min(recipe["warmup_steps"], steps)
     if step < warmup:
@@ -97,8 +96,7 @@ UNSCALED = torch.amp.GradScaler("cpu", enabled=False)  # leaves losses and gradi
 def backward(loss: Tensor, scaler: torch.amp.GradScaler = UNSCALED) -> None:
     """loss.backward(), multiplied by the scaler's number, and with NaN gradients if the loss is not finite.
 
-    (The gradient of an infinite L1 loss would be ±1.) The norm of the gradient, which all processes share, then shows a
-    bad loss of any process.
+    The norm of the gradient, which all processes share, then shows it. (That of an infinite L1 loss would be ±1.)
     """
     scaled = scaler.scale(loss)
     scaled.backward(torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(scaled.dtype))
@@ -112,9 +110,8 @@ def update(
     scaler: for float16, where it multiplies the loss so that small gradients do not become 0; disabled otherwise.
     norm: of the gradients of the loss itself, before clipping.
 
-    A gradient that is not finite changes neither the weights nor Adam's state, and `taken` is False. This is decided on
-    the device, by the found_inf switch that the fused kernel has for gradient scalers, so nothing waits for it. Without
-    that kernel the decision is read.
+    A gradient that is not finite changes neither the weights nor Adam's state, and `taken` is False. The found_inf
+    switch of the fused kernel decides it on the device, so nothing waits; without that kernel the decision is read.
     """
     (group,) = optimizer.param_groups
     weights, group["lr"] = group["params"], rate

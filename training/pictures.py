@@ -15,7 +15,7 @@ def with_classes(recipe: dict, download: bool = True) -> dict:
     """The recipe with the number and the names of the classes that its pictures are of, if it has num_classes.
 
     Unchanged if the data are missing and are not to be downloaded. Raises DataError for data without labels, and
-    ConfigError for another number of classes than num_classes, and for classes that no recipe can hold.
+    ConfigError for another number of classes.
     """
     if not recipe["num_classes"]:
         return recipe

@@ -43,8 +43,7 @@ def describe(
 ) -> str:  # fmt: skip
     """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown.
 
-    Raises ConfigError if there are fewer images than a batch needs, if a batch cannot be divided evenly, or if CUDA
-    graphs are asked for where they cannot be used.
+    Raises ConfigError for a batch_size or CUDA graphs that cannot be.
     """
     B, shape = recipe["batch_size"], picture_shape(recipe["image_size"], recipe["image_channel"])
     if images is not None and images < B:
@@ -64,7 +63,7 @@ def describe(
         )
     parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     precision = resolve_precision(recipe["precision"], device)
-    tf32 = precision == "fp32" and device.type == "cuda" and capability(device) >= (8, 0)
+    tf32 = precision == "fp32" and capability(device) >= (8, 0)
     fixed = 5 * 4 * parameters  # weights, gradients, Adam's two moments, EMA
     activations = activation_bytes(model, diffusion, (B // parts, *shape))
     if images is None:
@@ -91,8 +90,8 @@ def describe(
 def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape: tuple[int, ...]) -> int:
     """Bytes that one float32 training step keeps for its backward pass.
 
-    Nothing is computed: the loss runs on PyTorch's meta device, where tensors have shapes but no content. Attention
-    counts with its (N, N) weights, which most kernels of a real device do not keep.
+    The loss runs on PyTorch's meta device, where tensors have shapes but no content. Attention counts with its (N, N)
+    weights, which most kernels of a real device do not keep.
     """
     model = copy.deepcopy(model).to("meta")
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -106,7 +105,5 @@ def activation_bytes(model: nn.Module, diffusion: GaussianDiffusion, batch_shape
     x = torch.empty(batch_shape, device="meta")
     t = torch.empty(batch_shape[0], dtype=torch.int64, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        diffusion_on_meta = copy.copy(diffusion).to("meta")
-        loss = diffusion_on_meta.training_losses(model, x, t, x).mean()
-    del loss
+        copy.copy(diffusion).to("meta").training_losses(model, x, t, x)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

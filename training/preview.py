@@ -21,9 +21,8 @@ FEW_CALLS, IN_A_ROW = ("DDIM_1_0p0", "UniPC_2_0p0", "UniPC_4_0p0"), 16  # what p
 class Preview:
     """Draws preview_<step>.png into the run's folder, every sample_every steps and at the end, in rank 0.
 
-    network: the one to sample from, usually the average. labels: int64 (N,), those of the pictures, for a network with
-    labels; the samples are in their proportions. A signal ends a drawing early, without a picture. The run then stops
-    at this step, and draws it when it is resumed.
+    network: usually the average. labels: int64 (N,), those of the pictures, for a network with labels: the samples are
+    in their proportions. A signal ends a drawing early, without a picture; the resumed run draws it.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class Preview:
         self.labels = in_proportion(sizes, recipe["sample_num"]) if names else None
 
     def file(self, step: int) -> Path:
-        """The picture after `step` steps."""
         return self.folder / f"preview_{step:08d}.png"
 
     def due(self, step: int) -> bool:
@@ -49,10 +47,7 @@ class Preview:
         return self.due(step) and not is_complete_png(self.file(step))
 
     def draw(self, step: int) -> None:
-        """Samples sample_num pictures by preview_info and saves them as a grid; of a network with labels, by class.
-
-        Of a network that learns from trajectories: the first of them in one, two and four calls, a row each.
-        """
+        """Saves sample_num samples by preview_info; of a training on trajectories the first in each of FEW_CALLS."""
         if self.processes.rank:
             return
         names, labels, specs = class_names(self.recipe), self.labels, [self.recipe["preview_info"]]

@@ -21,8 +21,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Processes:
     """The processes that train together: one, or those started by torchrun, each on its own device.
 
-    A context manager that opens and closes the process group. Tensors on CUDA devices are exchanged by NCCL, all others
-    by gloo. Only rank 0 prints and writes. torchrun ends all processes when one dies.
+    A context manager that opens and closes the process group. Only rank 0 prints and writes. torchrun ends all
+    processes when one dies.
     """
 
     def __init__(self, device: torch.device):
@@ -73,11 +73,10 @@ class Processes:
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
-    def add(self, values: Tensor) -> Tensor:
+    def add(self, values: Tensor) -> None:
         """Sums a tensor over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
-        return values
 
     def parallel(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over the processes in each backward pass."""
@@ -87,23 +86,18 @@ class Processes:
         return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
     def sync_gradients(self, network: nn.Module, now: bool):
-        """A context in which backward passes average the gradients over the processes only if `now`.
-
-        With gradient accumulation only the last part of a batch needs to.
-        """
+        """A context in which backward passes average the gradients over the processes only if `now`."""
         return network.no_sync() if self.world > 1 and not now else nullcontext()
 
 
 class StopRequest:
     """Delays SIGINT (Ctrl-C) and SIGTERM to the end of the step. A second signal ends the process immediately.
 
-    Under torchrun a signal may arrive twice, from the terminal or a scheduler and from torchrun. There a second one
-    changes nothing; torchrun kills processes that have not ended 30 seconds after the first.
+    Under torchrun, which passes signals on, it may arrive twice, and a second one changes nothing.
     """
 
     def __init__(self, processes: Processes):
-        self.processes = processes
-        self.signum = 0
+        self.processes, self.signum = processes, 0
 
     def __enter__(self) -> "StopRequest":
         self.before = {signum: signal.signal(signum, self._notice) for signum in SIGNALS}

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from files.atomic import clear_parts, write_file
-from files.errors import CheckpointError, DamagedCheckpointError, Stopped, TrainingError
+from files.atomic import clear_parts
+from files.errors import CheckpointError, DamagedCheckpointError, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml
@@ -23,7 +22,7 @@ from runs.labels import class_names
 from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
-from training.background import Background, copied
+from training.background import Background
 from training.optimizer import learning_rate, moments
 from training.plan import total_steps
 from training.step import TrainingStep
@@ -57,18 +56,15 @@ def load_pretrained(model: nn.Module, recipe: dict) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Locks a run's folder, which is created if missing, and removes half-written files of a killed training.
-
-    CheckpointError if another training holds the lock. The lock ends with the process, however that ends.
-    """
-    with ExitStack() as until_exit:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            until_exit.enter_context(FileLock(folder / ".lock", timeout=0))
-        except Timeout as error:
-            raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
-        except OSError as error:
-            raise CheckpointError(f"{folder}: {error.strerror}: set another pth_save_name or save_dir") from error
+    """Locks a run's folder and removes old parts from it. CheckpointError if another training holds the lock."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise CheckpointError(f"another training is running in {folder}: wait for it, or stop it") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error.strerror}: set another pth_save_name or save_dir") from error
+    with lock:
         clear_parts(folder)
         yield
 
@@ -76,9 +72,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 def find_checkpoint(file: Path, resume: str) -> dict | None:
     """The content of the checkpoint to resume from, or None for a new run. resume: "auto" or "never".
 
-    "auto" takes the newest undamaged one of `file` and its predecessors; damaged ones are renamed, with a message.
-    A run is never overwritten: CheckpointError if all checkpoints are damaged, if one cannot be read for another
-    reason, and for "never" where there are checkpoints.
+    "auto" takes the newest undamaged one of `file` and its predecessors, and renames damaged ones. A run is never
+    overwritten: CheckpointError if all are damaged, if one cannot be read, and for "never" where there are any.
     """
     older = file.parent.glob(f"{glob.escape(file.stem)}.[0-9]*.pt")
     kept = [file] * file.exists() + sorted(older, key=lambda file: (len(file.name), file.name))  # .9.pt before .10.pt
@@ -106,9 +101,8 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
 def as_begun(recipe: dict, content: dict) -> dict:
     """The recipe, with the speed that was measured when the run began. content: of its last checkpoint.
 
-    Prints the keys that differ from the checkpoint's; CheckpointError for those that must not.
-
-    The weights that a run started from may have been moved: only the name of the file counts.
+    Prints the keys that differ from the checkpoint's; CheckpointError for those that must not. Of init_from only the
+    name counts: the file may have been moved.
     """
     recipe = recipe | {key: recipe[key] or content["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
     was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
@@ -133,11 +127,9 @@ def fingerprint(images: np.ndarray) -> str:
 
 class TrainingState:
     """What a checkpoint holds of a training: network, average and optimizer; and its circumstances, the pictures,
-    the processes and how they compute, which may differ when the run is resumed. It then continues, but differently
-    from an unchanged run.
+    the processes and how they compute. A run that is resumed in others goes on, but differently.
 
-    On a GPU a checkpoint is written by a thread, from a copy in the host's memory, while the training continues; on a
-    CPU this would only take cores from the training. until_exit: waits for the thread.
+    On a GPU a thread writes it, from a copy in the host's memory. until_exit: waits for the thread.
     """
 
     def __init__(self, folder: Path, step: TrainingStep, images: np.ndarray, until_exit: ExitStack):
@@ -146,15 +138,8 @@ class TrainingState:
         self.circumstances = {"images": len(images), "pictures": fingerprint(images), "processes": step.processes.world}
         self.circumstances |= step.way
 
-    def save_recipe(self) -> None:
-        """Writes recipe.yaml, for people, and for a run that stops before its first checkpoint."""
-        write_file(self.file.with_name("recipe.yaml"), yaml.safe_dump(self.step.recipe, sort_keys=False))
-
     def save(self, done: int) -> None:
-        """Rank 0 writes the checkpoint after `done` steps, or starts to (see `Background`).
-
-        TrainingError, and no file, if the weights have exploded.
-        """
+        """Rank 0 writes the checkpoint after `done` steps. TrainingError if the weights have exploded."""
         step = self.step
         if step.processes.rank:
             return
@@ -165,22 +150,12 @@ class TrainingState:
                 "if there is one"
             )
         content = {"recipe": step.recipe, "step": done, **self.circumstances, "scaler": step.scaler.state_dict()}
-        content |= {"optimizer": step.optimizer.state_dict(), "model": step.model.state_dict()}
-        content |= {"ema": step.ema.model.state_dict()}
-        self.writing.wait()  # so that there is one copy at a time
-        content, keep = copied(content) if self.writing.threaded else content, step.recipe["keep_checkpoints"]
-        self.writing.start(lambda: save_checkpoint(self.file, content, keep))
-
-    def stop(self, done: int, signum: int) -> None:
-        """Raises Stopped as soon as the checkpoint after `done` steps is written."""
-        self.writing.wait()
-        raise Stopped(signum, f"after step {done:,}, saved in {self.file}: run the same command again to resume")
+        parts = {"optimizer": step.optimizer, "model": step.model, "ema": step.ema.model}
+        content |= {name: part.state_dict() for name, part in parts.items()}
+        self.writing.start(save_checkpoint, self.file, content, step.recipe["keep_checkpoints"])
 
     def restore(self, content: dict, steps_per_epoch: int) -> int:
-        """Restores a checkpoint's content; returns the number of steps done. CheckpointError for other weights.
-
-        What is different now is printed: circumstances, and a learning rate that the new length changes.
-        """
+        """Restores a checkpoint and prints what is different now. Returns the steps done. CheckpointError if unfit."""
         model, optimizer = self.step.model, self.step.optimizer
         load_state(model, content["model"], "the checkpoint")
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
@@ -202,8 +177,7 @@ class TrainingState:
         steps, last = total_steps(new, steps_per_epoch), total_steps(old, steps_per_epoch) - 1
         was, now = learning_rate(old, min(done, last), last + 1), learning_rate(new, min(done, steps - 1), steps)
         if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
-            print(
-                f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: it follows the new settings and length"
-            )
+            follows = "it follows the new settings and length"
+            print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: {follows}")
         print(f"resuming from step {done:,}")
         return done

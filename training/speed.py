@@ -5,13 +5,14 @@ import math
 import os
 import time
 
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion import GaussianDiffusion
 from training.batches import Batches
 from training.plan import total_steps
 from training.processes import Processes
-from training.step import TrainingStep, usual_way
+from training.step import TrainingStep
+from utils.device import usual_way
 
 TRIAL = 20  # steps that are timed
 WORTH = 10**11  # pictures times weights of a run that is worth a trial: from some minutes on
@@ -24,8 +25,7 @@ def best_way(
     """The `usual_way`, but on a CPU the fastest one for a new run that is WORTH a trial, and the way in which it began
     for a resumed run, which so repeats its bits.
 
-    last: the content of the last checkpoint, None for a new run. Tried are all threads and one, float32 and the
-    precision of auto, and both memory layouts. What is named first stays unless the other is 10 % faster, so that two
+    last: the content of the last checkpoint, None for a new run. Another way is taken if it is 10 % faster, so that two
     runs choose alike. What is set by hand is obeyed: precision, and OMP_NUM_THREADS, which torchrun sets, too.
     """
     usual = usual_way(recipe, processes.device)
@@ -67,22 +67,16 @@ def _words(way: dict) -> str:
 def steps_per_minute(step: TrainingStep, batches: Batches) -> float:
     """The speed of TRIAL steps, after one that is not timed because it may compile. All processes get the same number.
 
-    The learning rate is 0, so that the weights and their average stay as they are. The optimizer is left without a
-    state, and the scaler with the one it had. A run therefore trains as if there had been no trial.
+    A run then trains as if there had been no trial: the learning rate is 0, and no state of the optimizer is left.
     """
-    scale, began = step.scaler.state_dict(), 0.0
+    scale, times = step.scaler.state_dict(), []
     for batch in batches.steps(0, TRIAL + 1):
         _, norm, _ = step(batch, rate=0.0)
-        if batch.step == 0:
-            began = _now(norm)
-    seconds = step.processes.largest(max(1, round(1e6 * (_now(norm) - began)))) / 1e6
+        if batch.step in (0, TRIAL):
+            norm.item()  # waits for the device
+            times.append(time.monotonic())
+    seconds = step.processes.largest(max(1, round(1e6 * (times[1] - times[0])))) / 1e6
     step.optimizer.zero_grad(set_to_none=True)
     step.optimizer.state.clear()
     step.scaler.load_state_dict(scale)
     return 60 * TRIAL / seconds
-
-
-def _now(norm: Tensor) -> float:
-    """The time at which the device has computed this."""
-    norm.item()
-    return time.monotonic()

@@ -14,16 +14,7 @@ from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
 from training.processes import Processes
-from utils.device import (
-    autocast,
-    compile_outcome,
-    compiled,
-    memory_format,
-    prepare,
-    ready_to_sample,
-    resolve_precision,
-    sampling_precision,
-)
+from utils.device import autocast, compile_outcome, compiled, prepare, ready_to_sample, sampling_precision, usual_way
 
 TOO_LARGE = (
     "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision} need more memory "
@@ -32,19 +23,8 @@ TOO_LARGE = (
 )
 
 
-def usual_way(recipe: dict, device: torch.device) -> dict:
-    """How a step is computed where nothing was measured: device, precision, memory layout and threads of the CPU."""
-    precision = resolve_precision(recipe["precision"], device)
-    last = memory_format(device, precision) == torch.channels_last
-    threads = torch.get_num_threads() if device.type == "cpu" else None
-    return {"device": device.type, "precision": precision, "channels_last": last, "threads": threads}
-
-
 class TrainingStep:
-    """Holds all that a step changes: the model, its average (ema), the optimizer and the scaler of float16's loss.
-
-    Called as `losses, norm, taken = step(batch, rate)`, see `__call__`. way: see `usual_way`.
-    """
+    """All that a step changes: the model, its average (ema), the optimizer, the scaler. way: see `usual_way`."""
 
     def __init__(
         self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes,
@@ -87,10 +67,9 @@ class TrainingStep:
 
     def sampler(self) -> Callable[..., Tensor]:
         """The average as a function of (x, t) or (x, t, labels), in the precision for sampling."""
-        device, recipe = self.processes.device, self.recipe
-        return ready_to_sample(
-            self.ema.model, device, sampling_precision(recipe["precision"], device, recipe["objective"])
-        )
+        device = self.processes.device
+        precision = sampling_precision(self.recipe["precision"], device, self.recipe["objective"])
+        return ready_to_sample(self.ema.model, device, precision)
 
     def how(self) -> str:
         """On which device, in which precision, and, after the first step, whether torch.compile succeeded."""

@@ -18,10 +18,7 @@ LONGEST = 1500  # characters of an error message
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser with one-line errors, without abbreviated flags and without empty values.
-
-    Where there is a --set KEY=VALUE, the error for an unknown flag shows it, too.
-    """
+    """argparse's parser with one-line errors, without abbreviated flags and without empty values."""
 
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, **keywords)
@@ -55,14 +52,13 @@ def number(least: int, most: float = math.inf, kind: type = int) -> Callable[[st
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags for a checkpoint without a recipe. For any other checkpoint they must agree with its recipe."""
-    group = parser.add_argument_group("for a checkpoint without a recipe; must agree with the recipe of any other")
-    group.add_argument("--image_size", metavar="S", help="pixels a side, or HEIGHT,WIDTH")
-    group.add_argument("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
-    group.add_argument(
-        "--training_timestep_num", type=int, dest="timestep_num", help="T of the training, 1000 by default"
-    )
-    group.add_argument("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")
+    """The flags that describe a checkpoint without a recipe."""
+    group = "for a checkpoint without a recipe; must agree with the recipe of any other"
+    add = parser.add_argument_group(group).add_argument
+    add("--image_size", metavar="S", help="pixels a side, or HEIGHT,WIDTH")
+    add("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
+    add("--training_timestep_num", type=int, dest="timestep_num", help="T of the training, 1000 by default")
+    add("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")
 
 
 def recipe_flags(args: argparse.Namespace) -> dict:

@@ -16,9 +16,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """cpu, cuda, cuda:N or mps (Apple's GPU).
+    """cpu, cuda, cuda:N or mps (Apple's GPU); the first that there is of cuda, mps and cpu if none is named.
 
-    Without a name: a CUDA device if there is one (CUDA_VISIBLE_DEVICES selects), else mps, else the CPU.
     Under torchrun each process takes its own device. ConfigError for a device that is not available.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -72,8 +71,7 @@ def use_tf32(allowed: bool) -> None:
 def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> None:
     """On CUDA: TF32 for float32, and, if asked for, deterministic kernels, so that a run can be repeated exactly.
 
-    ours: whether the network is not of diffusers: the operations of ours all have a deterministic kernel. Only where
-    nothing else is allowed does the backward pass of attention choose its own. For others the rest is deterministic.
+    ours: whether the network is ours, whose operations all have one. Of others the rest is deterministic.
     """
     if device.type == "cuda":
         import torch._inductor.config as compiler  # here because it takes a second
@@ -88,25 +86,20 @@ def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> Non
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """The CUDA compute capability of a device: (7, 0) is Volta, the first with tensor cores, (8, 0) is Ampere."""
-    return torch.cuda.get_device_capability(device)
+    """Of CUDA, else (0, 0). (7, 0) is Volta, whose tensor cores compute only float16; (8, 0) is Ampere."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def memory_format(device: torch.device, precision: str = "auto") -> torch.memory_format:
-    """The memory layout in which the device's convolutions are fastest: channels last on tensor cores.
-
-    Before Ampere, tensor cores compute only float16.
-    """
-    float16 = device.type == "cuda" and resolve_precision(precision, device) == "fp16"
-    tensor_cores = device.type == "cuda" and capability(device) >= ((7, 0) if float16 else (8, 0))
-    return torch.channels_last if tensor_cores else torch.contiguous_format
+    """The memory layout in which the device's convolutions are fastest: channels last on tensor cores."""
+    first = (7, 0) if resolve_precision(precision, device) == "fp16" else (8, 0)
+    return torch.channels_last if capability(device) >= first else torch.contiguous_format
 
 
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[..., Tensor]:
     """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled.
 
-    "graphs": with CUDA graphs. A step is hundreds of kernels, which the CPU launches more slowly than the GPU computes
-    those of a small network. A graph launches all of them at once.
+    "graphs": with CUDA graphs, each of which launches the hundreds of kernels of a step at once.
     """
     automatic, graphs = compile == "auto" and device.type == "cuda", compile == "graphs"
     if not (automatic or graphs or compile is True):
@@ -132,17 +125,22 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """ "fp32", "bf16" or "fp16"; "auto" is bf16 where the device computes it in hardware, else fp16 on tensor cores."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if capability(device) >= (8, 0) else "fp16" if capability(device) >= (7, 0) else "fp32"
     on_cpu = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return "bf16" if on_cpu else "fp32"
+    return "bf16" if on_cpu or capability(device) >= (8, 0) else "fp16" if capability(device) >= (7, 0) else "fp32"
+
+
+def usual_way(recipe: dict, device: torch.device) -> dict:
+    """How a training computes where nothing was measured: device, precision, memory layout and threads of the CPU."""
+    precision = resolve_precision(recipe["precision"], device)
+    last = memory_format(device, precision) == torch.channels_last
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return {"device": device.type, "precision": precision, "channels_last": last, "threads": threads}
 
 
 def sampling_precision(precision: str, device: torch.device, objective: str) -> str:
     """`resolve_precision` for sampling, where "auto" is fp32 if x_start magnifies the network's rounding errors.
 
-    Where the network predicts noise, x_start = (x_t - σ ε) / a multiplies them by up to 2e4 at the noisy end, which
-    changes the pictures. With the other objectives the factor is small, and the pictures stay the same to the eye.
+    Where the network predicts noise, x_start = (x_t - σ ε) / a multiplies them by up to 2e4 at the noisy end.
     """
     a, sigma = torch.tensor([5e-5, 1.0])  # at the noisy end of cosine betas
     p, q = OBJECTIVES[objective](a, sigma)
@@ -160,12 +158,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def ready_to_sample(
     model: nn.Module, device: torch.device, precision: str, compile: bool = False
 ) -> Callable[..., Tensor]:
-    """The network on the device as a function of (x, t) that computes in `precision`; float32 in and out.
+    """The network on the device as a function of (x, t), or (x, t, labels), in `precision`; float32 in and out.
 
-    A network with labels also takes them: (x, t, labels).
-
-    compile: torch.compile with CUDA graphs, on CUDA only (ConfigError elsewhere). The first call takes about a minute,
-    and so does each new batch size; afterwards the CPU no longer limits the speed.
+    compile: torch.compile with CUDA graphs, on CUDA only (ConfigError elsewhere), a minute for each new batch size.
     """
     model = model.to(device).eval()
     if compile and device.type != "cuda":

@@ -115,32 +115,18 @@ def save_table(
 
 
 def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Path, **facts) -> list[Path]:
-    """A table of each sampler's picture and seconds per image, methods down and steps across, and the same as CSV.
-
-    facts: further columns of the CSV.
-    """
+    """A table of each sampler's picture and seconds per image, and the same as CSV, with `facts` as further columns."""
     methods = list(dict.fromkeys(replace(spec, steps=1) for spec in cells))
     steps = sorted({spec.steps for spec in cells})
     table = [[cells.get(replace(method, steps=n)) for n in steps] for method in methods]
-    save_table(
-        [[cell and cell[0] for cell in row] for row in table],
-        [
-            method.method + f" eta {method.eta:g}" * (method.method in USES_ETA) + " quad" * method.quad
-            for method in methods
-        ],
-        [f"{n} step{'s' * (n > 1)}" for n in steps],
-        file,
-        notes=[[f"{cell[1]:.2g} s each" if cell else "" for cell in row] for row in table],
-    )
+    rows = [f"{m.method}{f' eta {m.eta:g}' * (m.method in USES_ETA)}{' quad' * m.quad}" for m in methods]
+    notes = [[f"{cell[1]:.2g} s each" if cell else "" for cell in row] for row in table]
+    cells_only = [[cell and cell[0] for cell in row] for row in table]
+    save_table(cells_only, rows, [f"{n} step{'s' * (n > 1)}" for n in steps], file, notes)
     lines = [["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts]]
     lines += [[spec, *astuple(spec), f"{seconds:.6f}", *facts.values()] for spec, (_, seconds) in cells.items()]
-    return [file, save_csv(lines, file.with_suffix(".csv"))]
-
-
-def save_csv(lines: Iterable[Sequence], file: Path) -> Path:
-    """Writes lines of values."""
     csv.writer(text := io.StringIO(newline="")).writerows(lines)
-    return write_file(file, text.getvalue())
+    return [file, write_file(file.with_suffix(".csv"), text.getvalue())]
 
 
 # --- from noise to a sample -------------------------------------------------------------------------------------------
@@ -149,9 +135,8 @@ def save_csv(lines: Iterable[Sequence], file: Path) -> Path:
 def progress_frames(steps: int, rows: int) -> list[int]:
     """Which states to show, from 0 (pure noise) to `steps` (the result): coarse at first, then fine.
 
-    They are at linspace(0, 1, rows) ** 0.3 of the way; fewer if there are fewer steps. With ten rows the second one is
-    at (1/9)^0.3 = 52 %: with cosine betas the signal outweighs the noise only from half-way on, and before that there
-    is nothing to see.
+    They are at linspace(0, 1, rows) ** 0.3 of the way, the second of ten at 52 %: with cosine betas the noise outweighs
+    the signal before.
     """
     way = torch.linspace(0, 1, rows, dtype=torch.float64) ** COARSE_TO_FINE
     return sorted({round(float(part) * steps) for part in way} | {steps})
@@ -187,12 +172,6 @@ class ProgressPicture:
         """Writes x_t beside the predicted x_start, time running down; and a film as gif or webp if asked for."""
         files = [save_table(self.cells, self.labels, ["x_t", "predicted x_start"], file)]
         return [*files, save_animation(self.pictures, file.with_suffix(f".{animation}"))] if animation else files
-
-
-def film_states(frames: Iterable[Frame], steps: int, film: bool) -> list[Tensor]:
-    """Runs a sampler of that many network calls: its result (B, C, H, W), after the states that a film shows."""
-    kept = set(progress_frames(steps, FILM_FRAMES)) if film else {steps}
-    return [frame.sample.cpu() for done, frame in enumerate(frames, 1) if done in kept]
 
 
 def save_film(states: Sequence[Tensor], columns: int, picture: Path, animation: str | None) -> list[Path]:
