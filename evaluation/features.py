@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -163,8 +164,8 @@ def kept(extractor: Extractor, folders: Sequence[Path]) -> Callable[[Tensor], Te
         digest.update(pictures.numpy())
         name = f"{extractor.name}_{digest.hexdigest()[:32]}.safetensors"
         for folder in folders:
-            if (folder / name).is_file():
-                return safetensors.torch.load_file(folder / name)["features"]
+            with suppress(OSError, safetensors.SafetensorError):  # missing, or damaged
+                return safetensors.torch.load((folder / name).read_bytes())["features"]
         found = extractor.features(pictures)
         for folder in folders:
             with suppress(OSError):  # it cannot be written

@@ -50,10 +50,13 @@ def samples_in(files: list[Path], least: int, flag: str, recipe: dict) -> Tensor
     for file in tqdm(files, desc="reading", leave=False, delay=2):
         picture = opened(file, flag, Reading.of(recipe))
         if picture.size != (W, H):
-            raise ConfigError(f"{flag} {file}: it has {picture.width}x{picture.height} pixels, the data {W}x{H}")
+            raise ConfigError(
+                f"{flag} {file}: it has {picture.width}x{picture.height} pixels, and the data {W}x{H}: resize the "
+                "samples yourself, because how it is done changes the distances"
+            )
         pictures.append(fit_picture(picture, size, recipe["image_channel"]))
     if len(pictures) < least:
-        raise ConfigError(f"{flag}: {len(pictures)} pictures are fewer than {least}")
+        raise ConfigError(f"{flag}: {len(pictures)} pictures are fewer than the {least} that are needed")
     return torch.from_numpy(np.stack(pictures))
 
 

@@ -147,10 +147,15 @@ def test_features_of_real_pictures_are_computed_once(tmp_path):
         assert torch.equal(kept(Extractor("net", sha256, means), folders)(given), means(given))
         assert len(list((tmp_path / ".cache").iterdir())) == count
     assert len(calls) == 5 + 3
+    for file in (tmp_path / ".cache").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert torch.equal(kept(Extractor("net", "a", means), folders)(x), means(x))
+    assert len(calls) == 8 + 2
+    calls.clear()
     real = RealPictures(noise(30), noise(30), folders=folders)
     for _ in range(2):
         judge = Evaluation(real, Extractor("net", "c", means), 10)
-    assert calls[8:] == [30, 15 - 5, 10]  # all, as many of the other half as samples, and the real pictures among them
+    assert calls == [30, 15 - 5, 10]  # all, as many of the other half as samples, and the real pictures among them
     assert judge.floor["n"] == 10
 
 
@@ -222,7 +227,7 @@ def test_folders_that_cannot_be_measured_are_one_line(trained, tmp_path):
             Image.new("L", (side, 8), 10 * i).save(where / f"{i}.png")
     refused(in_process("test_solver.py", *base, large), 2, "--samples", "9x8 pixels", "8x8")
     refused(in_process("test_solver.py", *base, folder, "--sample_num", 13), 2, "--samples", "12 pictures", "13")
-    refused(in_process("test_solver.py", *base, tmp_path / "none"), 1, "none is not a folder")
+    refused(in_process("test_solver.py", *base, tmp_path / "none"), 2, "--samples", "none is not a folder")
     refused(in_process("test_solver.py", *base, folder, "--sample_info", "DDIM_2"), 2, "drawn already")
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
     for file in ("other.npz", "no.npz"):
