@@ -244,10 +244,3 @@ def test_figures(load, call, scripts_here, tmp_path, monkeypatch, weights, redra
     assert {file.name for file in tmp_path.iterdir()} == {*redrawn, "few_steps.png"}
     for file in tmp_path.iterdir():  # pictures of the documents
         assert np.asarray(Image.open(file)).std() > 0 and (ROOT / "images" / file.name).exists()
-
-
-def test_small_figures_are_enlarged_by_a_whole_factor(load):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 342, 3), np.uint8)
-    enlarged = np.asarray(load("figures").enlarged(Image.fromarray(pixels)))
-    assert (enlarged == pixels.repeat(2, 0).repeat(2, 1)).all()
-    assert load("figures").enlarged(Image.new("L", (600, 3))).size == (600, 3)

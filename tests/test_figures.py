@@ -2,11 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers.networks import small_run
 from helpers.pictures import pixels
 from helpers.scripts import ROOT, call, refused
+from PIL import Image
 from torch import nn
 
 from runs.config import load_recipe
@@ -80,3 +82,10 @@ def test_operations_are_those_of_the_layers(benchmark):
     assert parameters == sum(weight.numel() for weight in model.parameters())
     assert once == pytest.approx(sum(counted) / 1e9, rel=1e-9)  # integers
     assert 2.9 * once < step < 3 * once  # backward: two products for each, but not into the picture
+
+
+def test_small_figures_are_enlarged_by_a_whole_factor(benchmark):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 342, 3), np.uint8)
+    enlarged = np.asarray(benchmark("figures").enlarged(Image.fromarray(pixels)))
+    assert (enlarged == pixels.repeat(2, 0).repeat(2, 1)).all()
+    assert benchmark("figures").enlarged(Image.new("L", (600, 3))).size == (600, 3)
