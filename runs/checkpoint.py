@@ -1,5 +1,6 @@
 """Training checkpoints: {format, recipe, model, ema, optimizer, step, …}."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def _bytes(content) -> int:
 def torch_load(file: Path):
     try:
         check_seal(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickles of other programs
+            return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except FileNotFoundError as error:

@@ -33,6 +33,7 @@ def export_folder(run: Run, folder: Path) -> None:
     outputs differ by more than 1e-5.
     """
     try:
+        check_name(folder)
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
         diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
@@ -52,6 +53,7 @@ def import_folder(folder: Path) -> Run:
     that is damaged, of another kind, or cannot be represented.
     """
     with _refused(folder):
+        check_name(folder)
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
         keys = {"network": "unet"} | diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
@@ -155,6 +157,14 @@ def _json(file: Path, classes: tuple[str, ...]) -> dict:
     if content["_class_name"] not in classes:
         raise ValueError(f"its {file.name} is of {content['_class_name']}, not of {' or '.join(classes)}")
     return content
+
+
+def check_name(folder: Path) -> None:
+    """ValueError for a name that the library of safetensors cannot open."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the name of the folder is not valid UTF-8, which diffusers needs: choose another") from error
 
 
 @contextmanager

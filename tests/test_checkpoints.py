@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import random
 import signal
 import zipfile
@@ -66,6 +67,13 @@ def test_any_flipped_bit_is_detected(two, capsys):
     assert (two.parent / "x.pt.damaged").exists()  # renamed, or the next save would remove the good one
     save_checkpoint(two, content(3), keep=2)
     assert [load_checkpoint(two.with_name(n))["step"] for n in ("x.pt", "x.1.pt")] == [3, 1]
+
+
+def test_the_pickle_of_another_program_is_one_error_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(print, protocol=4))
+    with pytest.raises(DamagedCheckpointError, match="nothing in it was run"):
+        load_checkpoint(tmp_path / "a.pt")
+    assert not recwarn.list
 
 
 def test_keys_newer_than_a_checkpoint_have_their_defaults(tmp_path):

@@ -108,7 +108,10 @@ def test_a_path_that_is_not_unicode_is_used_or_named(tmp_path):
     shared = folder / "digits.safetensors"
     assert in_process("convert.py", folder / "digits" / "digits.pt", shared).returncode == 0
     refused(in_process("convert.py", shared, tmp_path / "x"), 1, r"caf\udce9", "is not valid UTF-8")
-    assert in_process("convert.py", shared.rename(tmp_path / shared.name), tmp_path / "x.safetensors").returncode == 0
+    shared = shared.rename(tmp_path / shared.name)
+    assert in_process("convert.py", shared, tmp_path / "x.safetensors").returncode == 0
+    refused(in_process("convert.py", shared, folder / "new"), 2, "cannot be exported", "folder is not valid UTF-8")
+    refused(in_process("convert.py", folder, tmp_path / "y.safetensors"), 1, r"caf\udce9", "folder is not valid UTF-8")
 
 
 def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch):

@@ -162,7 +162,7 @@ def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_p
     (tmp_path / "other").mkdir()
     other = shutil.copy(trained, tmp_path / "other" / teacher.name)
     run = train(tmp_path, settings=longer | {"init_from": other})
-    refused(run, 1, "teacher_sha256: was", "use the old values")
+    refused(run, 1, "teacher_sha256: was", "use the old values", "has changed since")
     drawn(tmp_path / "digits")[0].unlink()
     run = train(tmp_path, settings=longer | {"init_from": tmp_path / teacher.name})
     refused(run, 1, "teacher.pt does not exist")

@@ -110,9 +110,10 @@ def as_begun(recipe: dict, content: dict) -> dict:
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())
         no_pictures = f" (a folder without pictures is no class: {', '.join(sorted(gone))})" if gone else ""
+        teacher = f" ({recipe['init_from']} has changed since)" * (was["teacher_sha256"] != now["teacher_sha256"])
         raise CheckpointError(
             f"the checkpoint is from a run with other settings ({'; '.join(changed)}): use the old values{less_memory}"
-            f", or set another pth_save_name{no_pictures}"
+            f"{teacher}, or set another pth_save_name{no_pictures}"
         )
     for change in changed_keys(was, now, RESUMABLE):
         print(change)
