@@ -23,7 +23,7 @@ from runs.recipe import parse_spec
 from runs.run import checkpoint_of, load_run
 from test_modes import compare, edit, evaluate, inpaint, interpolate, random_gen
 from test_modes.flags import add_flags, check_flags, labels_and_guidance
-from test_modes.job import Job, new_folder
+from test_modes.job import Job
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, one_thread_if_faster, pick_device, rank_and_world, sampling_precision
 
@@ -59,7 +59,7 @@ def main() -> None:
     precision = sampling_precision(args.precision, device, trained.recipe["objective"])
     specs, mode = samplers(args, trained.recipe["timestep_num"]), MODES[args.test_mode]
     labelled = labels_and_guidance(args, trained.recipe)
-    new_folder(args.save_dir, "--save_dir")
+    args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
     if device.type == "cpu":

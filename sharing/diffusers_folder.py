@@ -33,7 +33,8 @@ def export_folder(run: Run, folder: Path) -> None:
     outputs differ by more than 1e-5.
     """
     try:
-        check_name(folder)
+        if str(folder).encode(errors="ignore").decode() != str(folder):  # safetensors would open another file
+            raise ValueError("the name of the folder is not valid UTF-8: choose another")
         unet = to_unet2d(run)
         scheduler = diffusers().DDPMScheduler(**scheduler_configuration(run.recipe, run.diffusion))
         diffusers().DDPMPipeline(unet, scheduler).save_pretrained(folder)
@@ -53,7 +54,6 @@ def import_folder(folder: Path) -> Run:
     that is damaged, of another kind, or cannot be represented.
     """
     with _refused(folder):
-        check_name(folder)
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
         keys = {"network": "unet"} | diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
@@ -157,14 +157,6 @@ def _json(file: Path, classes: tuple[str, ...]) -> dict:
     if content["_class_name"] not in classes:
         raise ValueError(f"its {file.name} is of {content['_class_name']}, not of {' or '.join(classes)}")
     return content
-
-
-def check_name(folder: Path) -> None:
-    """ValueError for a name that the library of safetensors cannot open."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("the name of the folder is not valid UTF-8, which diffusers needs: choose another") from error
 
 
 @contextmanager

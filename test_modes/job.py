@@ -13,19 +13,8 @@ from tqdm import tqdm
 
 from diffusion import Frame, SampleSpec
 from files.atomic import write_file
-from files.errors import ConfigError
 from runs.run import Run, in_batches
 from utils.pictures import FILM_FRAMES, progress_frames
-
-
-def new_folder(folder: Path, flag: str) -> None:
-    """Creates the folder that a flag names, if it is missing. ConfigError where nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{flag} {folder}: {error.strerror}: choose another folder") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{flag} {folder}: nothing can be written there: choose another folder")
 
 
 @dataclass(frozen=True)

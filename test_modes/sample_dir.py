@@ -15,7 +15,6 @@ from files.errors import ConfigError, short
 from files.seal import sha256_of
 from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS
 from runs.run import Run
-from test_modes.job import new_folder
 from utils.pictures import is_complete_png, png
 
 IDENTITY = "samples.json"
@@ -40,7 +39,7 @@ class SampleDir:
 
     def __init__(self, folder: Path, identity: dict, count: int):
         self.folder = folder
-        new_folder(folder, "--sample_dir")
+        folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
         file = folder / IDENTITY
         names = {other.name for other in folder.iterdir() if not PART.fullmatch(other.name)}
