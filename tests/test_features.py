@@ -230,7 +230,9 @@ def test_folders_that_cannot_be_measured_are_one_line(trained, tmp_path):
     refused(in_process("test_solver.py", *base, tmp_path / "none"), 2, "--samples", "none is not a folder")
     refused(in_process("test_solver.py", *base, folder, "--sample_info", "DDIM_2"), 2, "drawn already")
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
-    for file in ("other.npz", "no.npz"):
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:-9])
+    for file in ("other.npz", "no.npz", "empty.npz", "cut.npz"):
         refused(in_process("test_solver.py", *base, folder, "--statistics", tmp_path / file), 2, file, "64 features")
     (folder / "notes.png").write_text("not a picture")
     refused(in_process("test_solver.py", *base, folder), 2, "--samples", "notes.png")

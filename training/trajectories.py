@@ -44,6 +44,9 @@ def with_teacher(recipe: dict) -> dict:
         raise ConfigError("trajectories needs init_from: the network that draws them and that the training starts from")
     if recipe["objective"] == "pred_noise":
         raise ConfigError("trajectories: from noise alone, a network with objective=pred_noise predicts no picture")
+    if recipe["trajectories"] < recipe["batch_size"]:
+        too_few = f"trajectories={recipe['trajectories']} are fewer than batch_size={recipe['batch_size']}"
+        raise ConfigError(f"{too_few}: draw more, or set a smaller batch_size")
     file, guidance = checkpoint_of(recipe["init_from"]), recipe["teacher_guidance"]
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     teacher = {"teacher_sha256": sha256, "teacher_guidance": usual_guidance(recipe) if guidance is None else guidance}
