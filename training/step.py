@@ -67,9 +67,9 @@ class TrainingStep:
 
     def sampler(self) -> Callable[..., Tensor]:
         """The average as a function of (x, t) or (x, t, labels), in the precision for sampling."""
-        device = self.processes.device
-        precision = sampling_precision(self.recipe["precision"], device, self.recipe["objective"])
-        return ready_to_sample(self.ema.model, device, precision)
+        device, recipe = self.processes.device, self.recipe
+        asked = "fp32" if self.precision == "fp32" else recipe["precision"]  # auto: where bfloat16 is slower, not it
+        return ready_to_sample(self.ema.model, device, sampling_precision(asked, device, recipe["objective"]))
 
     def how(self) -> str:
         """On which device, in which precision, and, after the first step, whether torch.compile succeeded."""
