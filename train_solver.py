@@ -14,21 +14,20 @@ import yaml
 from torch import nn
 
 from diffusion import GaussianDiffusion
-from files.atomic import write_file
 from files.errors import Stopped
-from runs.config import load_recipe
+from runs.config import load_recipe, quicker
 from runs.network import build, plan
 from training.batches import Batches
-from training.log import TrainingLog, read_log, save_loss_curve
+from training.log import TrainingLog
 from training.optimizer import learning_rate
-from training.pictures import find_pictures, training_pictures, with_classes
+from training.pictures import completed, find_pictures, training_pictures
 from training.plan import describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
-from training.resume import TrainingState, alone_in, as_begun, find_checkpoint, load_pretrained, pretrained_recipe
-from training.speed import best_way, steps_per_minute
+from training.resume import TrainingState, alone_in, begun, load_pretrained, pretrained_recipe
+from training.speed import best_way, measure
 from training.step import TrainingStep
-from training.trajectories import kinds, with_teacher
+from training.trajectories import kinds
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -55,10 +54,11 @@ def main() -> None:
     plan(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
-            recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
+            recipe = completed(recipe, download=not args.dry_run)
         torch.manual_seed(recipe["seed"])
         model, diffusion = (plan if args.dry_run else build)(recipe)
         print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
+        print(end=quicker(args.config, args.data_name))
         if args.dry_run:
             dry_run(recipe, model, diffusion, processes.world, processes.device)
         else:
@@ -81,8 +81,7 @@ def train(
         found = find_pictures(recipe, folder)
         if lead:
             until_exit.enter_context(alone_in(folder))
-        last = find_checkpoint(folder / f"{folder.name}.pt", resume)
-        recipe = as_begun(recipe, last) if last else recipe.copy()
+        recipe, last = begun(recipe, folder, resume)
         images, labels, *unseen = training_pictures(recipe, found, folder, device)
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
@@ -95,8 +94,7 @@ def train(
     until_exit.callback(torch.set_num_threads, torch.get_num_threads())
     way = best_way(recipe, model, diffusion, processes, batches, last)
     step = TrainingStep(recipe, model, diffusion, processes, way)
-    if recipe["max_minutes"] and not recipe["steps_per_minute"]:
-        recipe["steps_per_minute"] = steps_per_minute(step, batches)
+    measure(step, batches, new=not last)
     state, steps = TrainingState(folder, step, images, until_exit), total_steps(recipe, batches.steps_per_epoch)
     start = state.restore(last, batches.steps_per_epoch) if last else 0
     del last
@@ -108,14 +106,14 @@ def train(
     until_exit.enter_context(log)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
-        write_file(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))  # for people, and a run cut short
+        state.save_recipe()
     if start and preview.missing(start):
         preview.draw(start)
 
     loop(recipe, batches, step, start, steps, state, log, preview, stop)
     state.writing.wait()
     if lead:
-        save_loss_curve(read_log(log.file), folder / "loss.png")
+        log.save_curve()
     if start < steps:
         speed = f"{log.images:,} images in {log.took:.0f} s, {log.images / log.took:.1f} images/s"
         print(f"{speed} {step.how()}; saved {state.file}")

@@ -35,8 +35,7 @@ def load_recipe(
     Raises ConfigError for an unknown block or key (with the closest known one), a wrong type or value, a duplicate, and
     a cycle of bases.
     """
-    if config == DEFAULT and not config.exists():
-        config = Path(__file__).parent.parent / DEFAULT
+    config = _found(config)
     content = _read_yaml(config)
     blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
     layers, chain, name = [], [], data_name
@@ -66,6 +65,18 @@ def load_recipe(
         layers.insert(1, {key: theirs[key] for key in [*MODEL_KEYS, *DIFFUSION_KEYS] if key not in own})
         recipe = _resolved(config, chain, layers)
     return check_recipe(recipe, str(config))
+
+
+def quicker(config: Path, data_name: str) -> str:
+    """A line that names the blocks of the same data which are for a GPU-hour and a laptop, if there are any."""
+    blocks = {f"{data_name}_hour": "on a GPU", f"{data_name}_laptop": "on CPU cores"}
+    known = _read_yaml(_found(config))["Train_Data"]
+    there = " or ".join(f"--data_name {name} ({where})" for name, where in blocks.items() if name in known)
+    return f"quicker     {there}: better samples, in minutes to hours (docs/howto.md)\n" if there else ""
+
+
+def _found(config: Path) -> Path:
+    return Path(__file__).parent.parent / DEFAULT if config == DEFAULT and not config.exists() else config
 
 
 def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:

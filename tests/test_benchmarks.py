@@ -32,7 +32,7 @@ def load(monkeypatch):
     """Imports a script of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("train_solver.save_loss_curve", lambda lines, file: None)  # half a second of each training
+    monkeypatch.setattr("training.log.save_loss_curve", lambda lines, file: None)  # half a second of each training
     return importlib.import_module
 
 

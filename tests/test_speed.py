@@ -22,22 +22,25 @@ USUAL = {"device": "cpu", "precision": "bf16", "channels_last": False, "threads"
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """best_way on such a CPU, where a step takes seconds(way): the choice, and the number of steps of the trial."""
+    """best_way on such a CPU, where a step of 100 pictures takes seconds(way): the choice, and the number of pictures
+    in each step of the trial."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def call(seconds, last=None, steps=10**7, **recipe):
-        now, count = 0.0, 0
+        now, counts = 0.0, []
 
         def step(way):
-            def call(batch, rate):
-                nonlocal now, count
+            def call(count, rate):
+                nonlocal now
                 assert rate == 0
-                now, count = now + seconds(way), count + 1
+                now += seconds(way) * count / 100
+                counts.append(count)
 
             return call
 
         recipe = {
             "precision": "auto",
+            "gradient_accumulation": 1,
             "batch_size": 100,
             "compile": "auto",
             "max_steps": steps,
@@ -47,8 +50,9 @@ def chosen(monkeypatch):
         monkeypatch.setattr(training.speed, "usual_way", lambda *_: usual)
         monkeypatch.setattr(training.speed, "TrainingStep", lambda *args: step(args[-1]))
         monkeypatch.setattr(training.speed.time, "monotonic", lambda: now)
-        batches = SimpleNamespace(steps=lambda start, stop: range(start, stop), steps_per_epoch=1)
-        return best_way(recipe, torch.nn.Linear(100, 10), None, Processes(CPU), batches, last), count
+        batch = SimpleNamespace(first=lambda count: count)
+        batches = SimpleNamespace(steps=lambda start, stop: [batch] * (stop - start), steps_per_epoch=1)
+        return best_way(recipe, torch.nn.Linear(100, 10), None, Processes(CPU), batches, last), counts
 
     return call
 
@@ -57,13 +61,24 @@ def test_the_fastest_way_is_chosen_and_a_slow_one_given_up_after_a_step(chosen, 
     def busy(way):  # threads wait for each other, and bfloat16 is emulated
         return 1.0 * (3 if way["threads"] > 1 else 1) * (30 if way["precision"] == "bf16" else 1)
 
-    assert chosen(busy) == (USUAL | {"precision": "fp32", "threads": 1}, 3 + 3 + 1 + 3)
-    assert "fp32, contiguous, 1 thread: 3.00 times as fast as fp32, contiguous, 4 threads" in capsys.readouterr().out
+    assert chosen(busy) == (USUAL | {"precision": "fp32", "threads": 1}, [2] * 3 + [100] * (3 + 3 + 1 + 3))
+    said = capsys.readouterr().out
+    assert "fp32, contiguous, 1 thread: 3.00 times as fast as fp32, contiguous, 4 threads" in said
+    assert "time        10,000,000 steps take about 116 days here\n" in said  # of a second each
 
     def modern(way):
         return 1.0 / (2 if way["precision"] == "bf16" else 1) / (1.2 if way["channels_last"] else 1) / way["threads"]
 
     assert chosen(modern)[0] == USUAL | {"channels_last": True}
+
+
+def test_a_network_that_is_too_large_for_this_machine_is_tried_with_two_pictures(chosen, capsys):
+    """A trial takes seconds then, not many minutes in silence."""
+    way, counts = chosen(lambda way: 300 / way["threads"], gradient_accumulation=50, steps=10**6)
+    assert set(counts) == {2} and sum(counts) * 300 / 4 / 100 < 60 and way["threads"] == 4
+    assert "time        1,000,000 steps take about 868 days here\n" in capsys.readouterr().out  # of 75 s each
+    chosen(lambda way: 300 / way["threads"], max_minutes=60, steps_per_minute=1.0)
+    assert "time  " not in capsys.readouterr().out  # it is known
 
 
 def test_the_usual_stands_unless_another_is_a_tenth_faster(chosen, capsys):
@@ -79,12 +94,12 @@ def test_what_is_set_by_hand_is_obeyed_and_short_runs_get_no_trial(chosen, monke
         return float(way["threads"])
 
     assert chosen(busy, precision="bf16")[0] == USUAL | {"threads": 1}
-    assert chosen(busy, steps=10) == chosen(busy, compile=True) == (USUAL, 0)
+    assert chosen(busy, steps=10) == chosen(busy, compile=True) == (USUAL, [])
     last = USUAL | {"precision": "fp32", "channels_last": True, "threads": 2}
-    assert chosen(busy, last) == (last, 0)
+    assert chosen(busy, last) == (last, [])
     assert chosen(busy, last, precision="bf16")[0] == last | {"precision": "bf16"}
-    assert chosen(busy, {"step": 3}) == (USUAL, 0)  # of an earlier version
-    assert chosen(busy, last | {"device": "cuda"}) == (USUAL, 0)
+    assert chosen(busy, {"step": 3}) == (USUAL, [])  # of an earlier version
+    assert chosen(busy, last | {"device": "cuda"}) == (USUAL, [])
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert chosen(busy)[0] == USUAL | {"precision": "fp32"} and chosen(busy, last)[0] == last | {"threads": 4}
 
@@ -113,7 +128,7 @@ def test_a_trial_leaves_no_trace_in_the_run(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(training.speed.time, "monotonic", lambda: next(now))  # all are equally fast
     tried = train(tmp_path / "tried", settings=settings)
     assert "1.00 times as fast as fp32, contiguous, 1 thread\n" in tried.stdout
-    assert [way["channels_last"] for way in steps] == [False, True]
+    assert [way["channels_last"] for way in steps] == [False, False, True]  # the first with two pictures
     plain, tried = (tmp_path / name / "digits" / "digits.pt" for name in ("plain", "tried"))
     assert state_hash(plain) == state_hash(tried)
 

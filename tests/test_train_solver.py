@@ -13,6 +13,7 @@ from helpers.scripts import ROOT, TINY, script, state_hash, tiny, train
 from PIL import Image
 
 import train_solver
+import training.speed
 from files.errors import CheckpointError
 from runs.config import load_recipe
 from runs.network import build
@@ -64,13 +65,13 @@ RANDOM = {"gradient_accumulation": 2, "dropout": 0.1, "horizontal_flip": "true",
 @pytest.mark.parametrize("settings", [{"optimizer": "muon"}, RANDOM], ids=["muon", "adam"])
 def test_max_minutes_become_a_number_of_steps_and_nothing_else_changes(tmp_path, monkeypatch, settings):
     """It ends in the state of a training with this max_steps, in one part or two; the speed is measured once."""
-    measured, original = [], train_solver.steps_per_minute
+    measured, original = [], training.speed.steps_per_minute
 
     def trial(*args):
         measured.append(original(*args))
         return 1200.0
 
-    monkeypatch.setattr(train_solver, "steps_per_minute", trial)
+    monkeypatch.setattr(training.speed, "steps_per_minute", trial)
     times = settings | {"max_steps": "null", "max_minutes": 0.005, "save_every": 2}
     assert train(tmp_path / "steps", settings=settings | {"max_steps": 6}).returncode == 0 and not measured
     assert train(tmp_path / "whole", settings=times).returncode == 0 and measured[0] > 0

@@ -35,6 +35,11 @@ class Batch:
     noise: Tensor  # like x_start
     labels: Tensor | None = None  # int64 (B,), for a network with labels
 
+    def first(self, count: int) -> "Batch":
+        """The first pictures of it, for a trial."""
+        labels = self.labels if self.labels is None else self.labels[:count]
+        return Batch(self.step, self.x_start[:count], self.t[:count], self.noise[:count], labels)
+
     def split(self, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """(x_start, t, noise, labels) of each of `parts` equal parts, for gradient accumulation."""
         labels = [None] * parts if self.labels is None else self.labels.chunk(parts)

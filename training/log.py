@@ -114,6 +114,10 @@ class TrainingLog(AbstractContextManager):
         self.restart_clock()
         return line
 
+    def save_curve(self) -> None:
+        """Draws loss.png from all lines of this run."""
+        save_loss_curve(read_log(self.file), self.file.with_name("loss.png"))
+
     def _show(self, line: dict, printed: bool) -> None:
         if printed:
             self.bar.write(summary(line))
@@ -138,7 +142,8 @@ def summary(line: dict) -> str:
     losses = [(name.replace("_", " "), line.get(name)) for name in ("loss", "held_out_loss", "fixed_noise_loss")]
     words = [f"step {line['step']:,}", f"epoch {line['epoch']}"]
     words += [f"{name} {value:.4f}" for name, value in losses if value is not None]
-    words += [f"{line['images_per_second']:.0f} images/s"]
+    decimals = 1 if line["images_per_second"] < 10 else 0
+    words += [f"{line['images_per_second']:.{decimals}f} images/s"]
     if line["skipped"]:
         words.append(f"{line['skipped']} step(s) skipped: the loss or the gradient was not finite")
     return "  ".join(words)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from torch import nn
 
-from files.atomic import clear_parts
+from files.atomic import clear_parts, write_file
 from files.errors import CheckpointError, DamagedCheckpointError, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
@@ -98,6 +99,12 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
     return None
 
 
+def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
+    """(recipe, last): what a run trains, and the content of its last checkpoint, None for a new run. See below."""
+    last = find_checkpoint(folder / f"{folder.name}.pt", resume)
+    return as_begun(recipe, last) if last else recipe.copy(), last
+
+
 def as_begun(recipe: dict, content: dict) -> dict:
     """The recipe, with the speed that was measured when the run began. content: of its last checkpoint.
 
@@ -154,6 +161,10 @@ class TrainingState:
         parts = {"optimizer": step.optimizer, "model": step.model, "ema": step.ema.model}
         content |= {name: part.state_dict() for name, part in parts.items()}
         self.writing.start(save_checkpoint, self.file, content, step.recipe["keep_checkpoints"])
+
+    def save_recipe(self) -> None:
+        """Writes recipe.yaml: for people, and for a run that is cut short before its first checkpoint."""
+        write_file(self.file.with_name("recipe.yaml"), yaml.safe_dump(self.step.recipe, sort_keys=False))
 
     def restore(self, content: dict, steps_per_epoch: int) -> int:
         """Restores a checkpoint and prints what is different now. Returns the steps done. CheckpointError if unfit."""

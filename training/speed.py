@@ -15,6 +15,8 @@ from training.step import TrainingStep
 from utils.device import usual_way
 
 TRIAL = 20  # steps that are timed
+FEW = 2  # pictures of a batch that stand for it where they alone take LONG
+LONG = 0.5  # seconds
 WORTH = 10**11  # pictures times weights of a run that is worth a trial: from some minutes on
 
 
@@ -27,6 +29,7 @@ def best_way(
 
     last: the content of the last checkpoint, None for a new run. Another way is taken if it is 10 % faster, so that two
     runs choose alike. What is set by hand is obeyed: precision, and OMP_NUM_THREADS, which torchrun sets, too.
+    Prints what was taken, and how long the run takes.
     """
     usual = usual_way(recipe, processes.device)
     auto, free = recipe["precision"] == "auto", "OMP_NUM_THREADS" not in os.environ
@@ -34,29 +37,51 @@ def best_way(
         way = usual | {key: last[key] for key in ("precision",) * auto + ("channels_last",) + ("threads",) * free}
         print(f"computes    in {_words(way)}, as before")
         return way
-    pictures = total_steps(recipe, batches.steps_per_epoch) * recipe["batch_size"]
-    worth = pictures * sum(weight.numel() for weight in model.parameters()) > WORTH
+    steps, share = total_steps(recipe, batches.steps_per_epoch), recipe["batch_size"] // processes.world
+    worth = steps * recipe["batch_size"] * sum(weight.numel() for weight in model.parameters()) > WORTH
     if usual["device"] != "cpu" or last or not worth or recipe["compile"] is True:
         return usual
 
     def trial(way: dict) -> float:
-        """The seconds of the fastest of three steps, or of the first if that is slow."""
-        step, seconds = TrainingStep(recipe, copy.deepcopy(model), diffusion, processes, way), []
+        """The seconds of the fastest of three steps of `count` pictures, or of the first if that is slow."""
+        parts = recipe["gradient_accumulation"] if count == share else 1
+        trained = recipe | {"gradient_accumulation": parts}
+        step, seconds = TrainingStep(trained, copy.deepcopy(model), diffusion, processes, way), []
         for batch in batches.steps(0, 3):
             began = time.monotonic()
-            step(batch, rate=0.0)
+            step(batch.first(count), rate=0.0)
             seconds.append(processes.largest(round(1e6 * (time.monotonic() - began))) / 1e6)
-            if seconds[0] > 2 * best:
+            if seconds[0] > min(2 * best, 10 * LONG):
                 break
         return min(seconds)
 
     way, best = usual | {"precision": "fp32"} if auto else usual, math.inf
+    count = min(FEW, share)
+    count = count if trial(way) > LONG else share
     first, slowest = way, (best := trial(way))
     for other in ({"threads": 1}, {"precision": usual["precision"]}, {"channels_last": True}):
         if way | other != way and (free or "threads" not in other) and (taken := trial(way | other)) < best / 1.1:
             way, best = way | other, taken
     print(f"computes    in {_words(way)}: {slowest / best:.2f} times as fast as {_words(first)}")
+    if not recipe["max_minutes"]:
+        _say_time(steps, best * share / count)
     return way
+
+
+def measure(step: TrainingStep, batches: Batches, new: bool) -> None:
+    """Sets steps_per_minute of a recipe with max_minutes, once. Else, on a GPU, prints how long a new run takes."""
+    recipe = step.recipe
+    if recipe["max_minutes"]:
+        recipe["steps_per_minute"] = recipe["steps_per_minute"] or steps_per_minute(step, batches)
+    elif new and step.way["device"] != "cpu":
+        _say_time(total_steps(recipe, batches.steps_per_epoch), 60 / steps_per_minute(step, batches, trial=2))
+
+
+def _say_time(steps: int, seconds: float) -> None:
+    """seconds: of a step."""
+    units = {"days": 86400, "hours": 3600, "minutes": 60}
+    unit = next((name for name, size in units.items() if steps * seconds > 2 * size), "minutes")
+    print(f"time        {steps:,} steps take about {steps * seconds / units[unit]:,.0f} {unit} here")
 
 
 def _words(way: dict) -> str:
@@ -64,19 +89,19 @@ def _words(way: dict) -> str:
     return f"{way['precision']}, {layout}, {way['threads']} thread" + "s" * (way["threads"] > 1)
 
 
-def steps_per_minute(step: TrainingStep, batches: Batches) -> float:
-    """The speed of TRIAL steps, after one that is not timed because it may compile. All processes get the same number.
+def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -> float:
+    """The speed of `trial` steps, after one that is not timed: it may compile. All processes get the same number.
 
     A run then trains as if there had been no trial: the learning rate is 0, and no state of the optimizer is left.
     """
     scale, times = step.scaler.state_dict(), []
-    for batch in batches.steps(0, TRIAL + 1):
+    for batch in batches.steps(0, trial + 1):
         _, norm, _ = step(batch, rate=0.0)
-        if batch.step in (0, TRIAL):
+        if batch.step in (0, trial):
             norm.item()  # waits for the device
             times.append(time.monotonic())
     seconds = step.processes.largest(max(1, round(1e6 * (times[1] - times[0])))) / 1e6
     step.optimizer.zero_grad(set_to_none=True)
     step.optimizer.state.clear()
     step.scaler.load_state_dict(scale)
-    return 60 * TRIAL / seconds
+    return 60 * trial / seconds
