@@ -5,9 +5,9 @@
 
 An arm is one text: a block of config.yaml or `small`, which is the block of --data_name with the settings SMALL, and
 then any KEY=VALUE. Or it is one of PEERS: a network of about the size of `small` from another toolkit, trained with the
-settings of that toolkit's own script, and in the precision of ours unless it is "diffusers precision=fp32". All arms
-see the same pictures in the same order and are sampled from the same noise by the same sampler, each with its own
-betas.
+settings of that toolkit's own script except the network's size, in the precision and memory layout that are fastest
+here unless it is "diffusers precision=fp32". All arms see the same pictures in the same order and are sampled from the
+same noise by the same sampler, each with its own betas.
 
 Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
 max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
@@ -17,18 +17,14 @@ To use one core per arm, start the command once per core, with taskset and OMP_N
 """
 
 import json
-import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import recipe_with, train_quietly
+from peers import PEERS, WIDTH, fastest
 
 from datasets import Reading, load_images, to_uint8
 from diffusion import GaussianDiffusion
@@ -43,10 +39,16 @@ from runs.run import Run, load_run
 from training.batches import Batches
 from training.log import read_log
 from utils.command_line import ArgumentParser, number, run
-from utils.device import autocast, pick_device, sampling_precision
+from utils.device import pick_device, sampling_precision
 from utils.pictures import grid_columns, save_grid
 
-SMALL = {"model_channels": 32, "num_res_blocks": 1, "objective": "pred_v", "loss_type": "l2", "loss_weight": "min_snr"}
+SMALL = {
+    "model_channels": WIDTH,
+    "num_res_blocks": 1,
+    "objective": "pred_v",
+    "loss_type": "l2",
+    "loss_weight": "min_snr",
+}
 SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
 HEAD = "arm, seed, minutes, images, images/s, parameters, guidance, Fréchet distance, least class, most, brightness"
 
@@ -77,103 +79,15 @@ def train_ours(recipe: dict, seconds: float) -> Trained:
 # --- other toolkits ---------------------------------------------------------------------------------------------------
 
 
-Peer = tuple[Callable[[Tensor, float], None], Callable[[], nn.Module], GaussianDiffusion]
-# step(x_start, the share of the time that is over), the averaged network after training, and its diffusion
-
-
-def diffusers_peer(recipe: dict, device: torch.device) -> Peer:
-    """UNet2DModel with the settings of diffusers' script for unconditional training, except the network's size.
-
-    AdamW, a learning rate of 1e-4 with 500 steps of warm-up and half a cosine, linear betas, noise, L2, clipping.
-    """
-    from diffusers import DDPMScheduler, UNet2DModel
-    from diffusers.training_utils import EMAModel
-
-    channels, width = recipe["image_channel"], SMALL["model_channels"]
-    net = UNet2DModel(
-        sample_size=recipe["image_size"], in_channels=channels, out_channels=channels, layers_per_block=1,
-        block_out_channels=(width, 2 * width, 2 * width, 2 * width), norm_num_groups=8, attention_head_dim=16,
-        down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3,
-    ).to(device)  # fmt: skip
-    schedule, steps = DDPMScheduler(1000), 0
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-
-    def step(x_start: Tensor, done: float) -> None:
-        nonlocal steps
-        noise, t = torch.randn_like(x_start), torch.randint(1000, (len(x_start),), device=device)
-        with autocast(recipe["precision"], device):
-            out = net(schedule.add_noise(x_start, noise, t), t, return_dict=False)[0]
-        (out - noise).square().mean().backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        steps += 1
-        optimizer.param_groups[0]["lr"] = 1e-4 * min(1, steps / 500) * 0.5 * (1 + math.cos(math.pi * done))
-        optimizer.step()
-        optimizer.zero_grad()
-        average.step(net.parameters())
-
-    def averaged() -> nn.Module:
-        average.copy_to(net.parameters())
-        return Called(lambda x, t: net(x, t, return_dict=False)[0], net)
-
-    return step, averaged, GaussianDiffusion(1000, "linear", "l2", "pred_noise")
-
-
-def ddpm_pytorch_peer(recipe: dict, device: torch.device) -> Peer:
-    """Unet, GaussianDiffusion and the settings of Trainer as the README of denoising_diffusion_pytorch has them.
-
-    Adam with a learning rate of 8e-5, two batches of 32 for a step, clipping, v, sigmoid betas. The network is smaller.
-    """
-    from denoising_diffusion_pytorch import GaussianDiffusion as TheirDiffusion
-    from denoising_diffusion_pytorch import Unet
-    from ema_pytorch import EMA
-
-    net = Unet(dim=SMALL["model_channels"], dim_mults=(1, 2, 4), channels=recipe["image_channel"])
-    theirs = TheirDiffusion(net, image_size=recipe["image_size"], timesteps=1000).to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=8e-5, betas=(0.9, 0.99))
-    average = EMA(theirs, beta=0.995, update_every=10)
-
-    def step(x_start: Tensor, done: float) -> None:
-        for part in x_start.chunk(2):
-            with autocast(recipe["precision"], device):
-                loss = theirs((part + 1) / 2)
-            (loss / 2).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update()
-
-    diffusion = GaussianDiffusion(loss_type="l2", objective="pred_v", betas=theirs.betas.cpu())
-    return step, lambda: average.ema_model.model, diffusion
-
-
-class Called(nn.Module):
-    """A function of (x, t) as a module, with the parameters of another one."""
-
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], module: nn.Module):
-        super().__init__()
-        self.function, self.module = function, module
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.function(x, t)
-
-
-PEERS = {"diffusers": (diffusers_peer, 16), "denoising_diffusion_pytorch": (ddpm_pytorch_peer, 64)}  # and the batch
-
-
 def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
     """Trains until the seconds are over."""
-    make, batch_size = PEERS[name]
-    torch.manual_seed(recipe["seed"])
-    device = pick_device()
-    try:
-        step, averaged, diffusion = make(recipe, device)
-    except ImportError as error:
-        raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
+    batch_size, device = PEERS[name][1], pick_device()
     data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
     images = load_images(*data, reading=Reading.of(recipe))
-    batches = Batches(images, recipe | {"batch_size": batch_size}, diffusion.draw_timesteps, device)
+    draw = GaussianDiffusion(1000).draw_timesteps  # which peers draw by themselves
+    batches = Batches(images, recipe | {"batch_size": batch_size}, draw, device)
+    (step, averaged, diffusion), way = fastest(name, recipe, lambda: batches.steps(0, sys.maxsize), device)
+    print(f"{name} computes in {way}", file=sys.stderr)
     began, steps = time.monotonic(), 0
     for batch in batches.steps(0, sys.maxsize):
         step(batch.x_start, min(1, (time.monotonic() - began) / seconds))
