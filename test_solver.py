@@ -62,7 +62,7 @@ def main() -> None:
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
-    if device.type == "cpu":
+    if device.type == "cpu" and not args.samples:
         x_T, _ = trained.noise(range(8), args.seed)
         one_thread_if_faster(lambda: trained.network(x_T, torch.zeros(8, dtype=torch.int64)))
     began, rank = time.monotonic(), rank_and_world()[0]

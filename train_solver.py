@@ -57,7 +57,8 @@ def main() -> None:
             recipe = completed(recipe, download=not args.dry_run)
         torch.manual_seed(recipe["seed"])
         model, diffusion = (plan if args.dry_run else build)(recipe)
-        print(yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None).rstrip())
+        shown = recipe | {"betas": f"{len(recipe['betas'])} of its own"} if recipe["betas"] else recipe
+        print(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None).rstrip())
         print(end=quicker(args.config, args.data_name))
         if args.dry_run:
             dry_run(recipe, model, diffusion, processes.world, processes.device)

@@ -140,6 +140,7 @@ def check_given(recipe: dict, has: str, file: Path, weights: str, given: dict) -
     """CheckpointError if raw weights are asked for and the file has others; ConfigError if a given key disagrees."""
     if weights == "raw" != has:
         raise CheckpointError(f"{file} holds only the averaged weights: leave out --weights raw")
+    trained = recipe | {"beta_schedule": "betas of its own"} if recipe["betas"] else recipe
     for key, value in given.items():
-        if value is not None and coerce(str(file), key, value) != recipe[key]:
-            raise ConfigError(f"{key}={value}: {file} was trained with {recipe[key]}: leave it out")
+        if value is not None and coerce(str(file), key, value) != trained[key]:
+            raise ConfigError(f"{key}={value}: {file} was trained with {trained[key]}: leave it out")

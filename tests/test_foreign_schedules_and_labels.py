@@ -65,6 +65,8 @@ def test_listed_betas_are_kept_until_another_schedule_is_asked_for(tmp_path):
 
     assert torch.equal(build(recipe())[1].betas, run.diffusion.betas)
     assert recipe("beta_schedule=cosine")["betas"] is None
+    with pytest.raises(ConfigError, match="beta_schedule=cosine: .* was trained with betas of its own"):
+        load_run(first["init_from"], beta_schedule="cosine")
     with pytest.raises(ConfigError, match="200 betas do not fit timestep_num=100"):
         recipe("timestep_num=100")
     for wrong in ("betas=[0.1, x]", "betas=[0.1, 2]", "betas=true"):

@@ -88,7 +88,8 @@ def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
     """The frozen network of a recipe."""
     teacher = load_run(recipe["init_from"]).to(device)
     if class_names(teacher.recipe) != class_names(recipe):
-        raise ConfigError(f"trajectories: {recipe['init_from']} has other classes than {recipe['data_path']}")
+        other = f"{recipe['init_from']} has other classes than {recipe['data_path']}"
+        raise ConfigError(f"trajectories: {other}: set data_path and num_classes as in its training")
     print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
     return teacher
 
