@@ -56,7 +56,7 @@ def samples_in(files: list[Path], least: int, flag: str, recipe: dict) -> Tensor
             )
         pictures.append(fit_picture(picture, size, recipe["image_channel"]))
     if len(pictures) < least:
-        raise ConfigError(f"{flag} {files[0].parent}: {len(pictures)} pictures are fewer than the {least} that are needed")
+        raise ConfigError(f"{flag} {files[0].parent}: {len(pictures)} pictures are fewer than the {least} needed")
     return torch.from_numpy(np.stack(pictures))
 
 
