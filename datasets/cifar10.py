@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import CIFAR10
 
 from datasets.errors import DataError, find_or_fetch
 from datasets.pickles import load_arrays
@@ -18,8 +17,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 32, 32, 3), RGB: 50,000 training and 10,000 test pictures."""
     wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
-    find, get = partial(_batches, data_path, split), partial(CIFAR10, data_path, download=True)
-    files = find_or_fetch("Cifar10", data_path, wanted, find, download, get)
+    files = find_or_fetch("Cifar10", data_path, wanted, partial(_batches, data_path, split), download, "CIFAR10")
     return np.concatenate([_read_batch(file) for file in files])
 
 

@@ -19,17 +19,20 @@ def warn(message: str) -> None:
 
 
 def find_or_fetch(
-    name: str, data_path: Path, wanted: str, find: Callable[[], Found | None], download: bool, get: Callable[[], object]
+    name: str, data_path: Path, wanted: str, find: Callable[[], Found | None], download: bool, source: str
 ) -> Found:
-    """What `find` returns, which is None or empty where nothing is; then `get` downloads the data set `name` first.
+    """What `find` returns, which is None or empty where nothing is; then torchvision downloads the data set first.
 
-    wanted: the files that the user can put into data_path instead, for the error message.
+    source: its class in torchvision.datasets. wanted: the files that the user can put into data_path instead, for the
+    error message.
     Raises DataError if nothing is found and `download` is false, or the download fails or leaves nothing.
     """
     found, reason = find(), ""
     if download and (found is None or not len(found)):
         try:
-            get()
+            import torchvision.datasets  # here because it takes as long as PyTorch itself
+
+            getattr(torchvision.datasets, source)(data_path, download=True)
         except Exception as error:  # no network, a full disk, missing permissions: many types
             reason = f" and the download failed ({' '.join(str(error).split())})"
         found = find()

@@ -1,11 +1,9 @@
 """Oxford Flowers 102: 8,189 JPEG files."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import Flowers102
 
 from datasets.errors import DataError, find_or_fetch, warn
 from datasets.registry import data_labels, data_set
@@ -24,8 +22,7 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
         return sorted(file for file in data_path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
 
     wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; subfolders are allowed)"
-    get = partial(Flowers102, data_path, download=True)
-    files = find_or_fetch("Flower102", data_path, wanted, find, download, get)
+    files = find_or_fetch("Flower102", data_path, wanted, find, download, "Flowers102")
     if len(files) != 8189:
         warn(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189")
     if split == "all":

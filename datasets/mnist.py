@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision.datasets
 
 from datasets.errors import DataError, find_or_fetch
 from datasets.pickles import load_arrays
@@ -22,8 +21,7 @@ CLOTHES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 def find_mnist(name: str, data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 28, 28): 60,000 training and 10,000 test pictures."""
-    get = partial(getattr(torchvision.datasets, CLASSES[name]), data_path, download=True)
-    return find_or_fetch(name, data_path, WANTED, partial(_find, name, data_path, split), download, get)
+    return find_or_fetch(name, data_path, WANTED, partial(_find, name, data_path, split), download, CLASSES[name])
 
 
 def mnist_labels(name: str, data_path: Path, split: str, found: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -73,6 +73,7 @@ class TrainingStep:
 
     def how(self) -> str:
         """On which device, in which precision, and, after the first step, whether torch.compile succeeded."""
-        compiled = ", compiled" if compile_outcome() else "; torch.compile failed, so parts ran uncompiled"
-        asked = self.network is not self.parallel
-        return f"on {self.processes.device} in {self.precision}" + compiled * asked
+        compiled = ""
+        if self.network is not self.parallel:
+            compiled = ", compiled" if compile_outcome() else "; torch.compile failed, so parts ran uncompiled"
+        return f"on {self.processes.device} in {self.precision}{compiled}"

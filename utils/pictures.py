@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from datasets import to_uint8
 from diffusion import Frame, SampleSpec
@@ -39,8 +38,15 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     """
     pixels = x.cpu() if x.dtype == torch.uint8 else to_uint8(x.cpu())
     zoom = max(1, 32 // max(pixels.shape[2:]))
-    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    return Image.fromarray(make_grid(pixels, nrow=columns, padding=2).permute(1, 2, 0).numpy())
+    pixels = pixels.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3).permute(0, 2, 3, 1)
+    pictures = [Image.fromarray(picture.squeeze(2).numpy()) for picture in pixels]
+    if len(pictures) == 1:
+        return pictures[0].convert("RGB")
+    columns, (width, height) = min(columns, len(pictures)), (2 + side for side in pictures[0].size)
+    sheet = Image.new("RGB", (2 + columns * width, 2 + -(-len(pictures) // columns) * height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (2 + i % columns * width, 2 + i // columns * height))
+    return sheet
 
 
 def save_grid(x: Tensor, file: Path, columns: int) -> Path:
