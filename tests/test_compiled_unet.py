@@ -47,7 +47,7 @@ def test_no_convolution_on_tensor_cores_has_to_copy_a_picture_or_gradient_into_i
                 layouts.append([x.is_contiguous(memory_format=torch.channels_last) for x in tensors])
         return make_boxed_func(graph.forward)
 
-    model = UNet(model_channels=16, num_res_blocks=1).to(memory_format=torch.channels_last)
+    model = UNet(model_channels=16, channel_mult=(1, 2), num_res_blocks=1).to(memory_format=torch.channels_last)
     convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in model.modules())
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table())
     network = torch.compile(model, backend=backend, dynamic=False)

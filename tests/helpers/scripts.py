@@ -7,10 +7,12 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_ev
 LABELLED = {"num_classes": "auto", "label_dropout": 0.2}
 LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
 LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
+HELD_OUT = 8  # pictures
 # downloads fail at once, on any machine: nothing listens on the discard port
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 ENVIRONMENT = os.environ | NO_NETWORK | {"OMP_NUM_THREADS": "1"}
@@ -64,8 +67,8 @@ def in_process(name, *args):
 def forked(function):
     """Starts function() in a child, which shares all that is loaded here: torch alone would take seconds.
 
-    The returned function waits for the child, and returns its result, or -N if signal N has killed it. On other systems
-    than Linux the test is skipped: a process with threads cannot be forked there.
+    The returned function waits for the child, and returns its result, or -N if signal N has killed it; its `pid` is the
+    child's. On other systems than Linux the test is skipped: a process with threads cannot be forked there.
     """
     if sys.platform != "linux":
         pytest.skip("forks a process that has threads")
@@ -86,7 +89,24 @@ def forked(function):
         assert content or os.WIFSIGNALED(status), "the child failed; run its function here to see why"
         return pickle.loads(content) if content else -os.WTERMSIG(status)
 
+    wait.pid = child
     return wait
+
+
+def together(function, world=2):
+    """function() in so many children, each of which is told that it is one of torchrun's: the results by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def ranked(rank):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in told.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+        return function()
+
+    children = [forked(partial(ranked, rank)) for rank in range(world)]
+    return [wait() for wait in children]
 
 
 def on_a_full_disk(function, limit):
@@ -111,9 +131,22 @@ def tiny(save_dir, data_name="Digits", **settings):
     return ["--data_name", data_name, "--save_dir", str(save_dir), "--set", *overrides]
 
 
-def train(save_dir, *args, data_name="Digits", settings=None):
-    """Such a training, to its end, in this process."""
-    return in_process("train_solver.py", *tiny(save_dir, data_name, **(settings or {})), *args)
+def training(*args):
+    """train_solver.py in this process, but it draws no curve and measures few held-out pictures.
+
+    They would take two thirds of the time of so few steps.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.log.save_loss_curve", lambda lines, file: None)
+        for module in ("held_out", "trajectories"):
+            patch.setattr(f"training.{module}.PICTURES", HELD_OUT)
+        return in_process("train_solver.py", *args)
+
+
+def train(save_dir, *args, data_name="Digits", settings=None, whole=False):
+    """A tiny training, to its end, in this process; whole: with all held-out pictures and the curve."""
+    arguments = tiny(save_dir, data_name, **(settings or {}))
+    return in_process("train_solver.py", *arguments, *args) if whole else training(*arguments, *args)
 
 
 def start_training(save_dir, processes=1, **settings):
@@ -149,12 +182,12 @@ def refused(run, code, *says):
     assert all(str(text) in lines[0] for text in says), lines[0]
 
 
-def wait_for(step, save_dir, process):
+def wait_for(step, save_dir, process=None):
     """Until a training has logged this step."""
     for _ in range(1200):
         if any(line["step"] >= step for line in read_log(save_dir / "digits" / "metrics.jsonl")):
             return
-        assert process.poll() is None, process.communicate()[0]
+        assert process is None or process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     raise AssertionError("a training of tiny steps got nowhere in a minute")
 
