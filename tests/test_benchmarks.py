@@ -109,6 +109,7 @@ def test_classifier(load, call, tmp_path, monkeypatch):
     assert f"{right.mean():.2%}" == f"{accuracy}%" and right.mean() > 0.5  # 0.1 by chance
 
 
+@pytest.mark.slow
 def test_a_classifier_of_colour_pictures(load, call, tmp_path, monkeypatch):
     """Pictures in the format of CIFAR-10, whose class is their main colour."""
     classifier, rng = load("classifier"), np.random.default_rng(0)

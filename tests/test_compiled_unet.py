@@ -1,5 +1,6 @@
 """What the compiler makes of the network: its graph holds no operation that is slow on a GPU."""
 
+import pytest
 import torch
 from functorch.compile import make_boxed_func
 from helpers.networks import noisy, randomise
@@ -35,6 +36,7 @@ def test_enlarging_has_two_forms_and_the_one_for_the_compiler_needs_no_sort():
     assert sorts == [True, False]
 
 
+@pytest.mark.slow
 def test_no_convolution_on_tensor_cores_has_to_copy_a_picture_or_gradient_into_its_layout(monkeypatch):
     """In the compiler's graph of both passes, for channels last: cuDNN copies what is laid out otherwise, slowly."""
     monkeypatch.setattr(Upsample, "forward", lambda self, x, emb: self.conv(doubled(x)))  # as compiled for CUDA

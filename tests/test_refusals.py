@@ -55,6 +55,7 @@ def test_a_run_is_never_overwritten(trained):
 
 
 @linux
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
     assert train(tmp_path).returncode == 0
     before = (tmp_path / "digits" / "digits.pt").read_bytes()
