@@ -3,7 +3,6 @@
 The quick ones run with all tests; those marked `faults`, which do the same many times over, by make test-faults.
 """
 
-import os
 import random
 import re
 import signal
@@ -11,7 +10,17 @@ import time
 
 import pytest
 import torch
-from helpers.scripts import LONG, forked, refused, resumes_to_the_same_end, start_training, state_hash, train, wait_for
+from helpers.scripts import (
+    LONG,
+    forked,
+    refused,
+    resumes_to_the_same_end,
+    start_training,
+    state_hash,
+    stopped_by,
+    train,
+    wait_for,
+)
 
 from diffusion import GaussianDiffusion
 from runs.checkpoint import load_checkpoint
@@ -108,12 +117,12 @@ def test_a_signal_ends_the_run_after_the_step_that_it_came_in(trained, training,
 def test_a_process_that_gets_a_signal_saves_and_ends(tmp_path, signum, num_workers):
     settings = LONG | {"max_steps": 60, "log_every": 1, "save_every": 100_000, "num_workers": num_workers}
     assert train(tmp_path / "whole", settings=settings).returncode == 0
-    process = forked(lambda: train(tmp_path, settings=settings))
-    wait_for(2, tmp_path)
-    os.kill(process.pid, signum)
-    ended = process()
-    assert ended.returncode == 128 + signum and "Traceback" not in ended.stderr, ended.stderr
-    step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", ended.stderr)[1])
+    process = start_training(tmp_path, **settings)
+    wait_for(2, tmp_path, process)
+    text = stopped_by(signum, process)
+    assert process.returncode == 128 + signum, text
+    assert "Traceback" not in text, text
+    step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", text)[1])
     assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == step >= 2
     expected = state_hash(tmp_path / "whole" / "digits" / "digits.pt")
     assert resumes_to_the_same_end(tmp_path, settings, expected) == step

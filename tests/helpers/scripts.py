@@ -67,8 +67,7 @@ def in_process(name, *args):
 def forked(function):
     """Starts function() in a child, which shares all that is loaded here: torch alone would take seconds.
 
-    The returned function waits for the child, and returns its result, or -N if signal N has killed it; its `pid` is the
-    child's. On other systems than Linux the test is skipped: a process with threads cannot be forked there.
+    The returned function waits for the child, and returns its result, or -N if signal N has killed it. On other systems than Linux the test is skipped: a process with threads cannot be forked there.
     """
     if sys.platform != "linux":
         pytest.skip("forks a process that has threads")
@@ -89,7 +88,6 @@ def forked(function):
         assert content or os.WIFSIGNALED(status), "the child failed; run its function here to see why"
         return pickle.loads(content) if content else -os.WTERMSIG(status)
 
-    wait.pid = child
     return wait
 
 
@@ -182,12 +180,12 @@ def refused(run, code, *says):
     assert all(str(text) in lines[0] for text in says), lines[0]
 
 
-def wait_for(step, save_dir, process=None):
+def wait_for(step, save_dir, process):
     """Until a training has logged this step."""
     for _ in range(1200):
         if any(line["step"] >= step for line in read_log(save_dir / "digits" / "metrics.jsonl")):
             return
-        assert process is None or process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     raise AssertionError("a training of tiny steps got nowhere in a minute")
 
