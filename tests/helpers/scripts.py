@@ -67,7 +67,8 @@ def in_process(name, *args):
 def forked(function):
     """Starts function() in a child, which shares all that is loaded here: torch alone would take seconds.
 
-    The returned function waits for the child, and returns its result, or -N if signal N has killed it. On other systems than Linux the test is skipped: a process with threads cannot be forked there.
+    The returned function waits for the child, and returns its result, or -N if signal N has killed it. On other systems
+    than Linux the test is skipped: a process with threads cannot be forked there.
     """
     if sys.platform != "linux":
         pytest.skip("forks a process that has threads")
