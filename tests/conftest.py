@@ -35,7 +35,7 @@ def in_process():
 def trained(tmp_path_factory):
     """A tiny run on Digits: its checkpoint. Tests must leave it as it is."""
     save_dir = tmp_path_factory.mktemp("runs")
-    run = scripts.train(save_dir)
+    run = scripts.train(save_dir, whole=True)
     assert run.returncode == 0, run.stderr
     return save_dir / "digits" / "digits.pt"
 

@@ -32,7 +32,8 @@ def load(monkeypatch):
     """Imports a script of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("training.log.save_loss_curve", lambda lines, file: None)  # half a second of each training
+    monkeypatch.setattr("training.log.save_loss_curve", lambda lines, file: None)  # half a second of each training,
+    monkeypatch.setattr("training.held_out.PICTURES", 8)  # and another
     return importlib.import_module
 
 
@@ -79,7 +80,7 @@ def test_minutes(load, call, tmp_path, monkeypatch):
     monkeypatch.setattr("training.speed.TRIAL", 4)
     tiny = " ".join(text for text in TINY if "max_steps" not in text)
     arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny} num_classes=auto", "diffusers"]
-    command = ["--minutes", 0.02, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--guidance", 1, 2]
+    command = ["--minutes", 0.005, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--guidance", 1, 2]
     command += ["--sample_num", 20, "--save_dir", tmp_path, "--seeds", 0, 1]
     with pytest.raises(ConfigError, match="label_dropout=0 the network only knows"):  # before the first training
         call(minutes, *command, "--arms", *arms, f"{arms[2]} label_dropout=0")
@@ -108,11 +109,12 @@ def test_classifier(load, call, tmp_path, monkeypatch):
     assert f"{right.mean():.2%}" == f"{accuracy}%" and right.mean() > 0.5  # 0.1 by chance
 
 
+@pytest.mark.slow
 def test_a_classifier_of_colour_pictures(load, call, tmp_path, monkeypatch):
     """Pictures in the format of CIFAR-10, whose class is their main colour."""
     classifier, rng = load("classifier"), np.random.default_rng(0)
     monkeypatch.setattr("evaluation.features.SHIPPED", tmp_path)
-    monkeypatch.setitem(classifier.EPOCHS, "Cifar10", 10)
+    monkeypatch.setitem(classifier.EPOCHS, "Cifar10", 4)
     for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
         labels = rng.integers(3, size=60)
         pictures = rng.integers(0, 100, (60, 3, 1024)) + 100 * (np.arange(3) == labels[:, None])[..., None]

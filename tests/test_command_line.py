@@ -93,7 +93,7 @@ def test_an_empty_value_is_refused_and_not_taken_for_a_missing_one(tmp_path, scr
 @linux
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_output_that_is_full_is_named(unbuffered):
-    command = [sys.executable, ROOT / "train_solver.py", "--data_name", "Digits", "--dry_run"]
+    command = [sys.executable, "-c", "from utils.command_line import run; run(lambda: print('a line'))"]
     with open("/dev/full", "w") as full:
         environment = ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered}
         run = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)

@@ -1,5 +1,6 @@
 """What the compiler makes of the network: its graph holds no operation that is slow on a GPU."""
 
+import pytest
 import torch
 from functorch.compile import make_boxed_func
 from helpers.networks import noisy, randomise
@@ -35,6 +36,7 @@ def test_enlarging_has_two_forms_and_the_one_for_the_compiler_needs_no_sort():
     assert sorts == [True, False]
 
 
+@pytest.mark.slow
 def test_no_convolution_on_tensor_cores_has_to_copy_a_picture_or_gradient_into_its_layout(monkeypatch):
     """In the compiler's graph of both passes, for channels last: cuDNN copies what is laid out otherwise, slowly."""
     monkeypatch.setattr(Upsample, "forward", lambda self, x, emb: self.conv(doubled(x)))  # as compiled for CUDA
@@ -47,7 +49,7 @@ def test_no_convolution_on_tensor_cores_has_to_copy_a_picture_or_gradient_into_i
                 layouts.append([x.is_contiguous(memory_format=torch.channels_last) for x in tensors])
         return make_boxed_func(graph.forward)
 
-    model = UNet(model_channels=16, num_res_blocks=1).to(memory_format=torch.channels_last)
+    model = UNet(model_channels=16, channel_mult=(1, 2), num_res_blocks=1).to(memory_format=torch.channels_last)
     convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in model.modules())
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table())
     network = torch.compile(model, backend=backend, dynamic=False)

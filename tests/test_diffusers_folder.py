@@ -21,7 +21,6 @@ def equal_weights(ours, theirs):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("objective, channel, betas", all_pairs(PREDICTION_TYPES, [1, 3], SCHEDULES[:2]))
 def test_an_exported_run_computes_the_same_in_diffusers_and_comes_back(tmp_path, objective, channel, betas):
     run = small_run(objective=objective, image_channel=channel, beta_schedule=betas)

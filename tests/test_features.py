@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import pictures, sample
-from helpers.scripts import TORCHRUN, in_process, refused, script
+from helpers.scripts import in_process, refused, together
 from PIL import Image
 from torchvision.transforms import InterpolationMode, Normalize
 from torchvision.transforms.functional import resize
@@ -199,8 +199,8 @@ def test_a_sample_dir_is_filled_then_measured_and_measured_again(trained, tmp_pa
 def test_several_processes_fill_it_and_the_first_measures(trained, tmp_path):
     sample(trained, tmp_path / "a", *FEW, mode="evaluate")
     args = ("--model_path", trained, "--test_mode", "evaluate", "--save_dir", tmp_path / "b", "--batch_size", 3)
-    run = script("test_solver.py", *args, *FEW, "--sample_dir", tmp_path / "d", launcher=[*TORCHRUN, "2"])
-    assert run.returncode == 0, run.stderr
+    runs = together(lambda: in_process("test_solver.py", *args, *FEW, "--sample_dir", tmp_path / "d"))
+    assert [run.returncode for run in runs] == [0, 0], runs
     found, expected = report_of(tmp_path / "b"), report_of(tmp_path / "a")
     assert found["n"] == 20 and found["kernel"] == pytest.approx(
         expected["kernel"], rel=1e-3

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.pictures import pixels
 from helpers.samplers import T, flow, perfect, randn, rms_error, seeded, target_of
-from helpers.scripts import LABELLED, call, refused, resumes_to_the_same_end, state_hash, train
+from helpers.scripts import HELD_OUT, LABELLED, call, refused, resumes_to_the_same_end, state_hash, train
 from torch import nn
 
 import test_solver
@@ -16,7 +16,6 @@ from diffusion import GaussianDiffusion, SampleSpec, sample
 from diffusion.few_calls import LINEAR_FROM, first_or_any, trajectory_losses
 from evaluation.real_pictures import labels_like
 from runs.run import load_run
-from training.held_out import PICTURES
 from training.trajectories import starts_of
 
 SETTINGS = LABELLED | {"trajectories": 40, "teacher_info": "UniPC_3", "guidance": 2, "preview_info": "DDIM_1"}
@@ -115,7 +114,7 @@ def drawn(folder):
 def test_trajectories_end_where_the_teachers_sampler_does(teacher, tuned):
     """With the teacher's guidance, and of each class as often as in the data."""
     ends, run, recipe = drawn(tuned)[1], load_run(teacher), load_run(tuned).recipe
-    assert len(ends) == 40 + PICTURES
+    assert len(ends) == 40 + HELD_OUT
     labels = torch.tensor(labels_like(recipe, "train", recipe["class_names"], 20))
     x_T = starts_of(recipe, range(20), run.device)
     nothing = torch.full_like(labels, 10)

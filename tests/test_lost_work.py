@@ -153,9 +153,7 @@ def with_previews(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "step, signum", [(2, signal.SIGINT), (2, signal.SIGTERM), (4, signal.SIGINT), (4, signal.SIGTERM)]
-)
+@pytest.mark.parametrize("step, signum", [(2, signal.SIGINT), (4, signal.SIGTERM)])
 def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(with_previews, tmp_path, monkeypatch, step, signum):
     preview, drawn = f"digits/preview_0000000{step}.png", iter(range(100))
 

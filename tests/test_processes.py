@@ -7,7 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.scripts import LONG, resumes_to_the_same_end, start_training, state_hash, stopped_by, train, wait_for
+from helpers.scripts import (
+    LABELLED,
+    LONG,
+    resumes_to_the_same_end,
+    start_training,
+    state_hash,
+    stopped_by,
+    train,
+    wait_for,
+)
 
 from runs.checkpoint import load_checkpoint
 from training.log import read_log
@@ -30,19 +39,20 @@ def workers_of(launcher):
     return [pid for _, pid in sorted(found.items())]
 
 
-EXACT = {"max_steps": 50, "log_every": 1, "precision": "fp32", "save_every": 25}
+EXACT = LABELLED | {"max_steps": 12, "log_every": 1, "precision": "fp32", "save_every": 6}
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
+    """They see the same pictures, labels and noise."""
     process = start_training(tmp_path / "two", 2, **EXACT, gradient_accumulation=2)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and text.count("parameters") == 1, text  # rank 1 prints nothing
     assert train(tmp_path / "one", settings=EXACT).returncode == 0
     one, two = (read_log(tmp_path / n / "digits" / "metrics.jsonl") for n in ("one", "two"))
-    assert len(one) == len(two) == 50
+    assert len(one) == len(two) == 12
     for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)  # sums in another order, through 50 steps
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)  # sums in another order, through 12 steps
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     contents = [load_checkpoint(tmp_path / n / "digits" / "digits.pt") for n in ("one", "two")]
     for name, weight in contents[0]["model"].items():

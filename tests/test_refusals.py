@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.scripts import refused, script, tiny, train
-from helpers.systems import linux, resource
+from helpers.scripts import on_a_full_disk, refused, train
+from helpers.systems import linux
 from PIL import Image
 
 
@@ -60,11 +60,7 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
     assert train(tmp_path).returncode == 0
     before = (tmp_path / "digits" / "digits.pt").read_bytes()
     limit = len(before) // 2  # bytes a file may have: the next checkpoint does not fit, a picture does
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    run = script("train_solver.py", *tiny(tmp_path, max_steps=9), preexec_fn=limited)
+    run = on_a_full_disk(lambda: train(tmp_path, settings={"max_steps": 9}), limit)
     refused(run, 1, "digits.pt was not written", "MiB are free", "Older checkpoints are unchanged")
     assert (tmp_path / "digits" / "digits.pt").read_bytes() == before
     assert not list(tmp_path.rglob("*.part"))

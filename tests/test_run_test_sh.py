@@ -33,7 +33,9 @@ def test_run_test_sh_runs(trained, tmp_path):
         ("_{10,20,50}_", "_{2,4}_"),
         ("_50_", "_12_"),
         ("UniPC_10", "UniPC_2"),
-        ("_num 300", "_num 60"),
+        ("_num 300 ", "_num 20 "),
+        ("_num 30 ", "_num 3 "),
+        ("SAMPLE_NUM=49", "SAMPLE_NUM=4"),
     ):
         assert slow in text
         text = text.replace(slow, quick)

@@ -1,16 +1,16 @@
 """--sample_dir: one file per sample, in several runs or processes, and never two kinds of samples in one folder."""
 
 import json
+import os
 import re
-import subprocess
-import sys
-import time
+import signal
 
 import pytest
 import torch
 from helpers.pictures import pictures, sample
-from helpers.scripts import ENVIRONMENT, ROOT, TORCHRUN, in_process, refused, script
+from helpers.scripts import forked, in_process, refused, together
 
+import test_modes.random_gen
 from runs.recipe import MODEL_KEYS
 
 
@@ -36,18 +36,24 @@ def test_samples_json_holds_all_that_the_samples_depend_on(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_sample_dir_continues_and_equals_an_uninterrupted_one(trained, tmp_path):
-    args = ["--sample_num", 30, "--sample_info", "DDPM_100_0p0", "--batch_size", 7]
+def test_a_killed_sample_dir_continues_and_equals_an_uninterrupted_one(trained, tmp_path, monkeypatch):
+    args = ["--sample_num", 30, "--sample_info", "DDPM_10_0p0", "--batch_size", 7]
     sample(trained, tmp_path / "a", *args, "--sample_dir", tmp_path / "whole")
     folder = tmp_path / "parts"
-    command = [sys.executable, ROOT / "test_solver.py", *arguments(trained, tmp_path, *args, "--sample_dir", folder)]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.png"))) < 7 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert 7 <= len(list(folder.glob("*.png"))) < 30
+    batches, sample_progressive = iter(range(5)), test_modes.random_gen.sample_progressive
+
+    def deadly(*args):
+        batch = next(batches)
+        for frame in sample_progressive(*args):
+            if batch == 1 and frame.t < 500:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield frame
+
+    with monkeypatch.context() as patch:
+        patch.setattr("test_modes.random_gen.sample_progressive", deadly)
+        command = ["test_solver.py", *arguments(trained, tmp_path, *args, "--sample_dir", folder)]
+        assert forked(lambda: in_process(*command))() == -signal.SIGKILL
+    assert len(list(folder.glob("*.png"))) == 7
     (folder / "000005.png").unlink()  # as if its batch had been cut in the middle
     assert any("final" in name for name in pictures(tmp_path / "r"))  # drawn with the first batch
     sample(trained, tmp_path / "r", *args, "--sample_dir", folder)
@@ -98,8 +104,8 @@ def test_several_processes_share_a_sample_dir(trained, tmp_path):
     args = ["--sample_num", 20, "--sample_info", "DDIM_3_1p0", "--batch_size", 6]
     sample(trained, tmp_path / "one", *args, "--sample_dir", tmp_path / "whole")
     shared = arguments(trained, tmp_path, *args, "--sample_dir", tmp_path / "shared")
-    run = script("test_solver.py", *shared, launcher=[*TORCHRUN, "2"])
-    assert run.returncode == 0, run.stderr
+    runs = together(lambda: in_process("test_solver.py", *shared))
+    assert [run.returncode for run in runs] == [0, 0], runs
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
     assert sorted(pictures(tmp_path / "r")) == sorted(pictures(tmp_path / "one"))  # drawn once
 

@@ -53,7 +53,7 @@ def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
     pictures = [tmp_path / "digits" / name for name in ("preview_00000006.png", "loss.png")]
     for picture in pictures:
         picture.unlink()  # as if it had been killed before they were drawn
-    third = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
+    third = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"}, whole=True)
     assert third.returncode == 0 and "holds 6 steps, and 6 were asked for" in third.stdout
     assert all(picture.exists() for picture in pictures)
 

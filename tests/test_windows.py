@@ -48,7 +48,7 @@ def test_the_emulation_refuses_what_windows_refuses(windows, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_trained_resumed_sampled_converted_and_evaluated(windows, tmp_path):
     pytest.importorskip("diffusers")
-    assert train(tmp_path).returncode == 0
+    assert train(tmp_path, whole=True).returncode == 0
     again = train(tmp_path, settings={"max_steps": 9})
     assert again.returncode == 0 and "resuming from step 6" in again.stdout, again.stderr
     checkpoint = tmp_path / "digits" / "digits.pt"

@@ -7,10 +7,12 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,7 @@ TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_ev
 LABELLED = {"num_classes": "auto", "label_dropout": 0.2}
 LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
 LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
+HELD_OUT = 8  # pictures
 # downloads fail at once, on any machine: nothing listens on the discard port
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 ENVIRONMENT = os.environ | NO_NETWORK | {"OMP_NUM_THREADS": "1"}
@@ -89,6 +92,22 @@ def forked(function):
     return wait
 
 
+def together(function, world=2):
+    """function() in so many children, each of which is told that it is one of torchrun's: the results by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def ranked(rank):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in told.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+        return function()
+
+    children = [forked(partial(ranked, rank)) for rank in range(world)]
+    return [wait() for wait in children]
+
+
 def on_a_full_disk(function, limit):
     """function() where no file can grow beyond `limit` bytes."""
 
@@ -111,9 +130,22 @@ def tiny(save_dir, data_name="Digits", **settings):
     return ["--data_name", data_name, "--save_dir", str(save_dir), "--set", *overrides]
 
 
-def train(save_dir, *args, data_name="Digits", settings=None):
-    """Such a training, to its end, in this process."""
-    return in_process("train_solver.py", *tiny(save_dir, data_name, **(settings or {})), *args)
+def training(*args):
+    """train_solver.py in this process, but it draws no curve and measures few held-out pictures.
+
+    They would take two thirds of the time of so few steps.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.log.save_loss_curve", lambda lines, file: None)
+        for module in ("held_out", "trajectories"):
+            patch.setattr(f"training.{module}.PICTURES", HELD_OUT)
+        return in_process("train_solver.py", *args)
+
+
+def train(save_dir, *args, data_name="Digits", settings=None, whole=False):
+    """A tiny training, to its end, in this process; whole: with all held-out pictures and the curve."""
+    arguments = tiny(save_dir, data_name, **(settings or {}))
+    return in_process("train_solver.py", *arguments, *args) if whole else training(*arguments, *args)
 
 
 def start_training(save_dir, processes=1, **settings):
