@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+from functools import cache
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-torch.backends.mps.is_available = lambda: False  # Apple's GPU, likewise
+torch.backends.mps.is_available = cache(lambda: False)  # Apple's GPU, likewise; torch.compile knows it as cached
 torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does for the scripts in processes of their own: sums in one order
 
 

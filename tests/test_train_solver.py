@@ -45,7 +45,7 @@ def test_the_command_line_trains_to_the_same_state(trained, tmp_path):
 @pytest.mark.slow
 def test_a_run_in_two_parts_equals_one_in_one(trained, tmp_path):
     assert train(tmp_path, settings={"max_steps": 4}).returncode == 0  # stops between two saves, in mid-epoch
-    second = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"})
+    second = train(tmp_path, settings={"preview_info": "DDIM_3_0p0"}, whole=True)
     assert second.returncode == 0 and "resuming from step 4" in second.stdout
     for says in ("max_steps: was 4, is 6", "preview_info: was 'DDIM_2_0p0', is 'DDIM_3_0p0'"):
         assert says in second.stdout
