@@ -27,6 +27,9 @@ FEW_STEPS = [f"{method}_{steps}_{eta}" for method, eta in
              (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"),
               ("UniPC", "0p0"))
              for steps in (5, 10, 20, 50, 200, 1000)]  # fmt: skip
+FACES = [f"{method}_{steps}_{eta}" for method, eta in
+         (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"), ("UniPC", "0p0"))
+         for steps in (5, 10, 20, 50, 100, 200, 500, 800, 1000)]  # fmt: skip
 COLOUR = "--test_mode random_gen --sample_info UniPC_20_0p0"
 SMOOTHNESS = f"{INTERPOLATION} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
 FIGURES = {  # weights: {picture: flags of test_solver.py}
@@ -55,9 +58,14 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "edit": "--test_mode edit --sample_info DDPM_50_0p0 --image_indices 20 1000 2000 3000 4000 5000",
         "compare": f"--test_mode compare --sample_num 4 --labels 54 49 --sample_info {' '.join(FEW_STEPS)}",
     },
+    "stylegan_face": {
+        "final": f"{COLOUR} --sample_num 49",
+        "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 16",
+        "compare": f"--test_mode compare --sample_num 1 --sample_info {' '.join(FACES)}",
+    },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
 }
-PHOTOGRAPHS = {"flower102"}  # are saved as JPEG
+PHOTOGRAPHS = {"flower102", "stylegan_face"}  # are saved as JPEG
 TABLE = "benchmarks/ablations.py --seeds 0 --sample_num 16 --only"
 BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
     "digits": {

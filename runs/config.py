@@ -35,7 +35,6 @@ def load_recipe(
     Raises ConfigError for an unknown block or key (with the closest known one), a wrong type or value, a duplicate, and
     a cycle of bases.
     """
-    config = _found(config)
     content = _read_yaml(config)
     blocks = {str(k): v for k, v in _mapping(content.get("Train_Data"), f"{config}: Train_Data").items()}
     layers, chain, name = [], [], data_name
@@ -70,13 +69,9 @@ def load_recipe(
 def quicker(config: Path, data_name: str) -> str:
     """A line that names the blocks of the same data which are for a GPU-hour and a laptop, if there are any."""
     blocks = {f"{data_name}_hour": "on a GPU", f"{data_name}_laptop": "on CPU cores"}
-    known = _read_yaml(_found(config))["Train_Data"]
+    known = _read_yaml(config)["Train_Data"]
     there = " or ".join(f"--data_name {name} ({where})" for name, where in blocks.items() if name in known)
     return f"quicker     {there}: better samples, in minutes to hours (docs/howto.md)\n" if there else ""
-
-
-def _found(config: Path) -> Path:
-    return Path(__file__).parent.parent / DEFAULT if config == DEFAULT and not config.exists() else config
 
 
 def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:
@@ -95,6 +90,8 @@ def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:
 
 
 def _read_yaml(config: Path) -> dict:
+    if config == DEFAULT and not config.exists():
+        config = Path(__file__).parent.parent / DEFAULT
     try:
         with open(config, "rb") as stream:
             content = read_yaml(stream)
