@@ -60,6 +60,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     },
     "stylegan_face": {
         "final": f"{COLOUR} --sample_num 49",
+        "progress": f"{COLOUR} --sample_num 4",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 16",
         "compare": f"--test_mode compare --sample_num 1 --sample_info {' '.join(FACES)}",
     },
@@ -119,7 +120,8 @@ def main() -> None:
             for picture, flags in FIGURES[weights].items():
                 command = ["test_solver.py", "--model_path", f"checkpoints/{weights}.safetensors", *flags.split()]
                 command += where if any(word in flags for word in NEED_PICTURES) else []
-                made = ("final", "progress") if picture == "final" else (picture,)
+                both = picture == "final" and "progress" not in FIGURES[weights]
+                made = ("final", "progress") if both else (picture,)
                 names = {f"{weights}_{what}.{kind}": f"*_{what}.png" for what in made}
                 done.append(redraw(command, Path(work, picture), names))
             for picture, command in BENCHMARKS.get(weights, {}).items():
