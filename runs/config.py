@@ -71,7 +71,7 @@ def quicker(config: Path, data_name: str) -> str:
     blocks = {f"{data_name}_hour": "on a GPU", f"{data_name}_laptop": "on CPU cores"}
     known = _read_yaml(config)["Train_Data"]
     there = " or ".join(f"--data_name {name} ({where})" for name, where in blocks.items() if name in known)
-    return f"quicker     {there}: better samples, in minutes to hours (docs/howto.md)\n" if there else ""
+    return f"quicker     {there}: smaller networks, minutes to hours (docs/howto.md)\n" if there else ""
 
 
 def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:

@@ -12,6 +12,7 @@ from helpers.systems import linux
 
 import train_solver
 import training.speed
+from runs.config import quicker
 from training.processes import Processes
 from training.speed import best_way
 from utils.device import one_thread_if_faster, usual_way
@@ -173,3 +174,25 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(by_hand):
     before, after = map(int, subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).stdout.split())
     assert before > 20 * 16  # even with pages of 512 KiB
     assert (after < before / 10) == (not by_hand)
+
+
+def test_what_does_not_run_on_a_cpu_is_timed_before_its_first_step(monkeypatch, capsys):
+    recipe, way = {"max_minutes": None, "max_steps": 600, "steps_per_minute": None}, {"device": "mps"}
+    step, batches = SimpleNamespace(recipe=recipe, way=way), SimpleNamespace(steps_per_epoch=1)
+    monkeypatch.setattr(training.speed, "steps_per_minute", lambda *args, trial: 10)
+    training.speed.measure(step, batches, new=False)
+    way["device"] = "cpu"
+    training.speed.measure(step, batches, new=True)  # `best_way` has said it
+    assert capsys.readouterr().out == ""
+    way["device"] = "mps"
+    training.speed.measure(step, batches, new=True)
+    assert capsys.readouterr().out == "time        600 steps take about 60 minutes here\n"
+
+
+def test_the_blocks_with_smaller_networks_are_named(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("Train_Data: {Own: {data_path: x}, Own_laptop: {base: Own}, Other: {data_path: y}}")
+    assert quicker(config, "Own").startswith("quicker     --data_name Own_laptop (on CPU cores): ")
+    assert quicker(config, "Other") == quicker(config, "Own_laptop") == ""
+    shipped = quicker(ROOT / "config.yaml", "Flower102")
+    assert "--data_name Flower102_hour (on a GPU) or --data_name Flower102_laptop (on CPU cores)" in shipped

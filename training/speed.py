@@ -15,8 +15,8 @@ from training.step import TrainingStep
 from utils.device import usual_way
 
 TRIAL = 20  # steps that are timed
-FEW = 2  # pictures of a batch that stand for it where they alone take LONG
-LONG = 0.5  # seconds
+FEW = 2  # pictures that stand for a batch which would take LONG
+LONG = 15  # seconds of a step
 WORTH = 10**11  # pictures times weights of a run that is worth a trial: from some minutes on
 
 
@@ -51,13 +51,13 @@ def best_way(
             began = time.monotonic()
             step(batch.first(count), rate=0.0)
             seconds.append(processes.largest(round(1e6 * (time.monotonic() - began))) / 1e6)
-            if seconds[0] > min(2 * best, 10 * LONG):
+            if seconds[0] > min(2 * best, LONG / 3):
                 break
         return min(seconds)
 
     way, best = usual | {"precision": "fp32"} if auto else usual, math.inf
     count = min(FEW, share)
-    count = count if trial(way) > LONG else share
+    count = count if trial(way) * share / count > LONG else share
     first, slowest = way, (best := trial(way))
     for other in ({"threads": 1}, {"precision": usual["precision"]}, {"channels_last": True}):
         if way | other != way and (free or "threads" not in other) and (taken := trial(way | other)) < best / 1.1:
@@ -80,8 +80,8 @@ def measure(step: TrainingStep, batches: Batches, new: bool) -> None:
 def _say_time(steps: int, seconds: float) -> None:
     """seconds: of a step."""
     units = {"days": 86400, "hours": 3600, "minutes": 60}
-    unit = next((name for name, size in units.items() if steps * seconds > 2 * size), "minutes")
-    print(f"time        {steps:,} steps take about {steps * seconds / units[unit]:,.0f} {unit} here")
+    if unit := next((name for name, size in units.items() if steps * seconds > 2 * size), None):
+        print(f"time        {steps:,} steps take about {steps * seconds / units[unit]:,.0f} {unit} here")
 
 
 def _words(way: dict) -> str:
@@ -90,14 +90,14 @@ def _words(way: dict) -> str:
 
 
 def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -> float:
-    """The speed of `trial` steps, after one that is not timed: it may compile. All processes get the same number.
+    """The speed of `trial` steps, after three that may compile or record. All processes get the same number.
 
     A run then trains as if there had been no trial: the learning rate is 0, and no state of the optimizer is left.
     """
     scale, times = step.scaler.state_dict(), []
-    for batch in batches.steps(0, trial + 1):
+    for batch in batches.steps(0, trial + 3):
         _, norm, _ = step(batch, rate=0.0)
-        if batch.step in (0, trial):
+        if batch.step in (2, trial + 2):
             norm.item()  # waits for the device
             times.append(time.monotonic())
     seconds = step.processes.largest(max(1, round(1e6 * (times[1] - times[0])))) / 1e6
