@@ -26,7 +26,7 @@ page: .venv/ready-dev .cache/$(RUNTIME).tgz
 	$(BIN)/python -W ignore -m sharing.onnx_page results/page .cache/$(RUNTIME).tgz $(NETWORKS:%=checkpoints/%.safetensors)
 
 quick: .venv/ready-dev
-	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda"
+	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda and not page"
 
 test: .venv/ready-dev
 	$(PYTEST) -n auto --dist loadfile
