@@ -100,7 +100,7 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
 
 
 def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
-    """(recipe, last): what a run trains, and the content of its last checkpoint, None for a new run. See below."""
+    """(recipe, last): what a run trains, and its last checkpoint, None for a new run: `find_checkpoint`, `as_begun`."""
     last = find_checkpoint(folder / f"{folder.name}.pt", resume)
     return as_begun(recipe, last) if last else recipe.copy(), last
 
