@@ -17,19 +17,18 @@ from utils.command_line import ArgumentParser, run
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "images"
-METHODS = [f"{method}_{steps}_{eta}" for method, eta in
-           (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"))
-           for steps in (10, 50, 100, 200, 500, 800, 1000)]  # fmt: skip
+ALL = [("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"), ("UniPC", "0p0")]
+
+
+def comparison(*steps: int) -> str:
+    """The flags for a table of all samplers in so many steps."""
+    specs = [f"{method}_{count}_{eta}" for method, eta in ALL for count in steps]
+    return f"--test_mode compare --sample_info {' '.join(specs)}"
+
+
 SAMPLES = "--test_mode random_gen --sample_info DDIM_50_0p0"
 INTERPOLATION = "--test_mode interpolate --sample_info"
-COMPARISON = f"--test_mode compare --sample_info {' '.join(METHODS)}"
-FEW_STEPS = [f"{method}_{steps}_{eta}" for method, eta in
-             (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"),
-              ("UniPC", "0p0"))
-             for steps in (5, 10, 20, 50, 200, 1000)]  # fmt: skip
-FACES = [f"{method}_{steps}_{eta}" for method, eta in
-         (("NaiveDDPM", "0p0"), ("DDPM", "0p0"), ("DDIM", "1p0"), ("DDIM", "0p0"), ("DPMpp", "0p0"), ("UniPC", "0p0"))
-         for steps in (5, 10, 20, 50, 100, 200, 500, 800, 1000)]  # fmt: skip
+COMPARISON = comparison(5, 10, 20, 50, 100, 200, 500, 800, 1000)
 COLOUR = "--test_mode random_gen --sample_info UniPC_20_0p0"
 SMOOTHNESS = f"{INTERPOLATION} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
 FIGURES = {  # weights: {picture: flags of test_solver.py}
@@ -56,13 +55,13 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
         "edit": "--test_mode edit --sample_info DDPM_50_0p0 --image_indices 20 1000 2000 3000 4000 5000",
-        "compare": f"--test_mode compare --sample_num 4 --labels 54 49 --sample_info {' '.join(FEW_STEPS)}",
+        "compare": f"{comparison(5, 10, 20, 50, 200, 1000)} --sample_num 4 --labels 54 49",
     },
     "stylegan_face": {
         "final": f"{COLOUR} --sample_num 49",
         "progress": f"{COLOUR} --sample_num 4",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 16",
-        "compare": f"--test_mode compare --sample_num 1 --sample_info {' '.join(FACES)}",
+        "compare": f"{COMPARISON} --sample_num 1",
     },
     "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
 }
