@@ -57,9 +57,7 @@ def pairs(args: Namespace, recipe: dict) -> Tensor:
 def depths(args: Namespace, T: int) -> list[int] | None:
     """--diffusion_step, if given: at most the T timesteps of the training."""
     if (depth := max(args.diffusion_step or [0])) > T:
-        raise ConfigError(
-            f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps: use at most {T}"
-        )
+        raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
     return args.diffusion_step
 
 

@@ -59,9 +59,7 @@ class SampleDir:
                 raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
         numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]
         if numbers and max(numbers) >= count:
-            raise ConfigError(
-                f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another folder"
-            )
+            raise ConfigError(f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another")
 
     def has(self, index: int) -> bool:
         """Whether this sample exists and is complete."""

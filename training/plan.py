@@ -47,9 +47,7 @@ def describe(
     """
     B, shape = recipe["batch_size"], picture_shape(recipe["image_size"], recipe["image_channel"])
     if images is not None and images < B:
-        raise ConfigError(
-            f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: set a smaller batch_size"
-        )
+        raise ConfigError(f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: lower it")
     parts = world * recipe["gradient_accumulation"]
     if B % parts:
         raise ConfigError(

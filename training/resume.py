@@ -79,10 +79,8 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
     older = file.parent.glob(f"{glob.escape(file.stem)}.[0-9]*.pt")
     kept = [file] * file.exists() + sorted(older, key=lambda file: (len(file.name), file.name))  # .9.pt before .10.pt
     if kept and resume == "never":
-        raise CheckpointError(
-            f"{kept[0]} exists and would be overwritten: remove --resume never to resume it, set another pth_save_name "
-            "or save_dir, or move it away"
-        )
+        remedy = "remove --resume never to resume it, set another pth_save_name, or move it away"
+        raise CheckpointError(f"{kept[0]} exists and would be overwritten: {remedy}")
     for i, candidate in enumerate(kept):
         try:
             content = load_checkpoint(candidate)
@@ -93,9 +91,7 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
             print(f"renamed to {damaged.replace(damaged.with_name(damaged.name + '.damaged'))}", file=sys.stderr)
         return content
     if kept:
-        raise CheckpointError(
-            f"all checkpoints are damaged ({', '.join(map(str, kept))}): move them away to start anew"
-        )
+        raise CheckpointError(f"all checkpoints are damaged ({', '.join(map(str, kept))}): move them to start anew")
     return None
 
 
@@ -189,7 +185,6 @@ class TrainingState:
         steps, last = total_steps(new, steps_per_epoch), total_steps(old, steps_per_epoch) - 1
         was, now = learning_rate(old, min(done, last), last + 1), learning_rate(new, min(done, steps - 1), steps)
         if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
-            follows = "it follows the new settings and length"
-            print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: {follows}")
+            print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}, by the new settings and length")
         print(f"resuming from step {done:,}")
         return done

@@ -88,8 +88,7 @@ def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
     """The frozen network of a recipe."""
     teacher = load_run(recipe["init_from"]).to(device)
     if class_names(teacher.recipe) != class_names(recipe):
-        other = f"{recipe['init_from']} has other classes than {recipe['data_path']}"
-        raise ConfigError(f"trajectories: {other}: set data_path and num_classes as in its training")
+        raise ConfigError(f"{recipe['init_from']} has other classes: set data_path and num_classes as in its training")
     print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
     return teacher
 
