@@ -22,9 +22,6 @@ def total_steps(recipe: dict, steps_per_epoch: int) -> int:
     return min(steps, max(1, round(recipe["max_minutes"] * recipe["steps_per_minute"])))
 
 
-CPU = torch.device("cpu")
-
-
 def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world: int, device: torch.device) -> None:
     """Prints the plan of a training; nothing is written or downloaded."""
     try:
@@ -38,9 +35,8 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
 
 
 def describe(
-    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1,
-    device: torch.device = CPU,
-) -> str:  # fmt: skip
+    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int, device: torch.device
+) -> str:
     """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown.
 
     Raises ConfigError for a batch_size or CUDA graphs that cannot be.
