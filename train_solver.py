@@ -20,14 +20,14 @@ from runs.network import build, plan
 from training.batches import Batches
 from training.log import TrainingLog
 from training.optimizer import learning_rate
-from training.pictures import completed, find_pictures, training_pictures
+from training.pictures import find_pictures, training_pictures, with_classes
 from training.plan import describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, begun, load_pretrained, pretrained_recipe
 from training.speed import best_way, measure
 from training.step import TrainingStep
-from training.trajectories import kinds
+from training.trajectories import kinds, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -54,7 +54,7 @@ def main() -> None:
     plan(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
-            recipe = completed(recipe, download=not args.dry_run)
+            recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
         torch.manual_seed(recipe["seed"])
         model, diffusion = (plan if args.dry_run else build)(recipe)
         shown = recipe | {"betas": f"{len(recipe['betas'])} of its own"} if recipe["betas"] else recipe

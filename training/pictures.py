@@ -8,12 +8,7 @@ import torch
 from datasets import DataError, Reading, find_images, find_labels, fit_images
 from files.errors import ConfigError
 from runs.recipe import check_recipe
-from training.trajectories import draw_trajectories, with_teacher
-
-
-def completed(recipe: dict, download: bool = True) -> dict:
-    """The recipe with what its pictures (`with_classes`) and its teacher (`with_teacher`) decide."""
-    return with_teacher(with_classes(recipe, download))
+from training.trajectories import draw_trajectories
 
 
 def with_classes(recipe: dict, download: bool = True) -> dict:

@@ -96,19 +96,17 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
 
 
 def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
-    """(recipe, last): what a run trains, and its last checkpoint, None for a new run: `find_checkpoint`, `as_begun`."""
-    last = find_checkpoint(folder / f"{folder.name}.pt", resume)
-    return as_begun(recipe, last) if last else recipe.copy(), last
+    """(recipe, last): what a run trains, and its last checkpoint, None for a new run; see `find_checkpoint`.
 
-
-def as_begun(recipe: dict, content: dict) -> dict:
-    """The recipe, with the speed that was measured when the run began. content: of its last checkpoint.
-
-    Prints the keys that differ from the checkpoint's; CheckpointError for those that must not. Of init_from only the
-    name counts: the file may have been moved.
+    Of a run that has begun the recipe has the speed that was measured then. Prints the keys that differ from the
+    checkpoint's; CheckpointError for those that must not. Of init_from only the name counts: the file may have been
+    moved.
     """
-    recipe = recipe | {key: recipe[key] or content["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
-    was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
+    last = find_checkpoint(folder / f"{folder.name}.pt", resume)
+    if last is None:
+        return recipe.copy(), None
+    recipe = recipe | {key: recipe[key] or last["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
+    was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (last["recipe"], recipe))
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())
@@ -120,7 +118,7 @@ def as_begun(recipe: dict, content: dict) -> dict:
         )
     for change in changed_keys(was, now, RESUMABLE):
         print(change)
-    return recipe
+    return recipe, last
 
 
 def fingerprint(images: np.ndarray) -> str:
