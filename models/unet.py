@@ -16,6 +16,7 @@ from models.blocks import (
     ResidualBlock,
     Stage,
     Upsample,
+    check_size,
     height_and_width,
     timestep_embedding,
 )
@@ -128,7 +129,7 @@ class UNet(nn.Module):
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
-        _check_size(H, W, self.downsampling)
+        check_size(H, W, self.downsampling)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, 4 * model_channels)
         if self.label_embed is not None or labels is not None:
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
@@ -154,7 +155,7 @@ def _check_arguments(
         raise ValueError(f"{names} must all be at least 1")
     if patch_size & (patch_size - 1):
         raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
-    _check_size(*size, patch_size * 2 ** (len(channel_mult) - 1))
+    check_size(*size, patch_size * 2 ** (len(channel_mult) - 1))
     for side in attention:
         if side not in sizes:
             known = ", ".join(map(str, sizes))
@@ -167,14 +168,3 @@ def _check_arguments(
             raise ValueError(f"num_heads={num_heads} does not divide the {width} channels of attention")
     if model_channels % groups:
         raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
-
-
-def _check_size(height: int, width: int, factor: int) -> None:
-    """ValueError, with sizes that would fit, unless `factor` divides both; factor: 2 ** (the number of halvings)."""
-    if height % factor or width % factor:
-        size = str(height) if height == width else f"{height}x{width}"
-        near = max(factor, min(height, width) // factor * factor)
-        raise ValueError(
-            f"image_size {size} does not fit: this network halves it {factor.bit_length() - 1} times, so it must "
-            f"be a multiple of {factor}, such as {near} or {near + factor}"
-        )
