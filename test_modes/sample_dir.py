@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffusion import SampleSpec
 from files.atomic import PART, clear_parts, write_file
-from files.errors import ConfigError, short
+from files.errors import ConfigError
 from files.seal import sha256_of
-from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS
+from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, changed_keys
 from runs.run import Run
 from utils.pictures import is_complete_png, png
 
@@ -52,10 +52,8 @@ class SampleDir:
                 found = dict(json.loads(file.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
-            keys = [k for k in identity if k in found or k not in RECIPE_KEYS]  # folders of earlier versions have fewer
-            was = {k: found.get(k) for k in keys if found.get(k) != identity[k]}
-            if was:
-                what = "; ".join(f"{k}: was {short(value)}, is {short(identity[k])}" for k, value in was.items())
+            if changed := changed_keys(found, identity, among=set(found)):  # folders of earlier versions have fewer
+                what = "; ".join(changed)
                 raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
         numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]
         if numbers and max(numbers) >= count:
