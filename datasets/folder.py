@@ -118,10 +118,9 @@ def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.nd
 
 
 def _is_picture(file: Path) -> bool:
-    try:
+    with suppress(Exception):  # Pillow raises many types; what can be done about it is said where they are decoded
         return bool(open_picture(file))
-    except Exception:  # Pillow raises many types; what can be done about it is said where the pictures are decoded
-        return False
+    return False
 
 
 def open_picture(file: Path, reading: Reading = AS_EVER) -> Image.Image:

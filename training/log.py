@@ -153,10 +153,8 @@ def read_log(file: Path) -> list[dict]:
     """The lines of a metrics.jsonl, without incomplete ones."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
-        try:
+        with suppress(ValueError):  # the training was killed while it wrote this line
             lines.append(json.loads(text))
-        except ValueError:  # the training was killed while it wrote this line
-            continue
     return lines
 
 

@@ -24,7 +24,7 @@ from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background
-from training.optimizer import learning_rate, moments
+from training.optimizer import learning_rate
 from training.plan import total_steps
 from training.step import TrainingStep
 
@@ -167,10 +167,10 @@ class TrainingState:
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
         # only the state comes from the file; the settings of the optimizer come from the recipe
         optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
-        for weight in model.parameters():
-            for moment in moments(optimizer, weight):  # fused kernels need the memory layout of the weight
-                known = optimizer.state[weight]
-                known[moment] = torch.empty_like(weight).copy_(known[moment])
+        for weight, known in optimizer.state.items():
+            for name, value in known.items():
+                if value.shape == weight.shape:  # an average: fused kernels need the memory layout of the weight
+                    known[name] = torch.empty_like(weight).copy_(value)
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}
