@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
-from diffusion.noise import SampleNoise, randn_like
+from diffusion.noise import Source, randn_like
 from diffusion.samplers import Frame, ddim_step
 from diffusion.spec import SampleSpec, SpecError
 
@@ -21,7 +21,7 @@ def repaint(
     x_start: Tensor,
     hole: Tensor,
     spec: SampleSpec,
-    generator: torch.Generator | SampleNoise | None = None,
+    generator: Source = None,
     jump_length: int | None = None,
     resamplings: int = 5,
 ) -> Iterator[Frame]:

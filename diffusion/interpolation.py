@@ -56,14 +56,12 @@ def edit(
     depth: int,
     generator: SampleNoise,
     mode: str = "sdedit",
-    from_model: Model | None = None,
 ) -> Iterator[Frame]:
     """Goes `depth` timesteps from x_start (B, C, H, W) into the noise, and back with the sampler: yields its frames.
 
     mode:
         "sdedit"  adds the noise, and so keeps of the picture what is coarser than this noise (Meng et al. 2022)
-        "ddim"    adds none: `invert` finds the x_t that the picture comes from. The way back returns the picture, or
-                  changes it where `model` differs from `from_model`, which is inverted (default: the same)
+        "ddim"    adds none: `invert` finds the x_t that the picture comes from, and the way back returns the picture
     noise: as x_start. generator: see `sample_progressive`. The sampler takes depth / T of its steps.
     Raises ValueError for an unknown mode, and for a depth and a spec that `interpolate` would refuse.
     """
@@ -71,7 +69,7 @@ def edit(
         raise ValueError(f"edit_mode must be one of {', '.join(EDIT_MODES)}, not {mode!r}")
     spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     if mode == "ddim":
-        x_t = invert(diffusion, from_model or model, x_start, spec, depth)
+        x_t = invert(diffusion, model, x_start, spec, depth)
     else:
         x_t = diffusion.q_sample(x_start, torch.full((len(x_start),), depth - 1, device=x_start.device), noise)
     return sample_progressive(diffusion, model, x_t, spec, generator, depth)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
-from diffusion.noise import SampleNoise, randn_like
+from diffusion.noise import Source, randn_like
 from diffusion.samplers import SAMPLERS, Frame
 from diffusion.spec import SampleSpec
 
@@ -19,7 +19,7 @@ def sample_progressive(
     model: Model,
     x_T: Tensor,
     spec: SampleSpec,
-    generator: torch.Generator | SampleNoise | None = None,
+    generator: Source = None,
     depth: int | None = None,
 ) -> Iterator[Frame]:
     """Yields a `Frame` after each step of the sampler; the sample of the last one is the result.
