@@ -21,13 +21,11 @@ IDENTITY = "samples.json"
 RECIPE_KEYS = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if key != "dropout"]
 
 
-def identity_of(
-    run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None = None, guidance: float = 1.0
-) -> dict:
+def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None, weight: float) -> dict:
     """Everything that determines the samples. The weights are hashed: in another file they are still the same."""
     weights = sha256_of(run.model.state_dict())
     identity = {"weights": weights, "sample_info": str(spec), "seed": seed, "precision": precision}
-    identity |= {"labels": labels, "guidance": guidance} if labels else {}
+    identity |= {"labels": labels, "guidance": weight} if labels else {}
     return identity | {key: run.recipe[key] for key in RECIPE_KEYS}
 
 
