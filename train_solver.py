@@ -18,7 +18,7 @@ from files.errors import Stopped
 from runs.config import load_recipe, quicker
 from runs.network import build, plan
 from training.batches import Batches
-from training.log import TrainingLog
+from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
 from training.plan import describe, dry_run, total_steps
@@ -114,7 +114,7 @@ def train(
     loop(recipe, batches, step, start, steps, state, log, preview, stop)
     state.writing.wait()
     if lead:
-        log.save_curve()
+        save_loss_curve(read_log(log.file), folder / "loss.png")
     if start < steps:
         speed = f"{log.images:,} images in {log.took:.0f} s, {log.images / log.took:.1f} images/s"
         print(f"{speed} {step.how()}; saved {state.file}")

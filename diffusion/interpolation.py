@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import GaussianDiffusion, Model
+from diffusion.gaussian import GaussianDiffusion, Model, check_name
 from diffusion.noise import SampleNoise
 from diffusion.samplers import Frame
 from diffusion.sampling import sample, sample_progressive
@@ -41,8 +41,7 @@ def interpolate(
     the noise of pair i depends only on (seed, i).
     Raises ValueError for an unknown mode, a depth outside 1 … T, and "ddim" with a spec other than DDIM with eta 0.
     """
-    if mode not in INTERP_MODES:
-        raise ValueError(f"interp_mode must be one of {', '.join(INTERP_MODES)}, not {mode!r}")
+    check_name("interp_mode", mode, INTERP_MODES)
     spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     return _mixtures(diffusion, model, first, second, spec, depth, lambdas, seed, mode)
 
@@ -65,8 +64,7 @@ def edit(
     noise: as x_start. generator: see `sample_progressive`. The sampler takes depth / T of its steps.
     Raises ValueError for an unknown mode, and for a depth and a spec that `interpolate` would refuse.
     """
-    if mode not in EDIT_MODES:
-        raise ValueError(f"edit_mode must be one of {', '.join(EDIT_MODES)}, not {mode!r}")
+    check_name("edit_mode", mode, EDIT_MODES)
     spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     if mode == "ddim":
         x_t = invert(diffusion, model, x_start, spec, depth)

@@ -114,10 +114,6 @@ class TrainingLog(AbstractContextManager):
         self.restart_clock()
         return line
 
-    def save_curve(self) -> None:
-        """Draws loss.png from all lines of this run."""
-        save_loss_curve(read_log(self.file), self.file.with_name("loss.png"))
-
     def _show(self, line: dict, printed: bool) -> None:
         if printed:
             self.bar.write(summary(line))

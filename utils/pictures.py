@@ -24,6 +24,7 @@ COARSE_TO_FINE = 0.3  # see progress_frames
 PNG_END = b"IEND\xae\x42\x60\x82"
 PROGRESS_ROWS, FILM_FRAMES = 10, 40
 TABLE_GAP = 8  # pixels between the pictures of a table
+Cells = Sequence[Sequence[Image.Image | None]]  # of a table, row by row
 
 # --- grids and tables -------------------------------------------------------------------------------------------------
 
@@ -105,11 +106,7 @@ def is_complete_png(file: Path) -> bool:
 
 
 def save_table(
-    cells: Sequence[Sequence[Image.Image | None]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    file: Path,
-    notes: Sequence[Sequence[str]] | None = None,
+    cells: Cells, rows: Sequence[str], columns: Sequence[str], file: Path, notes: Sequence[Sequence[str]] | None = None
 ) -> Path:
     """Writes pictures of one height as a table, with row labels on the left, column labels above and notes below cells.
 
