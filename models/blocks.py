@@ -108,7 +108,7 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def check_size(height: int, width: int, factor: int) -> None:
+def check_multiple(height: int, width: int, factor: int) -> None:
     """ValueError, with sizes that would fit, unless `factor`, pixels a side of the coarsest position, divides both."""
     if height % factor or width % factor:
         size = str(height) if height == width else f"{height}x{width}"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import check_size, height_and_width, timestep_embedding
+from models.blocks import check_multiple, height_and_width, timestep_embedding
 
 
 class DiT(nn.Module):
@@ -44,7 +44,7 @@ class DiT(nn.Module):
             raise ValueError(f"{names} must all be at least 1")
         if width % 4 or width % num_heads:
             raise ValueError(f"model_channels={width} is not a multiple of 4 and of num_heads={num_heads}")
-        check_size(*size, patch_size)
+        check_multiple(*size, patch_size)
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
         patch_channels = image_channel * patch_size**2
@@ -65,7 +65,7 @@ class DiT(nn.Module):
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
-        check_size(H, W, self.patch_size)
+        check_multiple(H, W, self.patch_size)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, width)
         if self.label_embed is not None or labels is not None:
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)

@@ -16,7 +16,7 @@ from models.blocks import (
     ResidualBlock,
     Stage,
     Upsample,
-    check_size,
+    check_multiple,
     height_and_width,
     timestep_embedding,
 )
@@ -77,7 +77,7 @@ class UNet(nn.Module):
         if patch_size & (patch_size - 1):
             raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
         self.downsampling = patch_size * 2 ** (len(channel_mult) - 1)
-        check_size(H, W, self.downsampling)
+        check_multiple(H, W, self.downsampling)
         if unknown := [side for side in attention if side not in sizes]:
             known = ", ".join(map(str, sizes))
             raise ValueError(f"attention_resolutions: no feature map is {unknown[0]} pixels wide; they are {known}")
@@ -142,7 +142,7 @@ class UNet(nn.Module):
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
-        check_size(H, W, self.downsampling)
+        check_multiple(H, W, self.downsampling)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, 4 * model_channels)
         if self.label_embed is not None or labels is not None:
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)

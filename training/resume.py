@@ -174,8 +174,7 @@ class TrainingState:
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}
-        if scaler:
-            self.step.scaler.load_state_dict(self.step.scaler.state_dict() | scaler)
+        self.step.scaler.load_state_dict(self.step.scaler.state_dict() | scaler)
         for name, value in self.circumstances.items():
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")

@@ -75,22 +75,18 @@ def draw_trajectories(
     for numbers in tqdm(list(in_batches(count, PART)), desc="trajectories", unit="file", leave=False):
         file = folder / f"{numbers.start:08d}.u8"
         if not file.is_file() or file.stat().st_size != len(numbers) * np.prod(shape):
-            teacher = teacher or load_teacher(recipe, folder, device)
+            if teacher is None:
+                teacher = load_run(recipe["init_from"]).to(device)
+                if class_names(teacher.recipe) != names:
+                    remedy = "set data_path and num_classes as in its training"
+                    raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
+                print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
             parts = [range(i, min(i + AT_ONCE, numbers.stop)) for i in range(numbers.start, numbers.stop, AT_ONCE)]
             write_file(file, b"".join(ends_of(teacher, recipe, part, classes).tobytes() for part in parts))
         ends.append(np.fromfile(file, np.uint8).reshape(len(numbers), *shape))
     ends, learned, held_out = np.concatenate(ends), slice(recipe["trajectories"]), slice(recipe["trajectories"], None)
     own, theirs = (None, None) if classes is None else (classes[learned], classes[held_out])
     return ends[learned], own, ends[held_out], theirs
-
-
-def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
-    """The frozen network of a recipe."""
-    teacher = load_run(recipe["init_from"]).to(device)
-    if class_names(teacher.recipe) != class_names(recipe):
-        raise ConfigError(f"{recipe['init_from']} has other classes: set data_path and num_classes as in its training")
-    print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
-    return teacher
 
 
 def ends_of(teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | None) -> np.ndarray:
