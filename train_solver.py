@@ -104,7 +104,7 @@ def train(
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
     held_out = kind_of_held_out(recipe, unseen[0], sampler, diffusion, unseen[1]) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
-    until_exit.enter_context(log)
+    until_exit.enter_context(log.bar)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
         state.save_recipe()

@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from utils.pictures import plotted
 IN_A_ROW = 20  # bad steps in a row that end the run; float16 needs up to 16 until its scale has fallen from 2^16 to 1
 
 
-class TrainingLog(AbstractContextManager):
+class TrainingLog:
     """Collects the numbers of each step on the device, without waiting for it, until `write` reads them.
 
     A resumed run keeps the lines up to its step, `start` of `steps`. Only rank 0 writes, but all must call.
@@ -55,9 +55,6 @@ class TrainingLog(AbstractContextManager):
         self.skipped_in_a_row = torch.zeros((), device=processes.device)
         self.sums = torch.zeros(10, device=processes.device)  # quarter_sums, gradient norms, steps taken
         self.restart_clock()
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
 
     def restart_clock(self) -> None:
         """After a line: what was done since then, such as saving and drawing, was not training."""
