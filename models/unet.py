@@ -92,16 +92,13 @@ class UNet(nn.Module):
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
         patch_channels = image_channel * patch_size**2
-        time_channels = 4 * model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
-        )
+        width, time_width = model_channels, 4 * model_channels
+        self.time_embed = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
 
         def layers(in_channels: int, out_channels: int, size: int) -> list[nn.Module]:
-            block = ResidualBlock(in_channels, out_channels, time_channels, groups, dropout)
+            block = ResidualBlock(in_channels, out_channels, time_width, groups, dropout)
             return [block, AttentionBlock(out_channels, num_heads, groups)] if size in attention else [block]
 
-        width = model_channels
         self.down_blocks = nn.ModuleList([Stage(Conv2d(patch_channels, width, 3, padding=1))])
         skips = [width]  # the channels of each output of down_blocks, which up_blocks concatenate in reverse order
         for level, mult in enumerate(channel_mult):
@@ -114,9 +111,9 @@ class UNet(nn.Module):
                 skips.append(width)
 
         self.middle_block = Stage(
-            ResidualBlock(width, width, time_channels, groups, dropout),
+            ResidualBlock(width, width, time_width, groups, dropout),
             AttentionBlock(width, num_heads, groups),
-            ResidualBlock(width, width, time_channels, groups, dropout),
+            ResidualBlock(width, width, time_width, groups, dropout),
         )
 
         self.up_blocks = nn.ModuleList()
@@ -131,7 +128,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), Conv2d(width, patch_channels, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
         nn.init.zeros_(self.out[-1].bias)
-        self.label_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes else None  # the last: no label
+        self.label_embed = nn.Embedding(num_classes + 1, time_width) if num_classes else None  # the last: no label
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: float (B, C, H, W); t: int64 (B,). Returns (B, C, H, W).
