@@ -18,16 +18,16 @@ from files.errors import Stopped
 from runs.config import load_recipe, quicker
 from runs.network import build, plan
 from training.batches import Batches
-from training.log import TrainingLog
+from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
-from training.pictures import completed, find_pictures, training_pictures
+from training.pictures import find_pictures, training_pictures, with_classes
 from training.plan import describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, begun, load_pretrained, pretrained_recipe
 from training.speed import best_way, measure
 from training.step import TrainingStep
-from training.trajectories import kinds
+from training.trajectories import kinds, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -54,7 +54,7 @@ def main() -> None:
     plan(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
-            recipe = completed(recipe, download=not args.dry_run)
+            recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
         torch.manual_seed(recipe["seed"])
         model, diffusion = (plan if args.dry_run else build)(recipe)
         shown = recipe | {"betas": f"{len(recipe['betas'])} of its own"} if recipe["betas"] else recipe
@@ -104,7 +104,7 @@ def train(
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
     held_out = kind_of_held_out(recipe, unseen[0], sampler, diffusion, unseen[1]) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
-    until_exit.enter_context(log)
+    until_exit.enter_context(log.bar)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
     if lead and start < steps:
         state.save_recipe()
@@ -114,7 +114,7 @@ def train(
     loop(recipe, batches, step, start, steps, state, log, preview, stop)
     state.writing.wait()
     if lead:
-        log.save_curve()
+        save_loss_curve(read_log(log.file), folder / "loss.png")
     if start < steps:
         speed = f"{log.images:,} images in {log.took:.0f} s, {log.images / log.took:.1f} images/s"
         print(f"{speed} {step.how()}; saved {state.file}")

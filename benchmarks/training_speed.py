@@ -41,7 +41,7 @@ from runs.run import Run
 from sharing.diffusers_folder import to_unet2d
 from training.log import read_log
 from utils.command_line import ArgumentParser, number, run
-from utils.device import autocast, compiled, memory_format, pick_device, prepare, resolve_precision
+from utils.device import autocast, compiled, pick_device, prepare, resolve_precision, usual_way
 
 try:
     import denoising_diffusion_pytorch as lucidrains
@@ -124,7 +124,8 @@ def ours(recipe: dict) -> Steps:
 
 def network_alone(recipe: dict, device: torch.device) -> Steps:
     """Only the forward and backward pass of our network."""
-    model = build(recipe)[0].to(device, memory_format=memory_format(device)).train()
+    layout = torch.channels_last if usual_way(recipe, device)["channels_last"] else torch.contiguous_format
+    model = build(recipe)[0].to(device, memory_format=layout).train()
     network = compiled(model, recipe["compile"], device)
     x = torch.randn(recipe["batch_size"], 3, 32, 32, device=device)
     t = torch.randint(1000, (len(x),), device=device)

@@ -111,19 +111,16 @@ def folder_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.nd
         of.setdefault(folder, []).append(file)
     classes = sorted(folder for folder in of if folder is not None and any(map(_is_picture, of[folder])))
     if not classes:
-        raise DataError(
-            f"{data_path} has no subfolders, which would be the classes of its pictures: set num_classes=null"
-        )
+        raise DataError(f"{data_path} has no subfolders, which would be the classes: set num_classes=null")
     number = {folder: i for i, folder in enumerate(classes)}
     names = [os.fsencode(name).decode("utf-8", "replace") for name in classes]  # a name on disk may hold any bytes
     return np.array([number.get(folder, -1) for folder in folders]), names
 
 
 def _is_picture(file: Path) -> bool:
-    try:
+    with suppress(Exception):  # Pillow raises many types; what can be done about it is said where they are decoded
         return bool(open_picture(file))
-    except Exception:  # Pillow raises many types; what can be done about it is said where the pictures are decoded
-        return False
+    return False
 
 
 def open_picture(file: Path, reading: Reading = AS_EVER) -> Image.Image:

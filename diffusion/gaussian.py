@@ -45,11 +45,11 @@ class GaussianDiffusion:
         objective: str = "pred_noise", loss_weight: str = "none", clip_denoised: bool = True,
         timestep_density: str = "uniform", betas: Tensor | Sequence[float] | None = None,
     ):  # fmt: skip
-        _check_name("beta_schedule", beta_schedule, BETA_SCHEDULES)
-        _check_name("loss_type", loss_type, LOSSES)
-        _check_name("objective", objective, OBJECTIVES)
-        _check_name("loss_weight", loss_weight, LOSS_WEIGHTS)
-        _check_name("timestep_density", timestep_density, TIMESTEP_DENSITIES)
+        check_name("beta_schedule", beta_schedule, BETA_SCHEDULES)
+        check_name("loss_type", loss_type, LOSSES)
+        check_name("objective", objective, OBJECTIVES)
+        check_name("loss_weight", loss_weight, LOSS_WEIGHTS)
+        check_name("timestep_density", timestep_density, TIMESTEP_DENSITIES)
         if timestep_num < 1:
             raise ValueError(f"timestep_num must be at least 1, not {timestep_num}")
         betas = BETA_SCHEDULES[beta_schedule](timestep_num) if betas is None else betas
@@ -133,11 +133,6 @@ class GaussianDiffusion:
         of_x_t = (1 - beta) ** 0.5 * (1 - ac_prev) / (1 - ac)
         return of_x_t, ac_prev**0.5 * beta / (1 - ac), beta * (1 - ac_prev) / (1 - ac)
 
-    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, float]:
-        """Mean (B, C, H, W) and variance of q(x_{t_prev} | x_t, x_0), from `posterior_coefficients`."""
-        of_x_t, of_x_start, variance = self.posterior_coefficients(t, t_prev)
-        return of_x_t * x_t + of_x_start * x_start, variance
-
     def alpha_bar(self, t: int) -> float:
         """ᾱ_t; 1 at t = -1, where there is no noise."""
         return self._alpha_bars[t] if t >= 0 else 1.0
@@ -166,6 +161,7 @@ def loss_weights_of(name: str, alphas_cumprod: Tensor, gain: Tensor) -> Tensor:
     return (snr / (1 + snr) if name == "p2" else snr.clamp(max=5)) * gain**2
 
 
-def _check_name(what: str, name: str, allowed) -> None:
+def check_name(what: str, name: str, allowed: Iterable[str]) -> None:
+    """ValueError, with the names that there are, for an unknown one."""
     if name not in allowed:
         raise ValueError(f"{what} must be one of {', '.join(allowed)}, not {name!r}")

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
-from diffusion.noise import SampleNoise, randn_like
+from diffusion.noise import Source, randn_like
 from diffusion.samplers import Frame, ddim_step
 from diffusion.spec import SampleSpec, SpecError
 
 
+@torch.inference_mode()
 def repaint(
     diffusion: GaussianDiffusion,
     model: Model,
@@ -20,7 +21,7 @@ def repaint(
     x_start: Tensor,
     hole: Tensor,
     spec: SampleSpec,
-    generator: torch.Generator | SampleNoise | None = None,
+    generator: Source = None,
     jump_length: int | None = None,
     resamplings: int = 5,
 ) -> Iterator[Frame]:
@@ -36,21 +37,16 @@ def repaint(
         raise SpecError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
     path = way(spec.timesteps(diffusion.timestep_num), jump_length, resamplings)
     eta = 1.0 if spec.method == "DDPM" else spec.eta  # DDIM with eta 1 is DDPM
-    return _walk(diffusion, model, noise, x_start, hole, path, eta, partial(randn_like, generator=generator))
-
-
-@torch.inference_mode()
-def _walk(diffusion, model, x_t, x_start, hole, path, eta, noise) -> Iterator[Frame]:
-    """The work of `repaint`, apart from its checks: a generator would run those only at its first item."""
+    x_t, draw = noise, partial(randn_like, generator=generator)
     for t, t_next in pairwise(path):
         if t_next > t:  # back up: x_t ~ q(x_{t_next} | x_t), in one draw
             kept = diffusion.alpha_bar(t_next) / diffusion.alpha_bar(t)
-            x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * noise(x_t)
+            x_t = kept**0.5 * x_t + (1 - kept) ** 0.5 * draw(x_t)
             continue
         pred_x_start = diffusion.predict(model, x_t, t)
-        unknown = ddim_step(diffusion, pred_x_start, x_t, t, t_next, eta, noise)
+        unknown = ddim_step(diffusion, pred_x_start, x_t, t, t_next, eta, draw)
         ac = diffusion.alpha_bar(t_next)
-        known = ac**0.5 * x_start + (1 - ac) ** 0.5 * noise(x_start) if t_next >= 0 else x_start
+        known = ac**0.5 * x_start + (1 - ac) ** 0.5 * draw(x_start) if t_next >= 0 else x_start
         x_t = torch.where(hole, unknown, known)  # eq. 8
         yield Frame(t, x_t, pred_x_start)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import GaussianDiffusion, Model
+from diffusion.gaussian import GaussianDiffusion, Model, check_name
 from diffusion.noise import SampleNoise
 from diffusion.samplers import Frame
 from diffusion.sampling import sample, sample_progressive
@@ -41,8 +41,7 @@ def interpolate(
     the noise of pair i depends only on (seed, i).
     Raises ValueError for an unknown mode, a depth outside 1 … T, and "ddim" with a spec other than DDIM with eta 0.
     """
-    if mode not in INTERP_MODES:
-        raise ValueError(f"interp_mode must be one of {', '.join(INTERP_MODES)}, not {mode!r}")
+    check_name("interp_mode", mode, INTERP_MODES)
     spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     return _mixtures(diffusion, model, first, second, spec, depth, lambdas, seed, mode)
 
@@ -56,22 +55,19 @@ def edit(
     depth: int,
     generator: SampleNoise,
     mode: str = "sdedit",
-    from_model: Model | None = None,
 ) -> Iterator[Frame]:
     """Goes `depth` timesteps from x_start (B, C, H, W) into the noise, and back with the sampler: yields its frames.
 
     mode:
         "sdedit"  adds the noise, and so keeps of the picture what is coarser than this noise (Meng et al. 2022)
-        "ddim"    adds none: `invert` finds the x_t that the picture comes from. The way back returns the picture, or
-                  changes it where `model` differs from `from_model`, which is inverted (default: the same)
+        "ddim"    adds none: `invert` finds the x_t that the picture comes from, and the way back returns the picture
     noise: as x_start. generator: see `sample_progressive`. The sampler takes depth / T of its steps.
     Raises ValueError for an unknown mode, and for a depth and a spec that `interpolate` would refuse.
     """
-    if mode not in EDIT_MODES:
-        raise ValueError(f"edit_mode must be one of {', '.join(EDIT_MODES)}, not {mode!r}")
+    check_name("edit_mode", mode, EDIT_MODES)
     spec = partial_spec(spec, depth, diffusion.timestep_num, inverted=mode == "ddim")
     if mode == "ddim":
-        x_t = invert(diffusion, from_model or model, x_start, spec, depth)
+        x_t = invert(diffusion, model, x_start, spec, depth)
     else:
         x_t = diffusion.q_sample(x_start, torch.full((len(x_start),), depth - 1, device=x_start.device), noise)
     return sample_progressive(diffusion, model, x_t, spec, generator, depth)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
-from diffusion.noise import SampleNoise, randn_like
+from diffusion.noise import Source, randn_like
 from diffusion.spec import SampleSpec, SpecError
 
 VARIANCES = ("small", "large", "best")
@@ -16,11 +16,7 @@ VARIANCES = ("small", "large", "best")
 
 @torch.inference_mode()
 def predictions(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    x_start: Tensor,
-    spec: SampleSpec,
-    generator: torch.Generator | SampleNoise | None = None,
+    diffusion: GaussianDiffusion, model: Model, x_start: Tensor, spec: SampleSpec, generator: Source = None
 ) -> Iterator[Tensor]:
     """What the bound is computed from: yields pred_x_start of one draw of x_t, for each step of `spec`, t falling.
 

@@ -33,7 +33,10 @@ class SampleNoise:
         return noise.to(device, non_blocking=True)
 
 
-def randn_like(x: Tensor, generator: torch.Generator | SampleNoise | None) -> Tensor:
+Source = torch.Generator | SampleNoise | None  # of noise, see `randn_like`
+
+
+def randn_like(x: Tensor, generator: Source) -> Tensor:
     """Standard normal noise with the shape, dtype and device of x.
 
     generator: a SampleNoise, a torch.Generator (which draws on its own device), or None for torch's global generator.

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -31,13 +30,6 @@ Draw = Callable[[Tensor], Tensor]  # x -> standard normal noise of the same shap
 Steps = list[tuple[int, int]]  # (t, t_prev) of each step, t descending; the last t_prev is -1, which is x_0
 
 
-class Prediction(NamedTuple):
-    """What the network predicted at timestep t."""
-
-    t: int
-    x_start: Tensor  # (B, C, H, W)
-
-
 def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw, large=False):
     """Ancestral sampling: x_{t_prev} ~ q(x_{t_prev} | x_t, pred_x_start) (Ho et al. 2020, eq. 6 and 7).
 
@@ -46,10 +38,10 @@ def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, 
     """
     for t, t_prev in steps:
         pred_x_start = diffusion.predict(model, x_t, t)
-        mean, variance = diffusion.q_posterior(pred_x_start, x_t, t, t_prev)
+        of_x_t, of_x_start, variance = diffusion.posterior_coefficients(t, t_prev)
         if large and t_prev >= 0:
             variance = 1 - diffusion.alpha_bar(t) / diffusion.alpha_bar(t_prev)
-        x_t = _with_noise(mean, variance, draw)
+        x_t = _with_noise(of_x_t * x_t + of_x_start * pred_x_start, variance, draw)
         yield Frame(t, x_t, pred_x_start)
 
 
@@ -84,10 +76,10 @@ def dpmpp(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps,
     for t, t_prev in steps:
         pred_x_start = x_start = diffusion.predict(model, x_t, t)
         if last and t_prev >= 0:
-            x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.x_start)
+            x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.pred_x_start)
         x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, eta, draw)
-        last = Prediction(t, pred_x_start)
-        yield Frame(t, x_t, pred_x_start)
+        last = Frame(t, x_t, pred_x_start)
+        yield last
 
 
 def unipc(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, eta: float, draw: Draw):
@@ -96,18 +88,18 @@ def unipc(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps,
     The network call at the end of a step also corrects that step: it is taken again, with the x_start of `corrected`.
     This costs no call of its own. The last step, to x_0, is not corrected; eta is ignored.
     """
-    known, x_last = [], x_t  # the last three predictions, newest first; x before the last step
+    known, x_last = [], x_t  # the last two frames, newest first; x before the last step
     for t, t_prev in steps:
         pred_x_start = x_start = diffusion.predict(model, x_t, t)
-        known = [Prediction(t, pred_x_start), *known[:2]]
-        if len(known) > 1:
-            last = known[1]
-            x_t = ddim_step(diffusion, corrected(diffusion, *known), x_last, last.t, t, 0.0, draw)
+        if known:
+            last = known[0]
+            x_t = ddim_step(diffusion, corrected(diffusion, t, pred_x_start, *known), x_last, last.t, t, 0.0, draw)
             if t_prev >= 0:
-                x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.x_start)
+                x_start = x_start + second_order(diffusion, last.t, t, t_prev) * (x_start - last.pred_x_start)
         x_last = x_t
         x_t = ddim_step(diffusion, x_start, x_t, t, t_prev, 0.0, draw)
-        yield Frame(t, x_t, pred_x_start)
+        known = [Frame(t, x_t, pred_x_start), *known[:1]]
+        yield known[0]
 
 
 SAMPLERS = {"DDPM": ddpm, "NaiveDDPM": naive_ddpm, "DDIM": ddim, "DPMpp": dpmpp, "UniPC": unipc}
@@ -139,24 +131,22 @@ def second_order(diffusion: GaussianDiffusion, t_last: int, t: int, t_prev: int)
     return (then - now) / (2 * (now - last))
 
 
-def corrected(
-    diffusion: GaussianDiffusion, end: Prediction, start: Prediction, before: Prediction | None = None
-) -> Tensor:
-    """The x_start (B, C, H, W) of a step, from the predictions at its end, at its start and one step before.
+def corrected(diffusion: GaussianDiffusion, t: int, x_end: Tensor, start: Frame, before: Frame | None = None) -> Tensor:
+    """The x_start (B, C, H, W) of a step that ends at t, from the predictions there, at its start and one step before.
 
     It is the mean of the parabola through the three predictions, weighted as the exact solution of the step weights
     x_start: by e^{hu}, with u from 0 to 1 along the step in λ and h its length. Without a step before, the mean of the
     line; the authors' code takes it halfway there, but with cosine betas the end has 7/8 of the weight (h is about 8).
     """
-    lam_start, lam_end = diffusion.log_snr(start.t) / 2, diffusion.log_snr(end.t) / 2
-    h, to_end = lam_end - lam_start, end.x_start - start.x_start
+    x_start, lam_start, lam_end = start.pred_x_start, diffusion.log_snr(start.t) / 2, diffusion.log_snr(t) / 2
+    h, to_end = lam_end - lam_start, x_end - x_start
     mean = 1 / -math.expm1(-h) - 1 / h  # of u
     if before is None:
-        return start.x_start + mean * to_end
+        return x_start + mean * to_end
     of_square = 1 / -math.expm1(-h) - 2 * mean / h  # the mean of u²
     u = (diffusion.log_snr(before.t) / 2 - lam_start) / h  # where the prediction before lies, below 0
     of_before = (of_square - mean) / (u * (u - 1))
-    return start.x_start + of_before * (before.x_start - start.x_start) + (mean - u * of_before) * to_end
+    return x_start + of_before * (before.pred_x_start - x_start) + (mean - u * of_before) * to_end
 
 
 def _with_noise(mean: Tensor, variance: float, draw: Draw) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import GaussianDiffusion, Model
-from diffusion.noise import SampleNoise, randn_like
+from diffusion.noise import Source, randn_like
 from diffusion.samplers import SAMPLERS, Frame
 from diffusion.spec import SampleSpec
 
@@ -19,7 +19,7 @@ def sample_progressive(
     model: Model,
     x_T: Tensor,
     spec: SampleSpec,
-    generator: torch.Generator | SampleNoise | None = None,
+    generator: Source = None,
     depth: int | None = None,
 ) -> Iterator[Frame]:
     """Yields a `Frame` after each step of the sampler; the sample of the last one is the result.
@@ -35,13 +35,6 @@ def sample_progressive(
     yield from SAMPLERS[spec.method](diffusion, model, x_T, steps, spec.eta, draw)
 
 
-def sample(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    x_T: Tensor,
-    spec: SampleSpec,
-    generator: torch.Generator | SampleNoise | None = None,
-    depth: int | None = None,
-) -> Tensor:
-    """The result of `sample_progressive`: (B, C, H, W), in [-1, 1] if the diffusion clips."""
-    return deque(sample_progressive(diffusion, model, x_T, spec, generator, depth), maxlen=1).pop().sample
+def sample(*arguments, **keywords) -> Tensor:
+    """The result of `sample_progressive` with these arguments: (B, C, H, W), in [-1, 1] if the diffusion clips."""
+    return deque(sample_progressive(*arguments, **keywords), maxlen=1).pop().sample

@@ -46,15 +46,10 @@ class Stopped(Exception):
 
 @contextmanager
 def out_of_memory_means(advice: str) -> Iterator[None]:
-    """Turns an out-of-memory error of the block, on any device, into a TrainingError with this advice."""
+    """Turns an out-of-memory error of the block, on the CPU or a device, into a TrainingError with this advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingError(f"out of memory: {advice}") from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch or Python ran out of memory, on the CPU or on a device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
+            raise TrainingError(f"out of memory: {advice}") from error
+        raise

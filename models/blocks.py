@@ -106,3 +106,11 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """The sides of a picture, of which one number stands for both."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return height, width
+
+
+def check_multiple(height: int, width: int, factor: int) -> None:
+    """ValueError, with sizes that would fit, unless `factor`, pixels a side of the coarsest position, divides both."""
+    if height % factor or width % factor:
+        size = str(height) if height == width else f"{height}x{width}"
+        low = max(factor, min(height, width) // factor * factor)
+        raise ValueError(f"image_size {size} does not fit: use a multiple of {factor}, such as {low} or {low + factor}")

@@ -9,7 +9,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from models.blocks import height_and_width
+from models.blocks import check_multiple, height_and_width
 from models.unet import usual_norm_groups
 
 
@@ -98,9 +98,7 @@ class DiffusersUNet(nn.Module):
             if keywords[key] not in (value, "auto"):  # num_classes, until the data are seen
                 raise ValueError(f"{key} must be {value}, as in diffusers_unet, not {keywords[key]}")
         self.num_classes = expected["num_classes"]
-        factor = 2 ** (len(expected["channel_mult"]) - 1)
-        if any(side % factor for side in height_and_width(keywords["image_size"])):
-            raise ValueError(f"image_size {keywords['image_size']} does not fit: it must be a multiple of {factor}")
+        check_multiple(*height_and_width(keywords["image_size"]), 2 ** (len(expected["channel_mult"]) - 1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: float (B, C, H, W); t, labels: int64 (B,), see `UNet.forward`. Returns (B, C, H, W)."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import height_and_width, timestep_embedding
+from models.blocks import check_multiple, height_and_width, timestep_embedding
 
 
 class DiT(nn.Module):
@@ -44,7 +44,7 @@ class DiT(nn.Module):
             raise ValueError(f"{names} must all be at least 1")
         if width % 4 or width % num_heads:
             raise ValueError(f"model_channels={width} is not a multiple of 4 and of num_heads={num_heads}")
-        _check_size(*size, patch_size)
+        check_multiple(*size, patch_size)
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
         patch_channels = image_channel * patch_size**2
@@ -65,7 +65,7 @@ class DiT(nn.Module):
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
-        _check_size(H, W, self.patch_size)
+        check_multiple(H, W, self.patch_size)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, width)
         if self.label_embed is not None or labels is not None:
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
@@ -123,8 +123,3 @@ def position_embedding(rows: int, columns: int, width: int, device: torch.device
     """The `timestep_embedding` of each token's row, then that of its column: float32 (rows * columns, width)."""
     of_row, of_column = (timestep_embedding(torch.arange(n, device=device), width // 2) for n in (rows, columns))
     return torch.cat([of_row.repeat_interleave(columns, dim=0), of_column.repeat(rows, 1)], dim=1)
-
-
-def _check_size(height: int, width: int, patch_size: int) -> None:
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"image_size {height}x{width} does not fit: patch_size={patch_size} must divide both")

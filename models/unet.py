@@ -16,6 +16,7 @@ from models.blocks import (
     ResidualBlock,
     Stage,
     Upsample,
+    check_multiple,
     height_and_width,
     timestep_embedding,
 )
@@ -70,24 +71,34 @@ class UNet(nn.Module):
         groups = norm_groups or usual_norm_groups(model_channels)
         sizes = [min(H, W) // patch_size // 2**level for level in range(len(channel_mult))]
         attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
-        _check_arguments(
-            (H, W), image_channel, model_channels, channel_mult, num_res_blocks, num_heads, patch_size, groups, sizes,
-            attention,
-        )  # fmt: skip
+        if min(H, W, image_channel, model_channels, num_res_blocks, num_heads, *channel_mult) < 1 or not channel_mult:
+            names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
+            raise ValueError(f"{names} must all be at least 1")
+        if patch_size & (patch_size - 1):
+            raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
+        self.downsampling = patch_size * 2 ** (len(channel_mult) - 1)
+        check_multiple(H, W, self.downsampling)
+        if unknown := [side for side in attention if side not in sizes]:
+            known = ", ".join(map(str, sizes))
+            raise ValueError(f"attention_resolutions: no feature map is {unknown[0]} pixels wide; they are {known}")
+        if model_channels % 2:
+            raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
+        attended = [channel_mult[sizes.index(side)] for side in attention] + [channel_mult[-1]]  # the middle block's
+        if wrong := [model_channels * mult for mult in sorted(attended) if model_channels * mult % num_heads]:
+            raise ValueError(f"num_heads={num_heads} does not divide the {wrong[0]} channels of attention")
+        if model_channels % groups:
+            raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
+
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
-        self.downsampling = patch_size * 2 ** (len(channel_mult) - 1)
         patch_channels = image_channel * patch_size**2
-        time_channels = 4 * model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
-        )
+        width, time_width = model_channels, 4 * model_channels
+        self.time_embed = nn.Sequential(nn.Linear(width, time_width), nn.SiLU(), nn.Linear(time_width, time_width))
 
         def layers(in_channels: int, out_channels: int, size: int) -> list[nn.Module]:
-            block = ResidualBlock(in_channels, out_channels, time_channels, groups, dropout)
+            block = ResidualBlock(in_channels, out_channels, time_width, groups, dropout)
             return [block, AttentionBlock(out_channels, num_heads, groups)] if size in attention else [block]
 
-        width = model_channels
         self.down_blocks = nn.ModuleList([Stage(Conv2d(patch_channels, width, 3, padding=1))])
         skips = [width]  # the channels of each output of down_blocks, which up_blocks concatenate in reverse order
         for level, mult in enumerate(channel_mult):
@@ -100,9 +111,9 @@ class UNet(nn.Module):
                 skips.append(width)
 
         self.middle_block = Stage(
-            ResidualBlock(width, width, time_channels, groups, dropout),
+            ResidualBlock(width, width, time_width, groups, dropout),
             AttentionBlock(width, num_heads, groups),
-            ResidualBlock(width, width, time_channels, groups, dropout),
+            ResidualBlock(width, width, time_width, groups, dropout),
         )
 
         self.up_blocks = nn.ModuleList()
@@ -117,7 +128,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), Conv2d(width, patch_channels, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
         nn.init.zeros_(self.out[-1].bias)
-        self.label_embed = nn.Embedding(num_classes + 1, time_channels) if num_classes else None  # the last: no label
+        self.label_embed = nn.Embedding(num_classes + 1, time_width) if num_classes else None  # the last: no label
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: float (B, C, H, W); t: int64 (B,). Returns (B, C, H, W).
@@ -128,7 +139,7 @@ class UNet(nn.Module):
         B, C, H, W = x.shape
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
-        _check_size(H, W, self.downsampling)
+        check_multiple(H, W, self.downsampling)
         emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, 4 * model_channels)
         if self.label_embed is not None or labels is not None:
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
@@ -141,40 +152,3 @@ class UNet(nn.Module):
             x = stage(torch.cat([x, skips.pop()], dim=1), emb)
         x = self.out(x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
-
-
-def _check_arguments(
-    size: tuple[int, int], image_channel: int, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int,
-    num_heads: int, patch_size: int, groups: int, sizes: list[int], attention: tuple[int, ...] | list[int],
-) -> None:  # fmt: skip
-    """ValueError unless the arguments of a UNet fit together. sizes: of the feature maps; attention: those with it."""
-    least = min(image_channel, model_channels, num_res_blocks, num_heads, *size, *channel_mult)
-    if least < 1 or not channel_mult:
-        names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
-        raise ValueError(f"{names} must all be at least 1")
-    if patch_size & (patch_size - 1):
-        raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
-    _check_size(*size, patch_size * 2 ** (len(channel_mult) - 1))
-    for side in attention:
-        if side not in sizes:
-            known = ", ".join(map(str, sizes))
-            raise ValueError(f"attention_resolutions: no feature map is {side} pixels wide; they are {known}")
-    if model_channels % 2:
-        raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
-    attention_widths = {model_channels * channel_mult[sizes.index(side)] for side in attention}
-    for width in sorted(attention_widths | {model_channels * channel_mult[-1]}):  # the last: the middle block
-        if width % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide the {width} channels of attention")
-    if model_channels % groups:
-        raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
-
-
-def _check_size(height: int, width: int, factor: int) -> None:
-    """ValueError, with sizes that would fit, unless `factor` divides both; factor: 2 ** (the number of halvings)."""
-    if height % factor or width % factor:
-        size = str(height) if height == width else f"{height}x{width}"
-        near = max(factor, min(height, width) // factor * factor)
-        raise ValueError(
-            f"image_size {size} does not fit: this network halves it {factor.bit_length() - 1} times, so it must "
-            f"be a multiple of {factor}, such as {near} or {near + factor}"
-        )

@@ -56,10 +56,8 @@ def torch_load(file: Path):
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # PyTorch raises many types for truncated and foreign files, and for code in them
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise DamagedCheckpointError(
-            f"{file} is damaged or not a checkpoint; nothing in it was run ({type(error).__name__}: {reason})"
-        ) from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split()).partition('. ')[0]}"
+        raise DamagedCheckpointError(f"{file} is damaged or not a checkpoint; nothing in it was run ({why})") from error
 
 
 def checked(content, file: Path) -> dict:

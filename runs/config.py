@@ -84,9 +84,8 @@ def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:
         if dataset == "Folder":
             raise ConfigError(f"{config}: Train_Data.{data_name} needs a data_path: the folder with its pictures")
         recipe["data_path"] = f"data/{dataset.lower()}"
-    return recipe | {
-        k: os.path.expanduser(recipe[k]) for k in ("data_path", "save_dir", "init_from", "cache_dir") if recipe[k]
-    }
+    paths = ("data_path", "save_dir", "init_from", "cache_dir")
+    return recipe | {key: os.path.expanduser(recipe[key]) for key in paths if recipe[key]}
 
 
 def _read_yaml(config: Path) -> dict:

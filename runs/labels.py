@@ -28,9 +28,7 @@ def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guida
     if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance must be a number from 0, not {guidance}")
     if guidance != 1 and not recipe["label_dropout"]:
-        raise ValueError(
-            f"guidance {guidance:g}: the network was trained with label_dropout=0, and only knows guidance 1"
-        )
+        raise ValueError(f"guidance {guidance:g}: a network trained with label_dropout=0 only knows guidance 1")
     if not names:
         return None
     if labels is None:

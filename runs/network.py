@@ -65,9 +65,7 @@ def check_size(network: nn.Module) -> None:
         return
     numbers = sum(weight.numel() for weight in network.parameters())
     if (needed := 4 * numbers / 2**30) > memory:
-        raise ValueError(
-            f"its {numbers:,} weights need {needed:,.0f} GiB, and this machine has {memory:,.0f} GiB of memory"
-        )
+        raise ValueError(f"its {numbers:,} weights need {needed:,.0f} GiB, and this machine has {memory:,.0f} GiB")
 
 
 def load_state(model: nn.Module, tensors: dict, file: Path | str, assign: bool = False) -> None:

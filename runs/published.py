@@ -20,9 +20,7 @@ COLOURS = {"down_blocks.0.0.weight": 1, "out.2.weight": 0, "out.2.bias": 0}  # w
 
 def is_published(content) -> bool:
     """Whether a loaded file looks like a published checkpoint."""
-    return isinstance(content, dict) and (
-        "unet_model" in content or any("down_blocks.0.0.weight" in str(k) for k in content)
-    )
+    return isinstance(content, dict) and any(k == "unet_model" or "down_blocks.0.0.weight" in str(k) for k in content)
 
 
 def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Tensor], dict]:

@@ -161,8 +161,9 @@ def check_recipe(recipe: dict, where: str) -> dict:
     except ValueError as error:
         raise ConfigError(f"{where}: background must be a colour, such as white or '#ff8800': {error}") from None
     if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):
-        names = len(checked["class_names"])
-        raise ConfigError(f"{where}: {names} class_names do not fit num_classes={checked['num_classes']}")
+        raise ConfigError(
+            f"{where}: {len(checked['class_names'])} class_names do not fit num_classes={checked['num_classes']}"
+        )
     if checked.get("num_classes") and checked.get("guidance", 1) != 1 and not checked["label_dropout"]:
         raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set guidance=1")
     if (betas := checked.get("betas")) is not None and len(betas) != checked["timestep_num"]:

@@ -62,9 +62,7 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
         with safetensors.safe_open(file, "pt") as content:
             text = (content.metadata() or {}).get(KEY)
             if text is None:
-                raise CheckpointError(
-                    f"{file} has no recipe: convert.py makes a file with one, from a checkpoint or a diffusers folder"
-                )
+                raise CheckpointError(f"{file} has no recipe: convert.py makes files with one, also from a folder")
             facts = check_facts(text, file)
             tensors = {name: content.get_tensor(name) for name in content.keys()}
         told = json.loads(text)
@@ -76,7 +74,5 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # also for types of numbers that PyTorch does not know
-        raise CheckpointError(
-            f"{file} is damaged or not a safetensors file; nothing in it was run ({error})"
-        ) from error
+        raise CheckpointError(f"{file} is damaged or not a safetensors file ({error})") from error
     return tensors, facts

@@ -21,10 +21,8 @@ def configuration(keywords: dict) -> dict:
     attends = [level == levels - 1 if attention is None else side // 2**level in attention for level in range(levels)]
     widths = {width * mult[-1]} | {width * m for m, here in zip(mult, attends, strict=True) if here}
     if heads > 1 and len(widths) > 1:
-        raise ValueError(
-            f"attention at {len(widths)} widths ({', '.join(map(str, sorted(widths)))} channels) with {heads} heads "
-            "each cannot be represented in UNet2DModel, which has one attention_head_dim for all levels"
-        )
+        of = f"{len(widths)} widths ({', '.join(map(str, sorted(widths)))} channels) with {heads} heads each"
+        raise ValueError(f"attention at {of} cannot be represented in UNet2DModel, which has one attention_head_dim")
     return {
         "sample_size": size,
         "in_channels": channel,

@@ -11,8 +11,7 @@ from diffusion import SampleSpec, edit
 from test_modes.given_pictures import given_pictures
 from test_modes.interpolate import depths
 from test_modes.job import Job
-from utils.picture_size import check_size
-from utils.pictures import grid, save_film, save_table
+from utils.pictures import check_size, grid, save_film, save_table
 
 PICTURES = 8  # random ones, unless the flags choose others
 
@@ -33,8 +32,8 @@ def run(job: Job) -> list[Path]:
         labels = ["picture", *(f"{depth} of {T}" for depth in rows)]
         files.append(save_table(cells, labels, [""], file))
         ends = range(-max(map(len, states)), 0)  # the films of all depths end together
-        film = [torch.cat([x_start.cpu(), *(parts[max(end, -len(parts))] for parts in states)]) for end in ends]
-        files += save_film(film, len(x_start), file, args.animate)
+        film = (torch.cat([x_start.cpu(), *(parts[max(end, -len(parts))] for parts in states)]) for end in ends)
+        files += save_film((grid(x, len(x_start)) for x in film), file, args.animate)
     return files
 
 

@@ -36,9 +36,7 @@ def given_pictures(args: Namespace, recipe: dict, count: int) -> Tensor:
     if outside := [i for i in indices or [] if not 0 <= i < len(images)]:
         raise ConfigError(f"--image_indices {outside[0]}: there are {len(images)} pictures, numbered from 0")
     if not indices and len(images) < count:
-        raise ConfigError(
-            f"{count} pictures are too many, as there are {len(images)}: use --sample_num or --image_indices"
-        )
+        raise ConfigError(f"there are only {len(images)}, not {count} pictures: use --sample_num or --image_indices")
     indices = indices or np.random.default_rng(args.seed).choice(len(images), count, replace=False)
     return images[torch.as_tensor(indices)]
 
@@ -50,10 +48,8 @@ def samples_in(files: list[Path], least: int, flag: str, recipe: dict) -> Tensor
     for file in tqdm(files, desc="reading", leave=False, delay=2):
         picture = opened(file, flag, Reading.of(recipe))
         if picture.size != (W, H):
-            raise ConfigError(
-                f"{flag} {file}: it has {picture.width}x{picture.height} pixels, and the data {W}x{H}: resize the "
-                "samples yourself, because how it is done changes the distances"
-            )
+            has = f"it has {picture.width}x{picture.height} pixels, and the data {W}x{H}"
+            raise ConfigError(f"{flag} {file}: {has}: resize it yourself, since the way changes the distances")
         pictures.append(fit_picture(picture, size, recipe["image_channel"]))
     if len(pictures) < least:
         raise ConfigError(f"{flag} {files[0].parent}: {len(pictures)} pictures are fewer than the {least} needed")

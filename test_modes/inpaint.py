@@ -17,8 +17,7 @@ from diffusion.inpainting import way
 from files.errors import ConfigError
 from test_modes.given_pictures import given_pictures, opened
 from test_modes.job import Job
-from utils.picture_size import check_size
-from utils.pictures import save_film, save_grid
+from utils.pictures import check_size, grid, save_film, save_grid
 
 MOST_GREY = 0.25  # the share of a mask that soft edges may take; of photographs half and more is grey
 ROWS, FILLINGS = 8, 6  # random pictures, and how often each is filled, unless the flags say otherwise
@@ -35,7 +34,7 @@ def run(job: Job) -> list[Path]:
         states = [beside(x_start.cpu(), hole.cpu(), x) for x in fill(job, spec, x_start, hole, fillings)]
         file = job.path(spec, "inpaint")
         files.append(save_grid(states[-1], file, fillings + 2))
-        files += save_film(states, fillings + 2, file, args.animate)
+        files += save_film((grid(x, fillings + 2) for x in states), file, args.animate)
     return files
 
 

@@ -13,8 +13,7 @@ from diffusion import interpolate
 from files.errors import ConfigError
 from test_modes.given_pictures import given_pictures
 from test_modes.job import Job
-from utils.picture_size import check_size
-from utils.pictures import TABLE_GAP, grid, grid_columns, plotted, save_film, save_table
+from utils.pictures import TABLE_GAP, check_size, grid, grid_columns, plotted, save_film, save_table
 
 
 def run(job: Job) -> list[Path]:
@@ -41,7 +40,7 @@ def run(job: Job) -> list[Path]:
         cells = [[grid(x[None], 1) for x in pair] for pair in zip(first, *rows, second, strict=True)]
         columns = ["real", *(f"{round(w, 2):g}" for w in lambdas), "real"]
         files.append(save_table(cells, [""] * len(first), columns, file))
-        files += save_film([first, *rows, second], len(first), file, args.animate)
+        files += save_film((grid(x, len(first)) for x in (first, *rows, second)), file, args.animate)
     return files + [plot_steps(curves[spec], lambdas, job.path(spec, "smoothness")) for spec in specs]
 
 
@@ -57,9 +56,7 @@ def pairs(args: Namespace, recipe: dict) -> Tensor:
 def depths(args: Namespace, T: int) -> list[int] | None:
     """--diffusion_step, if given: at most the T timesteps of the training."""
     if (depth := max(args.diffusion_step or [0])) > T:
-        raise ConfigError(
-            f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps: use at most {T}"
-        )
+        raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
     return args.diffusion_step
 
 

@@ -13,8 +13,7 @@ from runs.run import in_batches
 from test_modes.job import Job
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
-from utils.picture_size import check_size
-from utils.pictures import ProgressPicture, grid_columns, save_by_class
+from utils.pictures import ProgressPicture, check_size, grid_columns, save_by_class
 
 
 def run(job: Job) -> list[Path]:
@@ -23,7 +22,7 @@ def run(job: Job) -> list[Path]:
         return fill_sample_dir(job, job.args.sample_num or job.trained.recipe["sample_num"])
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]
     count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
-    check_size(count, grid_columns(count), picture_shape(job.trained.recipe["image_size"], 1)[1:], None)
+    check_size(count, grid_columns(count), picture_shape(job.trained.recipe["image_size"], 1)[1:])
     for spec, weight in product(job.specs, job.guidance):
         parts = [draw_batch(job, spec, weight, indices, files) for indices in in_batches(count, args.batch_size)]
         files.append(save_by_class(torch.cat(parts), names, job.path(spec, "final", weight)))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffusion import SampleSpec
 from files.atomic import PART, clear_parts, write_file
-from files.errors import ConfigError, short
+from files.errors import ConfigError
 from files.seal import sha256_of
-from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS
+from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, changed_keys
 from runs.run import Run
 from utils.pictures import is_complete_png, png
 
@@ -21,13 +21,11 @@ IDENTITY = "samples.json"
 RECIPE_KEYS = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if key != "dropout"]
 
 
-def identity_of(
-    run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None = None, guidance: float = 1.0
-) -> dict:
+def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None, weight: float) -> dict:
     """Everything that determines the samples. The weights are hashed: in another file they are still the same."""
     weights = sha256_of(run.model.state_dict())
     identity = {"weights": weights, "sample_info": str(spec), "seed": seed, "precision": precision}
-    identity |= {"labels": labels, "guidance": guidance} if labels else {}
+    identity |= {"labels": labels, "guidance": weight} if labels else {}
     return identity | {key: run.recipe[key] for key in RECIPE_KEYS}
 
 
@@ -52,16 +50,12 @@ class SampleDir:
                 found = dict(json.loads(file.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
-            keys = [k for k in identity if k in found or k not in RECIPE_KEYS]  # folders of earlier versions have fewer
-            was = {k: found.get(k) for k in keys if found.get(k) != identity[k]}
-            if was:
-                what = "; ".join(f"{k}: was {short(value)}, is {short(identity[k])}" for k, value in was.items())
+            if changed := changed_keys(found, identity, among=set(found)):  # folders of earlier versions have fewer
+                what = "; ".join(changed)
                 raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
         numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]
         if numbers and max(numbers) >= count:
-            raise ConfigError(
-                f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another folder"
-            )
+            raise ConfigError(f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another")
 
     def has(self, index: int) -> bool:
         """Whether this sample exists and is complete."""

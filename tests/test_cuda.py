@@ -25,7 +25,7 @@ from training.batches import Batches
 from training.log import TrainingLog, read_log
 from training.processes import Processes
 from training.step import TrainingStep
-from utils.device import compile_outcome
+from utils.device import compile_outcome, usual_way
 
 pytestmark = pytest.mark.cuda
 SHIPPED = ROOT / "checkpoints" / "digits.safetensors"
@@ -78,7 +78,7 @@ class Loop:
         settings = network | {"dropout": 0.1, "grad_clip": 1.0, "compile": str(compile).lower()} | settings
         self.recipe = load_recipe(ROOT / "config.yaml", "Cifar10", [f"{k}={v}" for k, v in settings.items()])
         torch.manual_seed(0)
-        self.step = TrainingStep(self.recipe, *build(self.recipe), Processes(device))
+        self.step = TrainingStep(self.recipe, *build(self.recipe), Processes(device), usual_way(self.recipe, device))
         self.network, self.model, self.diffusion = self.step.network, self.step.model, self.step.diffusion
         images = np.random.default_rng(0).integers(0, 256, (256, 3, 32, 32), np.uint8)
         self.batches = Batches(images, self.recipe, self.diffusion.draw_timesteps, device)

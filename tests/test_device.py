@@ -10,18 +10,18 @@ from torch import nn
 
 import utils.device
 from diffusion import GaussianDiffusion
-from files.errors import is_out_of_memory
+from files.errors import TrainingError, out_of_memory_means
 from runs.run import load_run
 from training.plan import describe
 from utils.device import (
     autocast,
     compile_outcome,
     compiled,
-    memory_format,
     pick_device,
     prepare,
     resolve_precision,
     use_tf32,
+    usual_way,
 )
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:1"), torch.device("mps")
@@ -69,9 +69,9 @@ def test_autocast_computes_in_the_precision(precision, dtype):
 def test_precision_and_layout_suit_the_card(monkeypatch, card, auto, layouts):
     device = on(card, monkeypatch)
     assert resolve_precision("auto", device) == auto and resolve_precision("fp32", device) == "fp32"
-    formats = {"last": torch.channels_last, "first": torch.contiguous_format}
-    assert [memory_format(device, precision) for precision in ("auto", "fp32")] == [formats[name] for name in layouts]
-    assert memory_format(MPS) == memory_format(CPU) == torch.contiguous_format
+    ways = [usual_way({"precision": precision}, device) for precision in ("auto", "fp32")]
+    assert [way["channels_last"] for way in ways] == [name == "last" for name in layouts]
+    assert not any(usual_way({"precision": "auto"}, other)["channels_last"] for other in (MPS, CPU))
     assert resolve_precision("auto", MPS) == "fp32"
 
 
@@ -86,8 +86,8 @@ def test_fp32_is_tf32_in_training_and_float32_in_sampling(flags, monkeypatch, tr
         run.to(device, "fp32")
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     recipe, model = run.recipe | {"precision": "fp32"}, run.model
-    assert "fp32 on cuda:1, with TF32" in describe(recipe, model, run.diffusion, 100, device=device)
-    assert "TF32" not in describe(recipe | {"precision": "bf16"}, model, run.diffusion, 100, device=device)
+    assert "fp32 on cuda:1, with TF32" in describe(recipe, model, run.diffusion, 100, 1, device)
+    assert "TF32" not in describe(recipe | {"precision": "bf16"}, model, run.diffusion, 100, 1, device)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -135,9 +135,11 @@ def test_float16_trains_and_resumes_to_the_same_end(tmp_path):
     ],
 )  # fmt: skip
 def test_running_out_of_memory_is_known_by_all_its_names(error):
-    assert is_out_of_memory(error)
+    with pytest.raises(TrainingError, match="out of memory: take less"), out_of_memory_means("take less"):
+        raise error
     for other in ("the sizes do not match", "could not create a primitive descriptor for a convolution"):
-        assert not is_out_of_memory(RuntimeError(other))
+        with pytest.raises(RuntimeError, match=other), out_of_memory_means("take less"):
+            raise RuntimeError(other)
 
 
 @pytest.mark.slow

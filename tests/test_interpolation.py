@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.samplers import METHODS, T, knows, network, randn
 
-from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, edit, interpolate, sample_progressive
+from diffusion import GaussianDiffusion, SampleNoise, SampleSpec, edit, interpolate, invert, sample, sample_progressive
 from diffusion.interpolation import slerp
 
 FIRST, SECOND = (randn(2, 1, 4, 4, seed=s).clamp(-1, 1) for s in (8, 9))
@@ -170,7 +170,8 @@ def test_inversion_and_back_returns_the_picture_or_that_of_another_network():
     d = GaussianDiffusion(T)
     first, second = knows(FIRST, d), knows(SECOND, d)
     assert edited(500, "ddim", model=first)[-1].sample.allclose(FIRST, atol=1e-9)
-    assert edited(500, "ddim", model=second, from_model=first)[-1].sample.allclose(SECOND, atol=1e-9)
+    x_t = invert(d, first, FIRST, SampleSpec.parse("DDIM_5_0p0"), 500)
+    assert sample(d, second, x_t, SampleSpec.parse("DDIM_5_0p0"), depth=500).allclose(SECOND, atol=1e-9)
 
 
 def test_what_cannot_be_edited_is_refused():

@@ -104,11 +104,13 @@ def test_lines_that_were_cut_short_are_left_out(tmp_path, text):
 
 def test_the_progress_bar_is_closed_after_the_block_and_after_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with log_in(tmp_path) as log:
+    log = log_in(tmp_path)
+    with log.bar:
         feed(log, 3)
         assert not log.bar.disable and log.bar.n == 3
     assert log.bar.disable  # tqdm's mark of a closed bar
-    with pytest.raises(ValueError), log_in(tmp_path) as log:
+    log = log_in(tmp_path)
+    with pytest.raises(ValueError), log.bar:
         raise ValueError
     assert log.bar.disable
 

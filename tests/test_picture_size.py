@@ -6,8 +6,7 @@ from helpers.scripts import in_process, refused
 from PIL import Image
 
 from files.errors import ConfigError
-from utils.picture_size import MOST, check_size
-from utils.pictures import grid
+from utils.pictures import MOST, check_size, grid
 
 
 @pytest.mark.parametrize("count, columns, size", [(10, 4, (8, 8)), (3, 7, (32, 20)), (2, 1, (5, 12)), (9, 9, (17, 17))])

@@ -21,17 +21,21 @@ def digits(*overrides):
     return recipe, *build(recipe)
 
 
+def described(*plan, images, world=1, device="cpu"):
+    return describe(*plan, images, world, torch.device(device))
+
+
 def test_fewer_pictures_than_a_batch_are_refused():
     with pytest.raises(ConfigError, match="Digits: its 7 pictures are fewer than batch_size=8"):
-        describe(*digits(), images=7)
-    assert "2,000.0 epochs of 1" in describe(*digits(), images=8)
+        described(*digits(), images=7)
+    assert "2,000.0 epochs of 1" in described(*digits(), images=8)
 
 
 def test_a_batch_is_divided_evenly_or_refused():
     plan = digits("gradient_accumulation=2")
-    assert "(8, 1, 8, 8), 2 at a time in 2 process(es)" in describe(*plan, images=8, world=2)
+    assert "(8, 1, 8, 8), 2 at a time in 2 process(es)" in described(*plan, images=8, world=2)
     with pytest.raises(ConfigError, match="batch_size=8 is not a multiple of 6, 3 process"):
-        describe(*plan, images=8, world=3)
+        described(*plan, images=8, world=3)
 
 
 @pytest.mark.parametrize(
@@ -42,27 +46,27 @@ def test_cuda_graphs_need_one_process_on_cuda_and_whole_batches(parts, world, de
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     plan, device = digits("compile=graphs", f"gradient_accumulation={parts}"), torch.device(device)
     if not says:
-        assert "bf16 on cuda" in describe(*plan, images=8, device=device)
+        assert "bf16 on cuda" in described(*plan, images=8, device=device)
         return
     with pytest.raises(ConfigError, match=f"compile=graphs needs .*{says}.*: set compile=auto"):
-        describe(*plan, images=8, world=world, device=device)
+        described(*plan, images=8, world=world, device=device)
 
 
 def test_the_length_is_max_steps_or_else_train_epoch():
     endless = {"max_minutes": None, "steps_per_minute": 2.0}
     assert total_steps({"max_steps": 7, "train_epoch": 3} | endless, steps_per_epoch=5) == 7
     assert total_steps({"max_steps": None, "train_epoch": 3} | endless, steps_per_epoch=5) == 15
-    assert "15: 3.0 epochs of 5" in describe(*digits("max_steps=null", "train_epoch=3"), images=44)
-    assert "3 epochs" in describe(*digits("max_steps=null", "train_epoch=3"), images=None)
+    assert "15: 3.0 epochs of 5" in described(*digits("max_steps=null", "train_epoch=3"), images=44)
+    assert "3 epochs" in described(*digits("max_steps=null", "train_epoch=3"), images=None)
 
 
 @pytest.mark.parametrize("minutes, steps", [(1e-6, 1), (3, 6), (3.3, 7), (7.4, 15), (8, 15)])
 def test_max_minutes_end_it_earlier(minutes, steps):
     times = [f"max_minutes={minutes}", "max_steps=null", "train_epoch=3"]
-    assert "15: 3.0 epochs of 5; fewer if they do not fit into" in describe(*digits(*times), images=44)
+    assert "15: 3.0 epochs of 5; fewer if they do not fit into" in described(*digits(*times), images=44)
     recipe, *network = digits(*times, "steps_per_minute=2")
     assert total_steps(recipe, steps_per_epoch=5) == steps
-    assert f"steps       {steps}: {steps / 5:.1f} epochs of 5" in describe(recipe, *network, images=44)
+    assert f"steps       {steps}: {steps / 5:.1f} epochs of 5" in described(recipe, *network, images=44)
 
 
 @pytest.mark.parametrize("network", [{"channel_mult": (1, 2)}, {"network": "dit", "depth": 2}])

@@ -65,9 +65,8 @@ class Batches:
         if fit and not self.num_workers:
             images = torch.from_numpy(np.array(images) if isinstance(images, np.memmap) else images).to(device)
         self.images, self.device, self.rank, self.all_labels = images, device, rank, labels
-        self.num_classes, self.label_dropout = recipe.get("num_classes"), recipe.get("label_dropout")
-        self.batch_size, self.horizontal_flip = recipe["batch_size"], recipe["horizontal_flip"]
-        self.seed, self.draw_timesteps = recipe["seed"], draw_timesteps
+        self.recipe, self.draw_timesteps = recipe, draw_timesteps
+        self.batch_size, self.seed = recipe["batch_size"], recipe["seed"]
         self.share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         self.steps_per_epoch = len(images) // self.batch_size
         self._epoch, self._order = None, None
@@ -82,12 +81,16 @@ class Batches:
         for step, pixels in enumerate(self.pixels(start, stop), start):
             generator.manual_seed(seed_of(self.seed, step))
             torch.manual_seed(seed_of(self.seed, step, self.rank))
-            if self.horizontal_flip:  # half of the pictures
-                flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
-                pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-            t = self.draw_timesteps(self.batch_size, generator)
-            noise = torch.randn((self.batch_size, *pixels.shape[1:]), generator=generator, device=self.device)
-            yield Batch(step, normalize(pixels), t[self.share], noise[self.share], self.labels(step))
+            yield Batch(step, *self.drawn(step, pixels, generator), self.labels(step))
+
+    def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_start, t, noise) of this process's share of a step. pixels: of `pixels`, which are flipped by half."""
+        if self.recipe["horizontal_flip"]:
+            flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
+            pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+        t = self.draw_timesteps(self.batch_size, generator)
+        noise = torch.randn((self.batch_size, *pixels.shape[1:]), generator=generator, device=self.device)
+        return normalize(pixels), t[self.share], noise[self.share]
 
     def labels(self, step: int) -> Tensor | None:
         """This process's share of the labels of a step, of which a share of label_dropout is left out.
@@ -96,8 +99,9 @@ class Batches:
         """
         if self.all_labels is None:
             return None
-        dropped = np.random.default_rng(seed_of(self.seed, step, 0, 0)).random(self.batch_size) < self.label_dropout
-        labels = np.where(dropped, self.num_classes, self.all_labels[self.indices(step)])
+        draws = np.random.default_rng(seed_of(self.seed, step, 0, 0)).random(self.batch_size)
+        dropped = draws < self.recipe["label_dropout"]
+        labels = np.where(dropped, self.recipe["num_classes"], self.all_labels[self.indices(step)])
         return self._sent(torch.from_numpy(labels[self.share]))
 
     def indices(self, step: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from utils.pictures import plotted
 IN_A_ROW = 20  # bad steps in a row that end the run; float16 needs up to 16 until its scale has fallen from 2^16 to 1
 
 
-class TrainingLog(AbstractContextManager):
+class TrainingLog:
     """Collects the numbers of each step on the device, without waiting for it, until `write` reads them.
 
     A resumed run keeps the lines up to its step, `start` of `steps`. Only rank 0 writes, but all must call.
@@ -55,9 +55,6 @@ class TrainingLog(AbstractContextManager):
         self.skipped_in_a_row = torch.zeros((), device=processes.device)
         self.sums = torch.zeros(10, device=processes.device)  # quarter_sums, gradient norms, steps taken
         self.restart_clock()
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
 
     def restart_clock(self) -> None:
         """After a line: what was done since then, such as saving and drawing, was not training."""
@@ -114,10 +111,6 @@ class TrainingLog(AbstractContextManager):
         self.restart_clock()
         return line
 
-    def save_curve(self) -> None:
-        """Draws loss.png from all lines of this run."""
-        save_loss_curve(read_log(self.file), self.file.with_name("loss.png"))
-
     def _show(self, line: dict, printed: bool) -> None:
         if printed:
             self.bar.write(summary(line))
@@ -153,10 +146,8 @@ def read_log(file: Path) -> list[dict]:
     """The lines of a metrics.jsonl, without incomplete ones."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
-        try:
+        with suppress(ValueError):  # the training was killed while it wrote this line
             lines.append(json.loads(text))
-        except ValueError:  # the training was killed while it wrote this line
-            continue
     return lines
 
 

@@ -72,11 +72,6 @@ def make_optimizer(model: nn.Module, recipe: dict) -> torch.optim.Adam:
     return kind(model.parameters(), lr=recipe["learning_rate"], betas=betas, fused=fused)
 
 
-def moments(optimizer: torch.optim.Adam, weight: Tensor) -> tuple[str, ...]:
-    """The averages of gradients that the optimizer keeps for a weight, by their names in its state."""
-    return ("exp_avg",) if isinstance(optimizer, Muon) and weight.ndim > 1 else ("exp_avg", "exp_avg_sq")
-
-
 def learning_rate(recipe: dict, step: int, steps: int) -> float:
     """The learning rate of optimizer step `step`, from 0, of `steps`.
 

@@ -8,12 +8,7 @@ import torch
 from datasets import DataError, Reading, find_images, find_labels, fit_images
 from files.errors import ConfigError
 from runs.recipe import check_recipe
-from training.trajectories import draw_trajectories, with_teacher
-
-
-def completed(recipe: dict, download: bool = True) -> dict:
-    """The recipe with what its pictures (`with_classes`) and its teacher (`with_teacher`) decide."""
-    return with_teacher(with_classes(recipe, download))
+from training.trajectories import draw_trajectories
 
 
 def with_classes(recipe: dict, download: bool = True) -> dict:
@@ -34,10 +29,8 @@ def with_classes(recipe: dict, download: bool = True) -> dict:
     labels, names = find_labels(recipe["dataset"], found, *data)
     names = [names[label] for label in np.unique(labels) if label < len(names)]
     if recipe["num_classes"] not in ("auto", len(names)):
-        raise ConfigError(
-            f"num_classes={recipe['num_classes']}: {recipe['data_path']} has {len(names)} classes in its "
-            f"{recipe['split']} split: set num_classes=auto, or null for a network without labels"
-        )
+        has = f"{recipe['data_path']} has {len(names)} classes in its {recipe['split']} split"
+        raise ConfigError(f"num_classes={recipe['num_classes']}: {has}: set auto, or null for a network without labels")
     return check_recipe(recipe | {"num_classes": len(names), "class_names": names}, recipe["data_path"])
 
 
@@ -48,10 +41,8 @@ def find_pictures(recipe: dict, folder: Path, download: bool = True) -> np.ndarr
     """
     found = find_images(recipe["dataset"], recipe["data_path"], recipe["split"], download)
     if isinstance(found, list) and folder.resolve().is_relative_to(Path(recipe["data_path"]).resolve()):
-        raise ConfigError(
-            f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}, so that previews would become "
-            "training pictures: set another save_dir, or move the pictures to a folder of their own"
-        )
+        inside = f"save_dir={recipe['save_dir']} is inside data_path={recipe['data_path']}"
+        raise ConfigError(f"{inside}, so that previews would become training pictures: set another save_dir")
     return found
 
 

@@ -22,9 +22,6 @@ def total_steps(recipe: dict, steps_per_epoch: int) -> int:
     return min(steps, max(1, round(recipe["max_minutes"] * recipe["steps_per_minute"])))
 
 
-CPU = torch.device("cpu")
-
-
 def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world: int, device: torch.device) -> None:
     """Prints the plan of a training; nothing is written or downloaded."""
     try:
@@ -38,29 +35,23 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
 
 
 def describe(
-    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int = 1,
-    device: torch.device = CPU,
-) -> str:  # fmt: skip
+    recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int, device: torch.device
+) -> str:
     """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown.
 
     Raises ConfigError for a batch_size or CUDA graphs that cannot be.
     """
     B, shape = recipe["batch_size"], picture_shape(recipe["image_size"], recipe["image_channel"])
     if images is not None and images < B:
-        raise ConfigError(
-            f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: set a smaller batch_size"
-        )
-    parts = world * recipe["gradient_accumulation"]
+        raise ConfigError(f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: lower it")
+    accumulated = recipe["gradient_accumulation"]
+    parts = world * accumulated
     if B % parts:
-        raise ConfigError(
-            f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {world} process(es) times "
-            f"gradient_accumulation={recipe['gradient_accumulation']}"
-        )
+        of = f"{world} process(es) times gradient_accumulation={accumulated}"
+        raise ConfigError(f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {of}")
     if recipe["compile"] == "graphs" and (parts > 1 or device.type != "cuda"):
-        raise ConfigError(
-            "compile=graphs needs a CUDA device, one process and gradient_accumulation=1, and this is "
-            f"{world} x {device} with gradient_accumulation={recipe['gradient_accumulation']}: set compile=auto"
-        )
+        found = f"{world} x {device} with gradient_accumulation={accumulated}"
+        raise ConfigError(f"compile=graphs needs one CUDA process without accumulation, not {found}: set compile=auto")
     parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     precision = resolve_precision(recipe["precision"], device)
     tf32 = precision == "fp32" and capability(device) >= (8, 0)

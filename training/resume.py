@@ -24,7 +24,7 @@ from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background
-from training.optimizer import learning_rate, moments
+from training.optimizer import learning_rate
 from training.plan import total_steps
 from training.step import TrainingStep
 
@@ -79,10 +79,8 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
     older = file.parent.glob(f"{glob.escape(file.stem)}.[0-9]*.pt")
     kept = [file] * file.exists() + sorted(older, key=lambda file: (len(file.name), file.name))  # .9.pt before .10.pt
     if kept and resume == "never":
-        raise CheckpointError(
-            f"{kept[0]} exists and would be overwritten: remove --resume never to resume it, set another pth_save_name "
-            "or save_dir, or move it away"
-        )
+        remedy = "remove --resume never to resume it, set another pth_save_name, or move it away"
+        raise CheckpointError(f"{kept[0]} exists and would be overwritten: {remedy}")
     for i, candidate in enumerate(kept):
         try:
             content = load_checkpoint(candidate)
@@ -93,26 +91,22 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
             print(f"renamed to {damaged.replace(damaged.with_name(damaged.name + '.damaged'))}", file=sys.stderr)
         return content
     if kept:
-        raise CheckpointError(
-            f"all checkpoints are damaged ({', '.join(map(str, kept))}): move them away to start anew"
-        )
+        raise CheckpointError(f"all checkpoints are damaged ({', '.join(map(str, kept))}): move them to start anew")
     return None
 
 
 def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
-    """(recipe, last): what a run trains, and its last checkpoint, None for a new run: `find_checkpoint`, `as_begun`."""
-    last = find_checkpoint(folder / f"{folder.name}.pt", resume)
-    return as_begun(recipe, last) if last else recipe.copy(), last
+    """(recipe, last): what a run trains, and its last checkpoint, None for a new run; see `find_checkpoint`.
 
-
-def as_begun(recipe: dict, content: dict) -> dict:
-    """The recipe, with the speed that was measured when the run began. content: of its last checkpoint.
-
-    Prints the keys that differ from the checkpoint's; CheckpointError for those that must not. Of init_from only the
-    name counts: the file may have been moved.
+    Of a run that has begun the recipe has the speed that was measured then. Prints the keys that differ from the
+    checkpoint's; CheckpointError for those that must not. Of init_from only the name counts: the file may have been
+    moved.
     """
-    recipe = recipe | {key: recipe[key] or content["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
-    was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (content["recipe"], recipe))
+    last = find_checkpoint(folder / f"{folder.name}.pt", resume)
+    if last is None:
+        return recipe.copy(), None
+    recipe = recipe | {key: recipe[key] or last["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
+    was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (last["recipe"], recipe))
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())
@@ -124,7 +118,7 @@ def as_begun(recipe: dict, content: dict) -> dict:
         )
     for change in changed_keys(was, now, RESUMABLE):
         print(change)
-    return recipe
+    return recipe, last
 
 
 def fingerprint(images: np.ndarray) -> str:
@@ -173,15 +167,14 @@ class TrainingState:
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
         # only the state comes from the file; the settings of the optimizer come from the recipe
         optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
-        for weight in model.parameters():
-            for moment in moments(optimizer, weight):  # fused kernels need the memory layout of the weight
-                known = optimizer.state[weight]
-                known[moment] = torch.empty_like(weight).copy_(known[moment])
+        for weight, known in optimizer.state.items():
+            for name, value in known.items():
+                if value.shape == weight.shape:  # an average: fused kernels need the memory layout of the weight
+                    known[name] = torch.empty_like(weight).copy_(value)
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}
-        if scaler:
-            self.step.scaler.load_state_dict(self.step.scaler.state_dict() | scaler)
+        self.step.scaler.load_state_dict(self.step.scaler.state_dict() | scaler)
         for name, value in self.circumstances.items():
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")
@@ -189,7 +182,6 @@ class TrainingState:
         steps, last = total_steps(new, steps_per_epoch), total_steps(old, steps_per_epoch) - 1
         was, now = learning_rate(old, min(done, last), last + 1), learning_rate(new, min(done, steps - 1), steps)
         if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
-            follows = "it follows the new settings and length"
-            print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}: {follows}")
+            print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}, by the new settings and length")
         print(f"resuming from step {done:,}")
         return done

@@ -14,7 +14,7 @@ from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
 from training.processes import Processes
-from utils.device import autocast, compile_outcome, compiled, prepare, ready_to_sample, sampling_precision, usual_way
+from utils.device import autocast, compile_outcome, compiled, prepare, ready_to_sample, sampling_precision
 
 TOO_LARGE = (
     "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision} need more memory "
@@ -26,12 +26,8 @@ TOO_LARGE = (
 class TrainingStep:
     """All that a step changes: the model, its average (ema), the optimizer, the scaler. way: see `usual_way`."""
 
-    def __init__(
-        self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes,
-        way: dict | None = None,
-    ):  # fmt: skip
-        device = processes.device
-        self.way = way or usual_way(recipe, device)
+    def __init__(self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, way: dict):
+        self.way, device = way, processes.device
         if self.way["threads"]:
             torch.set_num_threads(self.way["threads"])
         prepare(device, recipe["deterministic"], ours=not recipe["diffusers_unet"])

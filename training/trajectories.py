@@ -8,7 +8,7 @@ and a file of another size than expected is drawn again.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from files.atomic import clear_parts, write_file
 from files.errors import ConfigError
 from runs.labels import class_names, in_proportion, usual_guidance
 from runs.run import Run, checkpoint_of, in_batches, load_run
-from training.batches import Batch, Batches, seed_of
+from training.batches import Batches
 from training.held_out import PICTURES, HeldOut
 
 PART, AT_ONCE = 1000, 125  # trajectories in a file, and in a batch of the teacher
@@ -75,23 +75,18 @@ def draw_trajectories(
     for numbers in tqdm(list(in_batches(count, PART)), desc="trajectories", unit="file", leave=False):
         file = folder / f"{numbers.start:08d}.u8"
         if not file.is_file() or file.stat().st_size != len(numbers) * np.prod(shape):
-            teacher = teacher or load_teacher(recipe, folder, device)
+            if teacher is None:
+                teacher = load_run(recipe["init_from"]).to(device)
+                if class_names(teacher.recipe) != names:
+                    remedy = "set data_path and num_classes as in its training"
+                    raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
+                print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
             parts = [range(i, min(i + AT_ONCE, numbers.stop)) for i in range(numbers.start, numbers.stop, AT_ONCE)]
             write_file(file, b"".join(ends_of(teacher, recipe, part, classes).tobytes() for part in parts))
         ends.append(np.fromfile(file, np.uint8).reshape(len(numbers), *shape))
     ends, learned, held_out = np.concatenate(ends), slice(recipe["trajectories"]), slice(recipe["trajectories"], None)
     own, theirs = (None, None) if classes is None else (classes[learned], classes[held_out])
     return ends[learned], own, ends[held_out], theirs
-
-
-def load_teacher(recipe: dict, folder: Path, device: torch.device) -> Run:
-    """The frozen network of a recipe."""
-    teacher = load_run(recipe["init_from"]).to(device)
-    if class_names(teacher.recipe) != class_names(recipe):
-        other = f"{recipe['init_from']} has other classes than {recipe['data_path']}"
-        raise ConfigError(f"trajectories: {other}: set data_path and num_classes as in its training")
-    print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
-    return teacher
 
 
 def ends_of(teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | None) -> np.ndarray:
@@ -116,19 +111,10 @@ def starts_of(recipe: dict, numbers: Iterable[int], device: torch.device) -> Ten
 class TrajectoryBatches(Batches):
     """Batches of trajectories: x_start is where each ends, and noise where it starts."""
 
-    def __init__(self, images: np.ndarray, recipe: dict, *args):
-        super().__init__(images, recipe, *args)
-        self.recipe = recipe
-
-    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+    def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """As of `Batches`, but for the noise, for a second half of timesteps T - 1, and without flips."""
-        generator = torch.Generator(self.device)
-        for step, pixels in enumerate(self.pixels(start, stop), start):
-            generator.manual_seed(seed_of(self.seed, step))
-            torch.manual_seed(seed_of(self.seed, step, self.rank))
-            t = first_or_any(self.draw_timesteps(self.batch_size, generator), self.recipe["timestep_num"])[self.share]
-            noise = starts_of(self.recipe, self.indices(step)[self.share].tolist(), self.device)
-            yield Batch(step, normalize(pixels), t, noise, self.labels(step))
+        t = first_or_any(self.draw_timesteps(self.batch_size, generator), self.recipe["timestep_num"])[self.share]
+        return normalize(pixels), t, starts_of(self.recipe, self.indices(step)[self.share].tolist(), self.device)
 
 
 class HeldOutTrajectories(HeldOut):

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from datasets import DataError
 from diffusion.schedule import BETA_SCHEDULES
-from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, is_out_of_memory
+from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, out_of_memory_means
 from utils.device import keep_freed_memory, rank_and_world
 from utils.interruptible import quit_quietly, replace_handler
 
@@ -73,7 +73,8 @@ def run(main: Callable[[], None]) -> None:
     replace_handler(quit_quietly, signal.default_int_handler)
     keep_freed_memory()
     try:
-        main()
+        with out_of_memory_means("use a smaller batch_size, sample_num or network"):
+            main()
         sys.stdout.flush()
     except (ConfigError, CheckpointError, DataError, TrainingError, FloatingPointError) as error:
         _exit(2 if isinstance(error, ConfigError) else 1, str(error))
@@ -83,10 +84,6 @@ def run(main: Callable[[], None]) -> None:
         where = error.filename or ("the output (stdout)" if _stdout_is_lost() else None)
         what = f"{where}: {error.strerror}" if where and error.strerror else str(error)
         _exit(141 if isinstance(error, BrokenPipeError) else 1, f"{what}; files saved before are unchanged")
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _exit(1, "out of memory: use a smaller batch_size, sample_num or network")
     except KeyboardInterrupt:
         _exit(130, "stopped by the keyboard", "")
     finally:

@@ -90,12 +90,6 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def memory_format(device: torch.device, precision: str = "auto") -> torch.memory_format:
-    """The memory layout in which the device's convolutions are fastest: channels last on tensor cores."""
-    first = (7, 0) if resolve_precision(precision, device) == "fp16" else (8, 0)
-    return torch.channels_last if capability(device) >= first else torch.contiguous_format
-
-
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[..., Tensor]:
     """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled.
 
@@ -130,9 +124,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def usual_way(recipe: dict, device: torch.device) -> dict:
-    """How a training computes where nothing was measured: device, precision, memory layout and threads of the CPU."""
+    """How a training computes where nothing was measured: device, precision, memory layout and threads of the CPU.
+
+    The layout in which convolutions are fastest is channels last on tensor cores.
+    """
     precision = resolve_precision(recipe["precision"], device)
-    last = memory_format(device, precision) == torch.channels_last
+    last = capability(device) >= ((7, 0) if precision == "fp16" else (8, 0))
     threads = torch.get_num_threads() if device.type == "cpu" else None
     return {"device": device.type, "precision": precision, "channels_last": last, "threads": threads}
 

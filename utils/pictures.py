@@ -16,12 +16,15 @@ from datasets import to_uint8
 from diffusion import Frame, SampleSpec
 from diffusion.samplers import USES_ETA
 from files.atomic import write_file
+from files.errors import ConfigError
 
+MOST = {"gif": 65_535, "webp": 16_383, "png": 65_535}  # pixels a side, by their formats; PNG's: what programs open
 MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
 COARSE_TO_FINE = 0.3  # see progress_frames
 PNG_END = b"IEND\xae\x42\x60\x82"
 PROGRESS_ROWS, FILM_FRAMES = 10, 40
 TABLE_GAP = 8  # pixels between the pictures of a table
+Cells = Sequence[Sequence[Image.Image | None]]  # of a table, row by row
 
 # --- grids and tables -------------------------------------------------------------------------------------------------
 
@@ -47,6 +50,21 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (2 + i % columns * width, 2 + i // columns * height))
     return sheet
+
+
+def check_size(
+    count: int, columns: int, size: Sequence[int], animation: str | None = None, gap: int = 2
+) -> tuple[int, int]:
+    """(height, width) of a `grid` of count > 1 pictures of this (height, width), `gap` pixels apart.
+
+    ConfigError if it would be too large for its format: a PNG, or an `animation` ("gif" or "webp").
+    """
+    across, zoom, most = min(columns, count), max(1, 32 // max(size)), MOST[animation or "png"]
+    height, width = -(-count // across) * (size[0] * zoom + gap) + gap, across * (size[1] * zoom + gap) + gap
+    if max(height, width) > most:
+        kind = f"a film as {animation}" if animation else "a picture"
+        raise ConfigError(f"{kind} of {width:,}x{height:,} pixels is larger than {most:,}: take fewer pictures")
+    return height, width
 
 
 def save_grid(x: Tensor, file: Path, columns: int) -> Path:
@@ -88,11 +106,7 @@ def is_complete_png(file: Path) -> bool:
 
 
 def save_table(
-    cells: Sequence[Sequence[Image.Image | None]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    file: Path,
-    notes: Sequence[Sequence[str]] | None = None,
+    cells: Cells, rows: Sequence[str], columns: Sequence[str], file: Path, notes: Sequence[Sequence[str]] | None = None
 ) -> Path:
     """Writes pictures of one height as a table, with row labels on the left, column labels above and notes below cells.
 
@@ -177,21 +191,17 @@ class ProgressPicture:
     def save(self, file: Path, animation: str | None) -> list[Path]:
         """Writes x_t beside the predicted x_start, time running down; and a film as gif or webp if asked for."""
         files = [save_table(self.cells, self.labels, ["x_t", "predicted x_start"], file)]
-        return [*files, save_animation(self.pictures, file.with_suffix(f".{animation}"))] if animation else files
+        return files + save_film(self.pictures, file, animation)
 
 
-def save_film(states: Sequence[Tensor], columns: int, picture: Path, animation: str | None) -> list[Path]:
-    """A film of grids beside a picture, as gif or webp, if asked for. states: of (N, C, H, W) each."""
-    frames = [grid(x, columns) for x in states] if animation else []
-    return [save_animation(frames, picture.with_suffix(f".{animation}"))] if animation else []
-
-
-def save_animation(frames: Sequence[Image.Image], file: Path) -> Path:
-    """Writes a GIF or a lossless WebP, by the file's suffix, that loops and pauses on its last frame."""
-    durations = [100] * (len(frames) - 1) + [2000]  # milliseconds
-    buffer, kind = io.BytesIO(), file.suffix[1:].upper()
-    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
-    return write_file(file, buffer.getvalue())
+def save_film(frames: Iterable[Image.Image], picture: Path, animation: str | None) -> list[Path]:
+    """A film beside a picture, if asked for: a gif or a lossless webp that loops and pauses on its last frame."""
+    if not animation:
+        return []
+    (first, *others), buffer = frames, io.BytesIO()
+    durations = [100] * len(others) + [2000]  # milliseconds
+    first.save(buffer, animation, save_all=True, append_images=others, duration=durations, loop=0, lossless=True)
+    return [write_file(picture.with_suffix(f".{animation}"), buffer.getvalue())]
 
 
 # --- plots ------------------------------------------------------------------------------------------------------------
