@@ -90,7 +90,7 @@ def train(
     batches = kind_of_batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
-    if recipe["init_from"] and not last:
+    if recipe["init_from"] and (not last or recipe["feature_weight"]):  # features are those of init_from
         load_pretrained(model, recipe)
     until_exit.callback(torch.set_num_threads, torch.get_num_threads())
     way = best_way(recipe, model, diffusion, processes, batches, last)
@@ -102,7 +102,7 @@ def train(
 
     # --- stopping, log and previews ---
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
-    held_out = kind_of_held_out(recipe, unseen[0], sampler, diffusion, unseen[1]) if lead else None
+    held_out = kind_of_held_out(recipe, unseen[0], sampler, step.losses, device, unseen[1]) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log.bar)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)

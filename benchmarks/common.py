@@ -14,6 +14,7 @@ from runs.config import load_recipe
 from runs.network import build
 from training.pictures import with_classes
 from training.processes import Processes
+from training.trajectories import with_teacher
 from utils.device import pick_device
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ def recipe_with(name: str, settings: dict, args: Namespace) -> dict:
 
 def train_quietly(recipe: dict) -> Path:
     """Trains as train_solver.py does, or resumes, with only the progress bar on the screen. Returns the checkpoint."""
-    recipe = with_classes(recipe)
+    recipe = with_teacher(with_classes(recipe))
     torch.manual_seed(recipe["seed"])
     model, diffusion = build(recipe)
     with Processes(pick_device()) as processes, redirect_stdout(io.StringIO()), ExitStack() as until_exit:

@@ -9,11 +9,15 @@ After a call at t the samplers go to a x_start + σ ε with the noise that they 
 the network learns at: the straight line between the two ends of each trajectory.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diffusion.gaussian import GaussianDiffusion, Model
 
+Features = Callable[[Tensor], list[Tensor]]  # pictures (B, C, H, W) -> maps (B, channels, h, w) of a frozen network
 LINEAR_FROM = 0.00054  # c of Song & Dhariwal 2023, section 3.3, for the root of the mean of the squared errors
 
 
@@ -22,12 +26,29 @@ def first_or_any(t: Tensor, timestep_num: int) -> Tensor:
     return torch.where(torch.arange(len(t), device=t.device) % 2 == 0, timestep_num - 1, t)
 
 
-def trajectory_losses(diffusion: GaussianDiffusion, model: Model, x_end: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """The pseudo-Huber loss of each predicted x_start, sqrt(mean (x_start - x_end)² + c²) - c: (B,).
+def trajectory_losses(
+    diffusion: GaussianDiffusion, model: Model, x_end: Tensor, t: Tensor, noise: Tensor,
+    features: Features | None = None, feature_weight: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """The pseudo-Huber loss of each predicted x_start, sqrt(mean (x_start - x_end)² + c²) - c, and feature_weight times
+    its `feature_distance`: (B,).
 
     x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
     The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
     """
     x_t = diffusion.q_sample(x_end, t, noise)
     x_start = diffusion.x_start_of(model(x_t, t).to(x_t.dtype), x_t, t)  # a clipped one would have no gradient
-    return ((x_start - x_end).square().flatten(1).mean(1) + LINEAR_FROM**2).sqrt() - LINEAR_FROM
+    losses = ((x_start - x_end).square().flatten(1).mean(1) + LINEAR_FROM**2).sqrt() - LINEAR_FROM
+    return losses + feature_weight * feature_distance(features, x_start, x_end) if features else losses
+
+
+def feature_distance(features: Features, x: Tensor, y: Tensor) -> Tensor:
+    """How different each of two pictures looks to a network: (B,), from 0 to 4 (Zhang et al. 2018, eq. 1, unweighted).
+
+    Each position of a map is scaled to the length 1. The squared distances of these vectors are averaged over the
+    positions, and then over the maps. A mean of several sharp pictures is near to them in pixels, but not here.
+    """
+    with torch.no_grad():
+        of_y = features(y)
+    maps = [(normalize(u.float(), dim=1), normalize(v.float(), dim=1)) for u, v in zip(features(x), of_y, strict=True)]
+    return torch.stack([(u - v).square().sum(1).flatten(1).mean(1) for u, v in maps]).mean(0)

@@ -140,15 +140,34 @@ class UNet(nn.Module):
         if C != self.image_channel:
             raise ValueError(f"the network was built for {self.image_channel} channels and was given {C}")
         check_multiple(H, W, self.downsampling)
-        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(x.dtype))  # (B, 4 * model_channels)
-        if self.label_embed is not None or labels is not None:
-            emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
-        x, skips = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x, []
-        for stage in self.down_blocks:
-            x = stage(x, emb)
-            skips.append(x)
-        x = self.middle_block(x, emb)
+        emb = self._embedding(t, labels, x.dtype)
+        skips = self._down(x, emb)
+        x = self.middle_block(skips[-1], emb)
         for stage in self.up_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), emb)
         x = self.out(x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What the way down and the middle make of pictures without noise: maps (B, C, h, w), the finest first.
+
+        x: float (B, image_channel, H, W) in [-1, 1].
+        """
+        emb = self._embedding(torch.zeros(len(x), dtype=torch.int64, device=x.device), None, x.dtype)
+        _, *maps = self._down(x, emb)
+        return [*maps, self.middle_block(maps[-1], emb)]
+
+    def _embedding(self, t: Tensor, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Of timesteps and labels, int64 (B,): (B, 4 * model_channels)."""
+        emb = self.time_embed(timestep_embedding(t, self.model_channels).to(dtype))
+        if self.label_embed is not None or labels is not None:
+            emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
+        return emb
+
+    def _down(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """The outputs of down_blocks."""
+        x, outputs = F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x, []
+        for stage in self.down_blocks:
+            x = stage(x, emb)
+            outputs.append(x)
+        return outputs

@@ -95,6 +95,7 @@ KEYS = {
     "teacher_info": Key(str, "UniPC_10_0p0"),
     "teacher_guidance": Key(float, None, 0, 1000),
     "teacher_sha256": Key(str),
+    "feature_weight": Key(float, None, 0, 1000),
     "batch_size": Key(int, 64, 1, 1_000_000),
     "train_epoch": Key(int, 100, 1, MANY),
     "max_steps": Key(int, None, 1, MANY),

@@ -13,8 +13,9 @@ from torch import nn
 
 import test_solver
 from diffusion import GaussianDiffusion, SampleSpec, sample
-from diffusion.few_calls import LINEAR_FROM, first_or_any, trajectory_losses
+from diffusion.few_calls import LINEAR_FROM, feature_distance, first_or_any, trajectory_losses
 from evaluation.real_pictures import labels_like
+from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.run import load_run
 from training.trajectories import starts_of
 
@@ -40,6 +41,24 @@ def test_the_loss_is_that_of_the_predicted_x_start(objective):
     expected = [0.0, (0.09 + LINEAR_FROM**2) ** 0.5 - LINEAR_FROM]
     # float64, 1e-16, over a divisor of at least 5e-5 at t = 999 and c = 5e-4
     torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_the_distance_in_features_is_that_of_directions():
+    """Of two maps: one has vectors at angles of 0, 60, 90 and 180 degrees, 2 - 2 cos apart; the other is the same."""
+    angles = torch.tensor([0, 60, 90, 180]).deg2rad().view(1, 1, 2, 2)
+    x, y = torch.cat([angles.cos(), angles.sin()], 1), 7 * torch.tensor([1.0, 0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    x.requires_grad_()
+
+    def features(pictures):
+        return [pictures, pictures[:, :1].abs() + 1]
+
+    (distance,) = feature_distance(features, x, y)
+    torch.testing.assert_close(distance, torch.tensor((0 + 1 + 2 + 4) / 4 / 2))
+    distance.backward()
+    assert x.grad.abs().sum() > 0
+    given = GaussianDiffusion(T, objective="pred_x0"), lambda x, t: y, x.detach(), torch.tensor([5]), y
+    losses = trajectory_losses(*given), trajectory_losses(*given, features, 2.0)
+    torch.testing.assert_close(losses[1] - losses[0], 2 * distance.detach()[None])
 
 
 def test_each_second_timestep_is_the_first_of_the_sampler():
@@ -144,15 +163,33 @@ def test_the_tuned_network_says_what_it_learned_from_and_needs_no_guidance(teach
 
 
 def test_a_run_that_was_cut_short_ends_on_the_same_hash(teacher, tuned, tmp_path):
-    """It was killed while it drew its trajectories, then stopped at step 3; the teacher is not needed any more."""
+    """It was killed while it drew its trajectories, then stopped at step 3."""
     settings, expected = SETTINGS | {"init_from": teacher}, state_hash(tuned / "digits.pt")
     place = tmp_path / "digits" / drawn(tuned)[0].relative_to(tuned)
     place.parent.mkdir(parents=True)
     place.write_bytes(drawn(tuned)[0].read_bytes()[:-1])
     assert train(tmp_path, settings=settings | {"max_steps": 3}).returncode == 0
     assert place.read_bytes() == drawn(tuned)[0].read_bytes()
+    assert resumes_to_the_same_end(tmp_path, settings, expected) == 3
+
+
+def test_a_run_from_before_there_were_features_ends_on_the_same_hash(teacher, tmp_path):
+    """It learned from pixels alone, its recipe has no feature_weight, and its teacher is not needed any more."""
+    settings = SETTINGS | {"init_from": teacher, "feature_weight": 0}
+    assert train(tmp_path / "whole", settings=settings).returncode == 0
+    assert train(tmp_path, settings=settings | {"max_steps": 3}).returncode == 0
+    file = tmp_path / "digits" / "digits.pt"
+    content = load_checkpoint(file)
+    del content["recipe"]["feature_weight"]
+    save_checkpoint(file, content, 1)
+    refused(
+        train(tmp_path, settings=SETTINGS | {"init_from": teacher}),
+        1,
+        "feature_weight: was 0.0, is 2.0",
+        "use the old values",
+    )
     moved = settings | {"init_from": tmp_path / "moved" / teacher.name}
-    assert resumes_to_the_same_end(tmp_path, moved, expected) == 3
+    assert resumes_to_the_same_end(tmp_path, moved, state_hash(tmp_path / "whole" / "digits" / "digits.pt")) == 3
 
 
 def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_path):

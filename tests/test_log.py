@@ -159,7 +159,7 @@ DIFFUSION = GaussianDiffusion(objective="pred_noise", loss_type="l2")
 def held_out(network=None, **recipe):
     recipe = load_recipe(ROOT / "config.yaml", "Digits") | recipe
     images = load_images("Digits", "none", "train", 8, 1)
-    return HeldOut(recipe, images, network, DIFFUSION), images
+    return HeldOut(recipe, images, network, DIFFUSION.training_losses, torch.device("cpu")), images
 
 
 def test_held_out_pictures_are_not_trained_on():

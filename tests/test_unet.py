@@ -216,6 +216,17 @@ def test_a_label_is_added_to_the_time_embedding():
     assert torch.equal(model(x, t), model(x, t, torch.full((3,), 5)))  # no labels are the last row
 
 
+def test_features_are_what_the_way_down_and_the_middle_compute_without_noise_and_label():
+    model, x, seen = seeded_unet(patch_size=2, num_classes=3), torch.randn(2, 1, 16, 16), []
+    randomise(model)
+    for stage in [*model.down_blocks[1:], model.middle_block]:
+        stage.register_forward_hook(lambda stage, args, output: seen.append(output))
+    model(x, torch.tensor([0, 0]), torch.tensor([3, 3]))
+    expected = seen.copy()
+    maps = model.features(x)
+    assert len(maps) == len(expected) and all(map(torch.equal, maps, expected))
+
+
 @pytest.mark.slow
 def test_a_network_with_labels_compiles_as_a_whole():
     model = randomise(seeded_unet(num_classes=5))

@@ -1,10 +1,12 @@
 """A validation loss that is comparable over a training: always the same pictures, timesteps and noise."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets import OTHER_SPLIT, DataError, Reading, load_images, load_labelled, normalize
-from diffusion import GaussianDiffusion
 from diffusion.gaussian import Model
 from diffusion.guidance import with_labels
 from training.batches import seed_of
@@ -19,14 +21,15 @@ class HeldOut:
     noise follows from the seed, so that two values differ only by the network.
 
     images: the training pictures, uint8 (N, C, H, W). labels: theirs, int64 (N,), for a network with labels.
-    network: the one to evaluate, usually the average.
+    network: the one to evaluate, usually the average. losses: as of `GaussianDiffusion.training_losses`.
     """
 
     def __init__(
-        self, recipe: dict, images: np.ndarray, network: Model, diffusion: GaussianDiffusion,
+        self, recipe: dict, images: np.ndarray, network: Model, losses: Callable[..., Tensor], device: torch.device,
         labels: np.ndarray | None = None,
     ):  # fmt: skip
-        self.name, self.network, self.diffusion = "held_out_loss", network, diffusion
+        self.name, self.network, self.losses = "held_out_loss", network, losses
+        self.batch_size, self.timestep_num = recipe["batch_size"], recipe["timestep_num"]
         try:
             data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
             data += (recipe["image_size"], recipe["image_channel"])
@@ -36,15 +39,13 @@ class HeldOut:
                 images, labels, _ = load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))
         except (KeyError, DataError):
             self.name = "fixed_noise_loss"
-        device = diffusion.betas.device
         rows = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
         self.x_start = normalize(torch.from_numpy(np.array(images[rows]))).to(device)
         self.labels = None if labels is None else torch.from_numpy(labels[rows]).to(device)
         generator = torch.Generator().manual_seed(seed_of(recipe["seed"], 2**32))
         self.noise = torch.randn(self.x_start.shape, generator=generator).to(device)
         golden = torch.arange(len(rows), dtype=torch.float64) * 0.6180339887498949 % 1  # its steps spread evenly
-        self.t = (golden * recipe["timestep_num"]).long().to(device)
-        self.batch_size, self.losses = recipe["batch_size"], diffusion.training_losses
+        self.t = (golden * self.timestep_num).long().to(device)
 
     @torch.inference_mode()
     def loss(self) -> dict:
@@ -53,17 +54,17 @@ class HeldOut:
         for rows in torch.arange(len(self.t)).split(self.batch_size):
             network = with_labels(self.network, None if self.labels is None else self.labels[rows])
             losses.append(self.losses(network, self.x_start[rows], self.t[rows], self.noise[rows]))
-        mean, by_quarter = quarter_means(quarter_sums(torch.cat(losses), self.t, self.diffusion.timestep_num))
+        mean, by_quarter = quarter_means(quarter_sums(torch.cat(losses), self.t, self.timestep_num))
         return {self.name: mean, f"{self.name}_by_quarter": by_quarter}
 
 
-def quarter_sums(losses: torch.Tensor, t: torch.Tensor, timestep_num: int) -> torch.Tensor:
+def quarter_sums(losses: Tensor, t: Tensor, timestep_num: int) -> Tensor:
     """The sums of losses (B,) by quarter of t (B,), [0, T/4) and so on, and their counts: (8,)."""
     of_quarter = (t[:, None] * 4 // timestep_num == torch.arange(4, device=t.device)).to(losses.dtype)  # (B, 4)
     return torch.cat([(losses[:, None] * of_quarter).sum(0), of_quarter.sum(0)])  # a product might run in TF32
 
 
-def quarter_means(sums: torch.Tensor) -> tuple[float | None, list[float | None]]:
+def quarter_means(sums: Tensor) -> tuple[float | None, list[float | None]]:
     """The mean loss and the means by quarter from `quarter_sums`; None where there are no losses."""
     values, counts = sums[:4].tolist(), sums[4:].tolist()
     means = [value / count if count else None for value, count in zip(values, counts, strict=True)]

@@ -106,7 +106,10 @@ def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
     if last is None:
         return recipe.copy(), None
     recipe = recipe | {key: recipe[key] or last["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
-    was, now = (r | {"init_from": r["init_from"] and Path(r["init_from"]).name} for r in (last["recipe"], recipe))
+    was, now = (
+        r | {"init_from": r["init_from"] and Path(r["init_from"]).name, "feature_weight": r["feature_weight"] or 0.0}
+        for r in (last["recipe"], recipe)
+    )  # runs from before feature_weight learned from pixels alone
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())

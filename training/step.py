@@ -1,5 +1,6 @@
 """One step of training: the loss of a batch, its gradient, and the weights and their average after it."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -24,7 +25,10 @@ TOO_LARGE = (
 
 
 class TrainingStep:
-    """All that a step changes: the model, its average (ema), the optimizer, the scaler. way: see `usual_way`."""
+    """All that a step changes: the model, its average (ema), the optimizer, the scaler. way: see `usual_way`.
+
+    A training on trajectories compares pictures in the features of the model as it is given here.
+    """
 
     def __init__(self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, way: dict):
         self.way, device = way, processes.device
@@ -39,8 +43,11 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)
         self.network = compiled(self.parallel, recipe["compile"], device)
-        to_end = partial(trajectory_losses, self.diffusion)
-        self.losses = to_end if recipe["trajectories"] else self.diffusion.training_losses
+        self.losses = self.diffusion.training_losses
+        if recipe["trajectories"]:
+            weight = recipe["feature_weight"]
+            features = copy.deepcopy(self.model).eval().requires_grad_(False).features if weight else None
+            self.losses = partial(trajectory_losses, self.diffusion, features=features, feature_weight=weight)
 
     def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """(losses, norm, taken): of each picture of this process (B,), of the gradient before clipping (), and whether

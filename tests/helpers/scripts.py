@@ -136,7 +136,7 @@ def training(*args):
     They would take two thirds of the time of so few steps.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.log.save_loss_curve", lambda lines, file: None)
+        patch.setattr("train_solver.save_loss_curve", lambda lines, file: None)
         for module in ("held_out", "trajectories"):
             patch.setattr(f"training.{module}.PICTURES", HELD_OUT)
         return in_process("train_solver.py", *args)
