@@ -176,7 +176,9 @@ def test_arguments_that_do_not_fit_together_are_refused(keywords, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("shape, message", [((1, 1, 8, 8), "3 channels .* given 1"), ((1, 3, 8, 7), "8x7 .* multiple of 2")])
+@pytest.mark.parametrize(
+    "shape, message", [((1, 1, 8, 8), "3 channels .* given 1"), ((1, 3, 8, 7), "8x7 .* multiple of 2")]
+)
 def test_pictures_that_the_network_was_not_built_for_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         DiT(**TINY)(torch.zeros(shape), torch.tensor([0]))
