@@ -119,9 +119,8 @@ def train(
         speed = f"{log.images:,} images in {log.took:.0f} s, {log.images / log.took:.1f} images/s"
         print(f"{speed} {step.how()}; saved {state.file}")
     else:
-        print(
-            f"{folder} holds {start:,} steps, and {steps:,} were asked for: raise train_epoch, max_steps or max_minutes"
-        )
+        longer = "raise train_epoch, max_steps or max_minutes to continue"
+        print(f"{folder} holds {start:,} steps, and {steps:,} were asked for: {longer}")
 
 
 def loop(
