@@ -42,8 +42,7 @@ class Job:
         model = os.fsencode(self.args.model_path.stem)[:120].decode(errors="ignore")
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
         of = of.resolve().name if isinstance(of, Path) else of
-        name = f"{self.stem}_{model}_{of}{guided}{'_' * bool(what)}{what}.png"
-        return self.args.save_dir / name
+        return self.args.save_dir / f"{self.stem}_{model}_{of}{guided}{'_' * bool(what)}{what}.png"
 
     def states(self, count: int, calls: int, what: str, frames_of: Callable[..., Iterator[Frame]]) -> list[Tensor]:
         """The result of a sampler, (count, C, H, W), after the states that a film shows; drawn in batches.

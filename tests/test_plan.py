@@ -40,7 +40,12 @@ def test_a_batch_is_divided_evenly_or_refused():
 
 @pytest.mark.parametrize(
     "parts, world, device, says",
-    [(1, 1, "cpu", "1 x cpu"), (1, 2, "cuda", "2 x cuda"), (2, 1, "cuda", "accumulation=2"), (1, 1, "cuda", "")],
+    [
+        (1, 1, "cpu", "not cpu in 1 "),
+        (1, 2, "cuda", "cuda in 2 "),
+        (2, 1, "cuda", "accumulation=2"),
+        (1, 1, "cuda", ""),
+    ],
 )
 def test_cuda_graphs_need_one_process_on_cuda_and_whole_batches(parts, world, device, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

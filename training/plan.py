@@ -44,14 +44,12 @@ def describe(
     B, shape = recipe["batch_size"], picture_shape(recipe["image_size"], recipe["image_channel"])
     if images is not None and images < B:
         raise ConfigError(f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: lower it")
-    accumulated = recipe["gradient_accumulation"]
-    parts = world * accumulated
+    parts = world * recipe["gradient_accumulation"]
+    factors = f"{world} process(es) times gradient_accumulation={recipe['gradient_accumulation']}"
     if B % parts:
-        of = f"{world} process(es) times gradient_accumulation={accumulated}"
-        raise ConfigError(f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {of}")
+        raise ConfigError(f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {factors}")
     if recipe["compile"] == "graphs" and (parts > 1 or device.type != "cuda"):
-        found = f"{world} x {device} with gradient_accumulation={accumulated}"
-        raise ConfigError(f"compile=graphs needs one CUDA process without accumulation, not {found}: set compile=auto")
+        raise ConfigError(f"compile=graphs needs whole batches on CUDA, not {device} in {factors}: set compile=auto")
     parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     precision = resolve_precision(recipe["precision"], device)
     tf32 = precision == "fp32" and capability(device) >= (8, 0)
