@@ -133,6 +133,11 @@ class GaussianDiffusion:
         of_x_t = (1 - beta) ** 0.5 * (1 - ac_prev) / (1 - ac)
         return of_x_t, ac_prev**0.5 * beta / (1 - ac), beta * (1 - ac_prev) / (1 - ac)
 
+    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: int, t_prev: int) -> tuple[Tensor, float]:
+        """Mean (B, C, H, W) and variance of q(x_{t_prev} | x_t, x_0), from `posterior_coefficients`."""
+        of_x_t, of_x_start, variance = self.posterior_coefficients(t, t_prev)
+        return of_x_t * x_t + of_x_start * x_start, variance
+
     def alpha_bar(self, t: int) -> float:
         """ᾱ_t; 1 at t = -1, where there is no noise."""
         return self._alpha_bars[t] if t >= 0 else 1.0

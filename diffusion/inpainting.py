@@ -13,7 +13,6 @@ from diffusion.samplers import Frame, ddim_step
 from diffusion.spec import SampleSpec, SpecError
 
 
-@torch.inference_mode()
 def repaint(
     diffusion: GaussianDiffusion,
     model: Model,
@@ -37,7 +36,12 @@ def repaint(
         raise SpecError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
     path = way(spec.timesteps(diffusion.timestep_num), jump_length, resamplings)
     eta = 1.0 if spec.method == "DDPM" else spec.eta  # DDIM with eta 1 is DDPM
-    x_t, draw = noise, partial(randn_like, generator=generator)
+    return _walk(diffusion, model, noise, x_start, hole, path, eta, partial(randn_like, generator=generator))
+
+
+@torch.inference_mode()
+def _walk(diffusion, model, x_t, x_start, hole, path, eta, draw) -> Iterator[Frame]:
+    """The work of `repaint`, apart from its checks: a generator would run those only at its first item."""
     for t, t_next in pairwise(path):
         if t_next > t:  # back up: x_t ~ q(x_{t_next} | x_t), in one draw
             kept = diffusion.alpha_bar(t_next) / diffusion.alpha_bar(t)

@@ -38,10 +38,10 @@ def ddpm(diffusion: GaussianDiffusion, model: Model, x_t: Tensor, steps: Steps, 
     """
     for t, t_prev in steps:
         pred_x_start = diffusion.predict(model, x_t, t)
-        of_x_t, of_x_start, variance = diffusion.posterior_coefficients(t, t_prev)
+        mean, variance = diffusion.q_posterior(pred_x_start, x_t, t, t_prev)
         if large and t_prev >= 0:
             variance = 1 - diffusion.alpha_bar(t) / diffusion.alpha_bar(t_prev)
-        x_t = _with_noise(of_x_t * x_t + of_x_start * pred_x_start, variance, draw)
+        x_t = _with_noise(mean, variance, draw)
         yield Frame(t, x_t, pred_x_start)
 
 

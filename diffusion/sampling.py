@@ -35,6 +35,9 @@ def sample_progressive(
     yield from SAMPLERS[spec.method](diffusion, model, x_T, steps, spec.eta, draw)
 
 
-def sample(*arguments, **keywords) -> Tensor:
-    """The result of `sample_progressive` with these arguments: (B, C, H, W), in [-1, 1] if the diffusion clips."""
-    return deque(sample_progressive(*arguments, **keywords), maxlen=1).pop().sample
+def sample(
+    diffusion: GaussianDiffusion, model: Model, x_T: Tensor, spec: SampleSpec, generator: Source = None,
+    depth: int | None = None,
+) -> Tensor:  # fmt: skip
+    """The result of `sample_progressive`: (B, C, H, W), in [-1, 1] if the diffusion clips."""
+    return deque(sample_progressive(diffusion, model, x_T, spec, generator, depth), maxlen=1).pop().sample

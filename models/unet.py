@@ -71,24 +71,11 @@ class UNet(nn.Module):
         groups = norm_groups or usual_norm_groups(model_channels)
         sizes = [min(H, W) // patch_size // 2**level for level in range(len(channel_mult))]
         attention = sizes[-1:] if attention_resolutions is None else attention_resolutions
-        if min(H, W, image_channel, model_channels, num_res_blocks, num_heads, *channel_mult) < 1 or not channel_mult:
-            names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
-            raise ValueError(f"{names} must all be at least 1")
-        if patch_size & (patch_size - 1):
-            raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
+        _check(
+            (H, W), image_channel, model_channels, channel_mult, num_res_blocks, num_heads, patch_size, groups, sizes,
+            attention,
+        )  # fmt: skip
         self.downsampling = patch_size * 2 ** (len(channel_mult) - 1)
-        check_multiple(H, W, self.downsampling)
-        if unknown := [side for side in attention if side not in sizes]:
-            known = ", ".join(map(str, sizes))
-            raise ValueError(f"attention_resolutions: no feature map is {unknown[0]} pixels wide; they are {known}")
-        if model_channels % 2:
-            raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
-        attended = [channel_mult[sizes.index(side)] for side in attention] + [channel_mult[-1]]  # the middle block's
-        if wrong := [model_channels * mult for mult in sorted(attended) if model_channels * mult % num_heads]:
-            raise ValueError(f"num_heads={num_heads} does not divide the {wrong[0]} channels of attention")
-        if model_channels % groups:
-            raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
-
         self.image_channel, self.num_classes = image_channel, num_classes
         self.model_channels, self.patch_size = model_channels, patch_size
         patch_channels = image_channel * patch_size**2
@@ -171,3 +158,27 @@ class UNet(nn.Module):
             x = stage(x, emb)
             outputs.append(x)
         return outputs
+
+
+def _check(
+    size: tuple[int, int], image_channel: int, model_channels: int, channel_mult: tuple[int, ...], num_res_blocks: int,
+    num_heads: int, patch_size: int, groups: int, sizes: list[int], attention: tuple[int, ...] | list[int],
+) -> None:  # fmt: skip
+    """ValueError unless the arguments of a UNet fit together. sizes: of the feature maps; attention: those with it."""
+    H, W = size
+    if min(H, W, image_channel, model_channels, num_res_blocks, num_heads, *channel_mult) < 1 or not channel_mult:
+        names = "image_size, image_channel, model_channels, channel_mult, num_res_blocks and num_heads"
+        raise ValueError(f"{names} must all be at least 1")
+    if patch_size & (patch_size - 1):
+        raise ValueError(f"patch_size must be a power of 2, not {patch_size}")
+    check_multiple(H, W, patch_size * 2 ** (len(channel_mult) - 1))
+    if unknown := [side for side in attention if side not in sizes]:
+        known = ", ".join(map(str, sizes))
+        raise ValueError(f"attention_resolutions: no feature map is {unknown[0]} pixels wide; they are {known}")
+    if model_channels % 2:
+        raise ValueError(f"model_channels must be even for the time embedding, not {model_channels}")
+    attended = [channel_mult[sizes.index(side)] for side in attention] + [channel_mult[-1]]  # the middle block's
+    if wrong := [model_channels * mult for mult in sorted(attended) if model_channels * mult % num_heads]:
+        raise ValueError(f"num_heads={num_heads} does not divide the {wrong[0]} channels of attention")
+    if model_channels % groups:
+        raise ValueError(f"norm_groups={groups} does not divide model_channels={model_channels}")
