@@ -84,8 +84,8 @@ class Batches:
             yield Batch(step, *self.drawn(step, pixels, generator), self.labels(step))
 
     def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_start, t, noise) of this process's share of a step. pixels: of `pixels`, which are flipped by half."""
-        if self.recipe["horizontal_flip"]:
+        """(x_start, t, noise) of this process's share of a step. pixels: as `pixels` yields them."""
+        if self.recipe["horizontal_flip"]:  # half of the pictures
             flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
             pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
         t = self.draw_timesteps(self.batch_size, generator)
