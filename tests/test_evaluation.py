@@ -95,7 +95,8 @@ def test_more_samples_than_real_pictures_are_also_compared_in_the_same_number(ex
     real = real_pictures(DIGITS, "train", "train")
     report, _, _ = Evaluation(real, extractor, 400)(torch.cat([real.floor(400)[1], real.training[:103]]))
     assert (report["n"], report["as_few"]["n"], report["floor"]["n"]) == (400, 297, 297)
-    assert report["as_few"] | {"of": "the other split", "to": 1500} == report["floor"]
+    floor = {name: value for name, value in report["floor"].items() if name not in ("of", "to")}
+    assert report["as_few"] == pytest.approx(floor, rel=1e-6)  # features in float32, in batches of other sizes
     assert report["frechet"] < report["as_few"]["frechet"]  # more pictures, and some of the reference itself
 
 
