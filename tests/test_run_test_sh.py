@@ -36,6 +36,7 @@ def test_run_test_sh_runs(trained, tmp_path):
         ("_num 300 ", "_num 20 "),
         ("_num 30 ", "_num 3 "),
         ("SAMPLE_NUM=49", "SAMPLE_NUM=4"),
+        ("DIGITS=checkpoints/digits.safetensors", f"DIGITS='{trained}'"),  # a smaller network of the same pictures
     ):
         assert slow in text
         text = text.replace(slow, quick)
