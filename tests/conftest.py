@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+from collections import Counter
 from copy import deepcopy
 from functools import cache
 
@@ -13,6 +14,16 @@ def pytest_configure(config):
     """Tests that are not marked `cuda` see no CUDA device: they would compile for minutes, and sum in another order."""
     if "cuda" not in config.getoption("-m").replace("not cuda", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order of their share of slow tests: the last are many short ones, so that all processes end at once.
+
+    In this order pytest-xdist hands them out, with --no-loadscope-reorder. Else it begins with those of most tests.
+    """
+    tests = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path] / tests[item.path], tests[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)
