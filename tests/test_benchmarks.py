@@ -194,7 +194,7 @@ def test_sampling_speed(load, call, monkeypatch, trained):
 def test_training_speed(load, call, monkeypatch):
     training_speed = load("training_speed")
     monkeypatch.setattr(training_speed, "load_images", lambda *data: load_images(*data)[:32])
-    text = call(training_speed, "--width", 8, "--batch_size", 8, "--rounds", 1, "--steps", 1)
+    text = call(training_speed, "--width", 8, "--batch_size", 4, "--rounds", 1, "--steps", 1)
     speeds = dict(re.findall(r"^(\S.*?) +([\d.]+) images/s", text, re.M))
     assert {"plain loop, fp32", "our network alone", "ours"} <= set(speeds)
     assert bool(training_speed.diffusers) == ("diffusers, fp32" in speeds) == ("diffusers, bf16" in speeds)
