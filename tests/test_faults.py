@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -130,16 +131,23 @@ def test_a_process_that_gets_a_signal_saves_and_ends(tmp_path, signum, num_worke
 
 
 @pytest.mark.slow
-def test_a_signal_from_outside_ends_a_run_whose_workers_fetch(tmp_path):
+def test_a_signal_from_outside_ends_a_run_whose_threads_fetch_pictures(tmp_path):
     """The same in a fork of this process, which has loaded torch."""
+
+    def training():
+        run = train(tmp_path, settings=settings)
+        run.threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        return run
+
     settings = SIGNALLED | {"num_workers": 2, "batch_size": 8}
     assert train(tmp_path / "whole", settings=settings).returncode == 0
-    ended = forked(lambda: train(tmp_path, settings=settings))
+    child = forked(training)
     wait_for(2, tmp_path)
     began = time.monotonic()
-    os.kill(ended.pid, signal.SIGINT)
-    ended = ended()
+    os.kill(child.pid, signal.SIGINT)
+    ended = child()
     assert ended.returncode == 128 + signal.SIGINT and time.monotonic() - began < 15
+    assert len(ended.threads) == 1, ended.threads  # a process of its own would wait for others
     stopped_in(ended.stderr, tmp_path, settings, tmp_path / "whole")
 
 
