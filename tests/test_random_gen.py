@@ -87,7 +87,7 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     assert len(alive) == 5 and max(alive) - min(alive) <= 1 and max(alive) <= 8, alive  # however far it has come
     (progress,) = watched
     assert len(progress.cells) == len(progress_frames(200, PROGRESS_ROWS)) == 10
-    assert {cell.size for row in progress.cells for cell in row} == {(342, 36)}  # pictures of a row, no tensors
+    assert {cell.size for row in progress.cells for cell in row} == {(5 * 34 + 2, 36)}  # pictures of a row, no tensors
 
 
 def test_what_would_be_magnified_is_predicted_in_full_precision_by_default(monkeypatch):
