@@ -2,6 +2,7 @@
 # Each target sets up .venv if it is missing, except test-cuda.
 PYTHON ?= python3
 BIN := .venv/bin
+BY_FILE := --dist loadfile --no-loadscope-reorder# in the order of tests/conftest.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 NETWORKS ?= fashion_mnist cifar10# in the page: these leave it below 15 MB
@@ -26,10 +27,10 @@ page: .venv/ready-dev .cache/$(RUNTIME).tgz
 	$(BIN)/python -W ignore -m sharing.onnx_page results/page .cache/$(RUNTIME).tgz $(NETWORKS:%=checkpoints/%.safetensors)
 
 quick: .venv/ready-dev
-	$(PYTEST) -n auto --dist loadfile -m "not slow and not faults and not cuda and not page"
+	$(PYTEST) -n auto $(BY_FILE) -m "not slow and not faults and not cuda and not page"
 
 test: .venv/ready-dev
-	$(PYTEST) -n auto --dist loadfile
+	$(PYTEST) -n auto $(BY_FILE)
 
 test-faults: .venv/ready-dev
 	$(PYTEST) -m faults

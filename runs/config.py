@@ -106,8 +106,8 @@ def read_yaml(text: str | BinaryIO):
     return yaml.load(text, _Loader)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys, of which YAML would silently take the last."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # in C, where PyYAML has it: ten times as fast
+    """A safe loader that refuses duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.scripts import briefly
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -32,8 +33,7 @@ def load(monkeypatch):
     """Imports a script of benchmarks/ by its name."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("training.log.save_loss_curve", lambda lines, file: None)  # half a second of each training,
-    monkeypatch.setattr("training.held_out.PICTURES", 8)  # and another
+    briefly(monkeypatch)
     return importlib.import_module
 
 
@@ -78,6 +78,7 @@ def test_minutes(load, call, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     minutes = load("minutes")
     monkeypatch.setattr("training.speed.TRIAL", 4)
+    monkeypatch.setattr("peers.WIDTH", 8)
     tiny = " ".join(text for text in TINY if "max_steps" not in text)
     arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny} num_classes=auto", "diffusers"]
     command = ["--minutes", 0.005, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--guidance", 1, 2]
@@ -193,7 +194,7 @@ def test_sampling_speed(load, call, monkeypatch, trained):
 def test_training_speed(load, call, monkeypatch):
     training_speed = load("training_speed")
     monkeypatch.setattr(training_speed, "load_images", lambda *data: load_images(*data)[:32])
-    text = call(training_speed, "--width", 8, "--batch_size", 8, "--rounds", 1, "--steps", 1)
+    text = call(training_speed, "--width", 8, "--batch_size", 4, "--rounds", 1, "--steps", 1)
     speeds = dict(re.findall(r"^(\S.*?) +([\d.]+) images/s", text, re.M))
     assert {"plain loop, fp32", "our network alone", "ours"} <= set(speeds)
     assert bool(training_speed.diffusers) == ("diffusers, fp32" in speeds) == ("diffusers, bf16" in speeds)

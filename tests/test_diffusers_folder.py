@@ -47,7 +47,7 @@ def test_an_exported_run_computes_the_same_in_diffusers_and_comes_back(tmp_path,
     "keys",
     [
         {"num_heads": 1, "attention_resolutions": [16, 8, 4]},  # attention at two widths, with one head each
-        {"num_heads": 8, "attention_resolutions": [8]},
+        {"num_heads": 8, "attention_resolutions": [8], "num_res_blocks": 2},
         {"channel_mult": [1], "num_res_blocks": 1, "beta_schedule": "flow"},
         {"norm_groups": 2, "dropout": 0.25, "num_res_blocks": 3, "clip_denoised": False, "timestep_num": 50},
         {"timestep_num": 10, "beta_schedule": "linear"},  # betas that reach their cap

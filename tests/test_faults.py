@@ -3,9 +3,11 @@
 The quick ones run with all tests; those marked `faults`, which do the same many times over, by make test-faults.
 """
 
+import os
 import random
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -104,28 +106,49 @@ def test_a_signal_ends_the_run_after_the_step_that_it_came_in(trained, training,
     assert resumes_to_the_same_end(tmp_path, {"num_workers": num_workers}, state_hash(trained)) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "signum, num_workers",
-    [
-        (signal.SIGINT, 2),
-        pytest.param(signal.SIGINT, 0, marks=faults),
-        pytest.param(signal.SIGTERM, 2, marks=faults),
-        pytest.param(signal.SIGTERM, 0, marks=faults),
-    ],
-)
+def stopped_in(text, save_dir, settings, whole):
+    """A run in save_dir that was interrupted, says so, and resumes to the end of the one in `whole`."""
+    assert "Traceback" not in text, text
+    step = int(re.search(r"stopped by SIG(?:INT|TERM) after step ([\d,]*\d)", text)[1])
+    assert load_checkpoint(save_dir / "digits" / "digits.pt")["step"] == step >= 2
+    assert resumes_to_the_same_end(save_dir, settings, state_hash(whole / "digits" / "digits.pt")) == step
+
+
+SIGNALLED = LONG | {"max_steps": 60, "log_every": 1, "save_every": 100_000}
+
+
+@faults
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_process_that_gets_a_signal_saves_and_ends(tmp_path, signum, num_workers):
-    settings = LONG | {"max_steps": 60, "log_every": 1, "save_every": 100_000, "num_workers": num_workers}
+    settings = SIGNALLED | {"num_workers": num_workers}
     assert train(tmp_path / "whole", settings=settings).returncode == 0
     process = start_training(tmp_path, **settings)
     wait_for(2, tmp_path, process)
     text = stopped_by(signum, process)
-    assert process.returncode == 128 + signum, text
-    assert "Traceback" not in text, text
-    step = int(re.search(rf"stopped by {signum.name} after step ([\d,]*\d)", text)[1])
-    assert load_checkpoint(tmp_path / "digits" / "digits.pt")["step"] == step >= 2
-    expected = state_hash(tmp_path / "whole" / "digits" / "digits.pt")
-    assert resumes_to_the_same_end(tmp_path, settings, expected) == step
+    assert process.returncode == 128 + signum and f"stopped by {signum.name}" in text, text
+    stopped_in(text, tmp_path, settings, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_signal_from_outside_ends_a_run_whose_threads_fetch_pictures(tmp_path):
+    """The same in a fork of this process, which has loaded torch."""
+
+    def training():
+        run = train(tmp_path, settings=settings)
+        run.threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        return run
+
+    settings = SIGNALLED | {"num_workers": 2, "batch_size": 8}
+    assert train(tmp_path / "whole", settings=settings).returncode == 0
+    child = forked(training)
+    wait_for(2, tmp_path)
+    began = time.monotonic()
+    os.kill(child.pid, signal.SIGINT)
+    ended = child()
+    assert ended.returncode == 128 + signal.SIGINT and time.monotonic() - began < 15
+    assert len(ended.threads) == 1, ended.threads  # a process of its own would wait for others
+    stopped_in(ended.stderr, tmp_path, settings, tmp_path / "whole")
 
 
 def test_a_second_signal_ends_at_once(training, tmp_path):

@@ -115,12 +115,13 @@ def diffusers_unipc_walk(diffusion, method, steps):
 
 
 EVERY_METHOD = [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad", "UniPC_{}_0p0_quad"]
+ALL_STEPS = [(f"{method}_{{}}_0p0", T, "cosine", "pred_v") for method in ("DDPM", "DPMpp", "UniPC")]
 WALKS = {"DPMpp": diffusers_dpm_walk, "UniPC": diffusers_unipc_walk}
 
 
 @pytest.mark.parametrize(
     "method, steps, schedule, objective",
-    with_slow(T, all_pairs(EVERY_METHOD, [T, 100, 50, 7, 2, 1], SCHEDULES, OBJECTIVES)),
+    with_slow(T, all_pairs(EVERY_METHOD, [200, 50, 7, 2, 1], SCHEDULES, OBJECTIVES) + ALL_STEPS),
 )
 def test_each_step_equals_diffusers(method, steps, schedule, objective):
     d = GaussianDiffusion(T, schedule, objective=objective)

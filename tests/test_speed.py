@@ -1,5 +1,6 @@
 """The trial before a run on a CPU, what a resumed run keeps of it, and the memory that stays between steps."""
 
+import inspect
 import subprocess
 import sys
 import time
@@ -8,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.scripts import ENVIRONMENT, ROOT, state_hash, train
-from helpers.systems import linux
+from helpers.systems import linux, resource
 
 import train_solver
 import training.speed
 from runs.config import quicker
 from training.processes import Processes
 from training.speed import best_way
-from utils.device import one_thread_if_faster, usual_way
+from utils.device import keep_freed_memory, one_thread_if_faster, usual_way
 
 CPU = torch.device("cpu")
 USUAL = {"device": "cpu", "precision": "bf16", "channels_last": False, "threads": 4}  # a CPU whose flags say bfloat16
@@ -152,13 +153,6 @@ def test_sampling_takes_one_thread_where_that_is_faster(monkeypatch, seconds, ch
 
 
 FAULTS = """
-import resource, torch
-from utils.device import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2**21)  # 2,048 pages
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
 keep_freed_memory()
 faults()
@@ -166,11 +160,20 @@ print(before, faults())
 """
 
 
+def faults():
+    """Page faults of 20 blocks of 8 MiB, each with 2,048 pages, which are then freed: glibc alone keeps up to two."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [bytearray(b"1") * 2**23 for _ in range(20)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 @linux
 @pytest.mark.parametrize("by_hand", [{}, {"MALLOC_TRIM_THRESHOLD_": "100000"}])
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise(by_hand):
     environment = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("MALLOC_")} | by_hand
-    command = [sys.executable, "-c", FAULTS]
+    needed = "import ctypes, os, platform, resource\n"  # no torch, which takes seconds to load
+    functions = inspect.getsource(faults) + inspect.getsource(keep_freed_memory)
+    command = [sys.executable, "-c", needed + functions + FAULTS]
     before, after = map(int, subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).stdout.split())
     assert before > 20 * 16  # even with pages of 512 KiB
     assert (after < before / 10) == (not by_hand)

@@ -22,6 +22,7 @@ import torch
 from datasets.folder import warn_once
 from helpers.systems import resource
 from training.log import read_log
+from training.plan import activation_bytes
 from utils.command_line import run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,8 +68,8 @@ def in_process(name, *args):
 def forked(function):
     """Starts function() in a child, which shares all that is loaded here: torch alone would take seconds.
 
-    The returned function waits for the child, and returns its result, or -N if signal N has killed it. On other systems
-    than Linux the test is skipped: a process with threads cannot be forked there.
+    The returned function waits for the child, and returns its result, or -N if signal N has killed it; its `pid` is the
+    child's. On other systems than Linux the test is skipped: a process with threads cannot be forked there.
     """
     if sys.platform != "linux":
         pytest.skip("forks a process that has threads")
@@ -89,6 +90,7 @@ def forked(function):
         assert content or os.WIFSIGNALED(status), "the child failed; run its function here to see why"
         return pickle.loads(content) if content else -os.WTERMSIG(status)
 
+    wait.pid = child
     return wait
 
 
@@ -130,15 +132,31 @@ def tiny(save_dir, data_name="Digits", **settings):
     return ["--data_name", data_name, "--save_dir", str(save_dir), "--set", *overrides]
 
 
-def training(*args):
-    """train_solver.py in this process, but it draws no curve and measures few held-out pictures.
+COUNTED = {}  # bytes by network and batch
 
-    They would take two thirds of the time of so few steps.
+
+def briefly(patch):
+    """A training draws no curve, measures few held-out pictures and counts the memory of each network once.
+
+    They would take three quarters of the time of so few steps. patch: a pytest.MonkeyPatch.
     """
+
+    def counted(model, diffusion, batch_shape):
+        key = str(model), batch_shape
+        if key not in COUNTED:
+            COUNTED[key] = activation_bytes(model, diffusion, batch_shape)
+        return COUNTED[key]
+
+    patch.setattr("training.plan.activation_bytes", counted)
+    patch.setattr("train_solver.save_loss_curve", lambda lines, file: None)
+    for module in ("held_out", "trajectories"):
+        patch.setattr(f"training.{module}.PICTURES", HELD_OUT)
+
+
+def training(*args):
+    """train_solver.py in this process, briefly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train_solver.save_loss_curve", lambda lines, file: None)
-        for module in ("held_out", "trajectories"):
-            patch.setattr(f"training.{module}.PICTURES", HELD_OUT)
+        briefly(patch)
         return in_process("train_solver.py", *args)
 
 
@@ -181,12 +199,12 @@ def refused(run, code, *says):
     assert all(str(text) in lines[0] for text in says), lines[0]
 
 
-def wait_for(step, save_dir, process):
-    """Until a training has logged this step."""
+def wait_for(step, save_dir, process=None):
+    """Until a training has logged this step; process: in which it runs, and must not end."""
     for _ in range(1200):
         if any(line["step"] >= step for line in read_log(save_dir / "digits" / "metrics.jsonl")):
             return
-        assert process.poll() is None, process.communicate()[0]
+        assert process is None or process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     raise AssertionError("a training of tiny steps got nowhere in a minute")
 
