@@ -29,6 +29,7 @@ COLOURS = {
     "DDIM": "tab:green",
     "DPMpp": "tab:blue",
     "UniPC": "tab:purple",
+    "Tuned": "black",
 }
 
 Points = dict[int, tuple[float, float]]  # {calls: (distance, its standard error)}
@@ -71,7 +72,7 @@ def plot(panels: list[tuple[str, tuple[float, float], dict[str, Points]]], file:
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("Fréchet distance to real images")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(buffer := io.BytesIO(), dpi=168, format="png")
     write_file(file, buffer.getvalue())
 

@@ -30,6 +30,7 @@ SAMPLES = "--test_mode random_gen --sample_info DDIM_50_0p0"
 INTERPOLATION = "--test_mode interpolate --sample_info"
 COMPARISON = comparison(5, 10, 20, 50, 100, 200, 500, 800, 1000)
 COLOUR = "--test_mode random_gen --sample_info UniPC_20_0p0"
+CALLS = "--test_mode compare --sample_info UniPC_1_0p0 UniPC_2_0p0 UniPC_4_0p0 UniPC_10_0p0 --sample_num 30"
 SMOOTHNESS = f"{INTERPOLATION} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
 FIGURES = {  # weights: {picture: flags of test_solver.py}
     "digits": {
@@ -44,7 +45,9 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0",
         "compare": f"{COMPARISON} --sample_num 9 --labels 0 3 9",
         "smoothness": SMOOTHNESS,
+        "calls": CALLS,
     },
+    "fashion_mnist_fast": {"calls": CALLS},
     "cifar10": {
         "final": f"{COLOUR} --guidance 2",
         "guidance": "--test_mode compare --sample_info UniPC_10_0p0 --guidance 0 1 2 4 --sample_num 20"
@@ -121,7 +124,7 @@ def main() -> None:
                 command += where if any(word in flags for word in NEED_PICTURES) else []
                 both = picture == "final" and "progress" not in FIGURES[weights]
                 made = ("final", "progress") if both else (picture,)
-                names = {f"{weights}_{what}.{kind}": f"*_{what}.png" for what in made}
+                names = {f"{weights}_{what}.{kind}": f"*_{what.replace('calls', 'compare')}.png" for what in made}
                 done.append(redraw(command, Path(work, picture), names))
             for picture, command in BENCHMARKS.get(weights, {}).items():
                 names = {f"{weights}_{picture}.{kind}": f"*_{picture}.png"}
