@@ -58,7 +58,7 @@ def labels_and_guidance(args: Namespace, recipe: dict) -> dict:
     if not names and (args.labels or args.guidance):
         raise ConfigError(f"{path} was trained without labels: leave out --labels and --guidance")
     if names and not recipe["label_dropout"] and (args.test_mode not in DRAW or args.bits):
-        raise ConfigError(f"{path} was trained with label_dropout=0, and {args.test_mode} does without labels")
+        raise ConfigError(f"{path} was trained with label_dropout=0, but {args.test_mode} asks it without labels")
     if args.sample_dir and len(weights) > 1:
         raise ConfigError("--sample_dir takes the samples of one --guidance")
     try:

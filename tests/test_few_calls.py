@@ -210,6 +210,7 @@ def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_p
         ({}, 2, "trajectories needs init_from"),
         ({"objective": "pred_noise"}, 2, "objective=pred_noise predicts no picture"),
         ({"num_classes": "null"}, 2, "has other classes"),
+        ({"network": "dit", "feature_weight": 2}, 2, "only a unet of our own has features"),
         ({"trajectories": 4, "batch_size": 8}, 2, "fewer than batch_size=8"),
     ],
 )

@@ -79,7 +79,7 @@ def find_checkpoint(file: Path, resume: str) -> dict | None:
     older = file.parent.glob(f"{glob.escape(file.stem)}.[0-9]*.pt")
     kept = [file] * file.exists() + sorted(older, key=lambda file: (len(file.name), file.name))  # .9.pt before .10.pt
     if kept and resume == "never":
-        remedy = "remove --resume never to resume it, set another pth_save_name, or move it away"
+        remedy = "remove --resume never to resume it, set another pth_save_name or save_dir, or move it away"
         raise CheckpointError(f"{kept[0]} exists and would be overwritten: {remedy}")
     for i, candidate in enumerate(kept):
         try:

@@ -50,8 +50,11 @@ def with_teacher(recipe: dict) -> dict:
     file, guidance = checkpoint_of(recipe["init_from"]), recipe["teacher_guidance"]
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     teacher = {"teacher_sha256": sha256, "teacher_guidance": usual_guidance(recipe) if guidance is None else guidance}
+    has_features = recipe["network"] == "unet" and not recipe["diffusers_unet"]
     if recipe["feature_weight"] is None:
-        teacher["feature_weight"] = FEATURE_WEIGHT * (recipe["network"] == "unet" and not recipe["diffusers_unet"])
+        teacher["feature_weight"] = FEATURE_WEIGHT * has_features
+    elif recipe["feature_weight"] and not has_features:
+        raise ConfigError("feature_weight: only a unet of our own has features to compare: set feature_weight=0")
     return recipe | teacher | {"guidance": 1.0, "label_dropout": 0.0}  # it does not learn to draw without its label
 
 
