@@ -59,6 +59,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
         "edit": "--test_mode edit --sample_info DDPM_50_0p0 --image_indices 20 1000 2000 3000 4000 5000",
         "compare": f"{comparison(5, 10, 20, 50, 200, 1000)} --sample_num 4 --labels 54 49",
+        "neighbours": "--test_mode evaluate --sample_info UniPC_10_0p0 --guidance 1.5 --sample_num 200",
     },
     "stylegan_face": {
         "final": f"{COLOUR} --sample_num 49",
@@ -82,7 +83,7 @@ BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
     },
     "emoji": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Emoji"},
 }
-NEED_PICTURES = ("interpolate", "edit", "ablations", "inpainting")  # words of commands
+NEED_PICTURES = ("interpolate", "edit", "evaluate", "ablations", "inpainting")  # words of commands
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
