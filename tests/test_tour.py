@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 
 import nbformat
@@ -39,6 +42,35 @@ QUICKER = [
     ("import subprocess", "from helpers import scripts"),
     ("subprocess.run(command, capture_output=True, text=True)", "scripts.training(*command[2:])"),
 ]
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_on_colab_the_first_cell_clones_and_installs(tmp_path):
+    """In an empty folder, with Colab's module and the answer of its session server (`path` as it has it)."""
+    project, empty = tmp_path / "project", tmp_path / "content"
+    project.mkdir()
+    empty.mkdir()
+    for name in ("config.yaml", "requirements.txt"):
+        shutil.copy(ROOT / name, project)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    path = "fileId=https%3A%2F%2Fgithub.com%2Fsome-one%2FDiffusion.pytorch%2Fblob%2Fmain%2Fdocs%2Ftour.ipynb"
+    colab = f"""
+import io, json, sys, urllib.request
+sys.modules["google.colab"] = object()
+answer = json.dumps([{{"name": "tour.ipynb", "path": {path!r}}}]).encode()
+urllib.request.urlopen = lambda address: io.BytesIO(answer) if address.endswith(":9000/api/sessions") else None
+"""
+    first, second = [cell.source for cell in nbformat.read(TOUR, as_version=4).cells if cell.cell_type == "code"][:2]
+    lines = "\n".join([colab, first, second, "print(os.getcwd(), sys.path[0])"])
+    instead_of = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{project.as_uri()}.insteadOf"}
+    environment = instead_of | {"GIT_CONFIG_VALUE_0": "https://github.com/some-one/Diffusion.pytorch"}
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=empty, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(empty / "tour")] * 2
 
 
 @pytest.mark.slow
