@@ -90,7 +90,8 @@ def train(
     batches = kind_of_batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
-    if recipe["init_from"] and (not last or recipe["trajectories"] and recipe["feature_weight"]):  # for its features
+    of_features = recipe["trajectories"] and (recipe["feature_weight"] or recipe["critic_weight"])
+    if recipe["init_from"] and (not last or of_features):
         load_pretrained(model, recipe)
     until_exit.callback(torch.set_num_threads, torch.get_num_threads())
     way = best_way(recipe, model, diffusion, processes, batches, last)

@@ -12,8 +12,9 @@ the network learns at: the straight line between the two ends of each trajectory
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import normalize, softplus
 
 from diffusion.gaussian import GaussianDiffusion, Model
 
@@ -29,26 +30,56 @@ def first_or_any(t: Tensor, timestep_num: int) -> Tensor:
 def trajectory_losses(
     diffusion: GaussianDiffusion, model: Model, x_end: Tensor, t: Tensor, noise: Tensor,
     features: Features | None = None, feature_weight: float = 0.0,
+    critic: nn.Module | None = None, critic_weight: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """The pseudo-Huber loss of each predicted x_start, sqrt(mean (x_start - x_end)² + c²) - c, and feature_weight times
     its `feature_distance`: (B,).
 
     x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
     The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
+
+    critic: a network of such maps, lists of (B, positions). Where gradients are asked for, both its own loss and
+    critic_weight times that of the model (`critic_losses`) have theirs here; the value leaves them out, since they
+    say how good the two are against each other.
     """
     x_t = diffusion.q_sample(x_end, t, noise)
     x_start = diffusion.x_start_of(model(x_t, t).to(x_t.dtype), x_t, t)  # a clipped one would have no gradient
     losses = ((x_start - x_end).square().flatten(1).mean(1) + LINEAR_FROM**2).sqrt() - LINEAR_FROM
-    return losses + feature_weight * feature_distance(features, x_start, x_end) if features else losses
+    if features is None:
+        return losses
+    with torch.no_grad():
+        of_end = features(x_end)
+    of_start = features(x_start)
+    losses = losses + feature_weight * feature_distance(of_start, of_end)
+    if critic is not None and torch.is_grad_enabled():
+        of_critic, of_model = critic_losses(critic, of_start, of_end)
+        opposed = of_critic + critic_weight * of_model
+        losses = losses + opposed - opposed.detach()
+    return losses
 
 
-def feature_distance(features: Features, x: Tensor, y: Tensor) -> Tensor:
+def feature_distance(of_x: list[Tensor], of_y: list[Tensor]) -> Tensor:
     """How different each of two pictures looks to a network: (B,), from 0 to 4 (Zhang et al. 2018, eq. 1, unweighted).
 
-    Each position of a map is scaled to the length 1. The squared distances of these vectors are averaged over the
-    positions, and then over the maps. A mean of several sharp pictures is near to them in pixels, but not here.
+    of_x, of_y: its maps of the pictures, (B, channels, h, w) each. Each position of a map is scaled to the length 1.
+    The squared distances of these vectors are averaged over the positions, and then over the maps. A mean of several
+    sharp pictures is near to them in pixels, but not here.
     """
-    with torch.no_grad():
-        of_y = features(y)
-    maps = [(normalize(u.float(), dim=1), normalize(v.float(), dim=1)) for u, v in zip(features(x), of_y, strict=True)]
+    maps = [(normalize(u.float(), dim=1), normalize(v.float(), dim=1)) for u, v in zip(of_x, of_y, strict=True)]
     return torch.stack([(u - v).square().sum(1).flatten(1).mean(1) for u, v in maps]).mean(0)
+
+
+def critic_losses(critic: nn.Module, of_x: list[Tensor], of_y: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The loss of a critic that is to give y, from the teacher, larger numbers than x, and that of the model which
+    draws x: (B,) each. The first has gradients of the critic's weights only, the second of x only.
+
+    softplus(D(x) - D(y)) and softplus(D(y) - D(x)), averaged over the positions, then over the maps (the relativistic
+    GAN, Jolicoeur-Martineau 2019). Here x and y come from the same noise: what they have in common cancels, and what
+    is left is what the model does differently, such as fine detail that it leaves out.
+    """
+    fixed = {name: weight.detach() for name, weight in critic.named_parameters()}
+    real, judged = critic(of_y), functional_call(critic, fixed, (of_x,))
+    pairs = zip(critic([u.detach() for u in of_x]), real, strict=True), zip(real, judged, strict=True)
+    of_critic = [softplus((x - y).float()).mean(1) for x, y in pairs[0]]
+    of_model = [softplus((y.detach() - x).float()).mean(1) for y, x in pairs[1]]
+    return torch.stack(of_critic).mean(0), torch.stack(of_model).mean(0)

@@ -96,6 +96,7 @@ KEYS = {
     "teacher_guidance": Key(float, None, 0, 1000),
     "teacher_sha256": Key(str),
     "feature_weight": Key(float, None, 0, 1000),
+    "critic_weight": Key(float, 0.0, 0, 1000),
     "batch_size": Key(int, 64, 1, 1_000_000),
     "train_epoch": Key(int, 100, 1, MANY),
     "max_steps": Key(int, None, 1, MANY),
@@ -133,6 +134,7 @@ RESUMABLE = {
     "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
     "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
     "keep_checkpoints", "sample_every", "preview_info", "trajectories",
+    "critic_weight",
 }  # fmt: skip
 
 

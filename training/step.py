@@ -7,10 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from datasets import picture_shape
 from diffusion import GaussianDiffusion
 from diffusion.few_calls import trajectory_losses
 from diffusion.guidance import with_labels
 from files.errors import out_of_memory_means
+from models.critic import Critic
 from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
@@ -23,11 +25,15 @@ TOO_LARGE = (
     "GPUs before Ampere) or a smaller batch_size"
 )
 
+CRITIC = {"optimizer": "adam", "Adam_beta1": 0.0, "Adam_beta2": 0.99}
+FASTER = 4  # the critic's learning rate, in times of the network's
+
 
 class TrainingStep:
     """All that a step changes: the model, its average (ema), the optimizer, the scaler. way: see `usual_way`.
 
-    A training on trajectories compares pictures in the features of the model as it is given here.
+    A training on trajectories compares pictures in the features of the model as it is given here; with critic_weight
+    a critic of these features, with its own optimizer, is trained in the same steps.
     """
 
     def __init__(self, recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, processes: Processes, way: dict):
@@ -43,11 +49,19 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)
         self.network = compiled(self.parallel, recipe["compile"], device)
-        self.losses = self.diffusion.training_losses
+        self.losses, self.critic = self.diffusion.training_losses, None
         if recipe["trajectories"]:
-            weight = recipe["feature_weight"]
-            features = copy.deepcopy(self.model).eval().requires_grad_(False).features if weight else None
-            self.losses = partial(trajectory_losses, self.diffusion, features=features, feature_weight=weight)
+            weights = {"feature_weight": recipe["feature_weight"], "critic_weight": recipe["critic_weight"]}
+            features = None
+            if any(weights.values()):
+                features = copy.deepcopy(self.model).eval().requires_grad_(False).features
+            if recipe["critic_weight"]:
+                picture = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), device=device)
+                with torch.random.fork_rng(), torch.no_grad():
+                    torch.manual_seed(recipe["seed"])
+                    self.critic = Critic([found.shape[1] for found in features(picture)]).to(device)
+                self.critic_optimizer = make_optimizer(self.critic, recipe | CRITIC)
+            self.losses = partial(trajectory_losses, self.diffusion, features=features, critic=self.critic, **weights)
 
     def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """(losses, norm, taken): of each picture of this process (B,), of the gradient before clipping (), and whether
@@ -57,7 +71,7 @@ class TrainingStep:
         """
         parts, losses = self.recipe["gradient_accumulation"], []
         with out_of_memory_means(TOO_LARGE.format(**self.recipe)):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.zero_grad()
             for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
                     with autocast(self.precision, self.processes.device):
@@ -65,8 +79,18 @@ class TrainingStep:
                         losses.append(self.losses(network, x_start, t, noise))
                     backward(losses[-1].mean() / parts, self.scaler)
             norm, taken = update(self.optimizer, rate, self.recipe["grad_clip"], self.scaler)
+            if self.critic:
+                for weight in self.critic.parameters():
+                    self.processes.add(weight.grad)  # Adam's steps do not change with a factor, such as the scaler's
+                update(self.critic_optimizer, FASTER * rate, None)
             self.ema.update(batch.step, taken)
         return torch.cat(losses).detach(), norm, taken
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.critic:
+            self.critic_optimizer.zero_grad(set_to_none=True)
 
     def sampler(self) -> Callable[..., Tensor]:
         """The average as a function of (x, t) or (x, t, labels), in the precision for sampling."""

@@ -53,8 +53,9 @@ def with_teacher(recipe: dict) -> dict:
     has_features = recipe["network"] == "unet" and not recipe["diffusers_unet"]
     if recipe["feature_weight"] is None:
         teacher["feature_weight"] = FEATURE_WEIGHT * has_features
-    elif recipe["feature_weight"] and not has_features:
-        raise ConfigError("feature_weight: only a unet of our own has features to compare: set feature_weight=0")
+    for key in ("feature_weight", "critic_weight"):
+        if recipe[key] and not has_features:
+            raise ConfigError(f"{key}: only a unet of our own has features to compare: set {key}=0")
     return recipe | teacher | {"guidance": 1.0, "label_dropout": 0.0}  # it does not learn to draw without its label
 
 
