@@ -30,7 +30,7 @@ def first_or_any(t: Tensor, timestep_num: int) -> Tensor:
 def trajectory_losses(
     diffusion: GaussianDiffusion, model: Model, x_end: Tensor, t: Tensor, noise: Tensor,
     features: Features | None = None, feature_weight: float = 0.0,
-    critic: nn.Module | None = None, critic_weight: float = 0.0,
+    critic: nn.Module | None = None, critic_weight: float = 0.0, labels: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The pseudo-Huber loss of each predicted x_start, sqrt(mean (x_start - x_end)² + c²) - c, and feature_weight times
     its `feature_distance`: (B,).
@@ -38,9 +38,9 @@ def trajectory_losses(
     x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
     The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
 
-    critic: a network of such maps, lists of (B, positions). Where gradients are asked for, both its own loss and
-    critic_weight times that of the model (`critic_losses`) have theirs here; the value leaves them out, since they
-    say how good the two are against each other.
+    critic: from these maps and labels, int64 (B,), to (B, positions) each. Where gradients are asked for, both its own
+    loss and critic_weight times that of the model (`critic_losses`) have theirs here. The value leaves both out: they
+    only say how the two stand against each other.
     """
     x_t = diffusion.q_sample(x_end, t, noise)
     x_start = diffusion.x_start_of(model(x_t, t).to(x_t.dtype), x_t, t)  # a clipped one would have no gradient
@@ -52,7 +52,7 @@ def trajectory_losses(
     of_start = features(x_start)
     losses = losses + feature_weight * feature_distance(of_start, of_end)
     if critic is not None and torch.is_grad_enabled():
-        of_critic, of_model = critic_losses(critic, of_start, of_end)
+        of_critic, of_model = critic_losses(critic, of_start, of_end, labels)
         opposed = of_critic + critic_weight * of_model
         losses = losses + opposed - opposed.detach()
     return losses
@@ -69,7 +69,9 @@ def feature_distance(of_x: list[Tensor], of_y: list[Tensor]) -> Tensor:
     return torch.stack([(u - v).square().sum(1).flatten(1).mean(1) for u, v in maps]).mean(0)
 
 
-def critic_losses(critic: nn.Module, of_x: list[Tensor], of_y: list[Tensor]) -> tuple[Tensor, Tensor]:
+def critic_losses(
+    critic: nn.Module, of_x: list[Tensor], of_y: list[Tensor], labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The loss of a critic that is to give y, from the teacher, larger numbers than x, and that of the model which
     draws x: (B,) each. The first has gradients of the critic's weights only, the second of x only.
 
@@ -78,8 +80,8 @@ def critic_losses(critic: nn.Module, of_x: list[Tensor], of_y: list[Tensor]) -> 
     is left is what the model does differently, such as fine detail that it leaves out.
     """
     fixed = {name: weight.detach() for name, weight in critic.named_parameters()}
-    real, judged = critic(of_y), functional_call(critic, fixed, (of_x,))
-    pairs = zip(critic([u.detach() for u in of_x]), real, strict=True), zip(real, judged, strict=True)
-    of_critic = [softplus((x - y).float()).mean(1) for x, y in pairs[0]]
-    of_model = [softplus((y.detach() - x).float()).mean(1) for y, x in pairs[1]]
+    real, drawn = critic(of_y, labels), critic([u.detach() for u in of_x], labels)
+    judged = functional_call(critic, fixed, (of_x, labels))
+    of_critic = [softplus((x - y).float()).mean(1) for x, y in zip(drawn, real, strict=True)]
+    of_model = [softplus((y.detach() - x).float()).mean(1) for x, y in zip(judged, real, strict=True)]
     return torch.stack(of_critic).mean(0), torch.stack(of_model).mean(0)

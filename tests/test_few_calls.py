@@ -117,7 +117,7 @@ def of_one_map(network):
             super().__init__()
             self.network = network
 
-        def forward(self, maps):
+        def forward(self, maps, labels):
             return [self.network(maps[0]).flatten(1)]
 
     return OfOne()

@@ -39,7 +39,7 @@ QUICKER = [
     ("DDIM_20_0p0", "DDIM_2_0p0"),
     ("DDPM_50_0p0", "DDPM_2_0p0"),
     ("max_steps=300", "max_steps=5 preview_info=DDIM_1 model_channels=8 batch_size=8"),
-    ("import subprocess", "from helpers import scripts"),
+    ("import tempfile", "import tempfile\n\nfrom helpers import scripts"),
     ("subprocess.run(command, capture_output=True, text=True)", "scripts.training(*command[2:])"),
 ]
 

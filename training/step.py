@@ -59,7 +59,7 @@ class TrainingStep:
                 picture = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), device=device)
                 with torch.random.fork_rng(), torch.no_grad():
                     torch.manual_seed(recipe["seed"])
-                    self.critic = Critic([found.shape[1] for found in features(picture)]).to(device)
+                    self.critic = Critic(features(picture), recipe["num_classes"] or 0).to(device)
                 self.critic_optimizer = make_optimizer(self.critic, recipe | CRITIC)
             self.losses = partial(trajectory_losses, self.diffusion, features=features, critic=self.critic, **weights)
 
@@ -76,7 +76,8 @@ class TrainingStep:
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
                     with autocast(self.precision, self.processes.device):
                         network = with_labels(self.network, labels)
-                        losses.append(self.losses(network, x_start, t, noise))
+                        of_class = {"labels": labels} if self.critic else {}
+                        losses.append(self.losses(network, x_start, t, noise, **of_class))
                     backward(losses[-1].mean() / parts, self.scaler)
             norm, taken = update(self.optimizer, rate, self.recipe["grad_clip"], self.scaler)
             if self.critic:
