@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 import os
 from collections import Counter
 from functools import cache
@@ -11,6 +12,7 @@ import pytest
 
 def pytest_configure(config):
     """Tests that are not marked `cuda` see no CUDA device: they would compile for minutes, and sum in another order."""
+    gc.set_threshold(20_000)  # of the half million objects of the imported modules none is garbage: look rarely
     if "cuda" not in config.getoption("-m").replace("not cuda", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

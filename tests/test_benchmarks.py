@@ -115,7 +115,7 @@ def test_a_classifier_of_colour_pictures(load, call, tmp_path, monkeypatch):
     """Pictures in the format of CIFAR-10, whose class is their main colour."""
     classifier, rng = load("classifier"), np.random.default_rng(0)
     monkeypatch.setattr("evaluation.features.SHIPPED", tmp_path)
-    monkeypatch.setitem(classifier.EPOCHS, "Cifar10", 8)
+    monkeypatch.setitem(classifier.EPOCHS, "Cifar10", 6)
     for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]):
         labels = rng.integers(3, size=60)
         pictures = rng.integers(0, 100, (60, 3, 1024)) + 100 * (np.arange(3) == labels[:, None])[..., None]

@@ -5,7 +5,6 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from helpers.networks import noisy, small_run
 from helpers.pipelines import equals_ten_ddim_steps
-from helpers.samplers import SCHEDULES, all_pairs
 
 from diffusion import GaussianDiffusion
 from files.errors import CheckpointError, ConfigError
@@ -13,7 +12,6 @@ from models import UNet
 from runs.network import build
 from runs.recipe import plain_recipe
 from sharing.diffusers_folder import export_folder, import_folder
-from sharing.diffusers_scheduler import PREDICTION_TYPES
 
 
 def equal_weights(ours, theirs):
@@ -21,7 +19,9 @@ def equal_weights(ours, theirs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, channel, betas", all_pairs(PREDICTION_TYPES, [1, 3], SCHEDULES[:2]))
+@pytest.mark.parametrize(
+    "objective, channel, betas", [("pred_noise", 1, "linear"), ("pred_x0", 3, "cosine"), ("pred_v", 3, "linear")]
+)
 def test_an_exported_run_computes_the_same_in_diffusers_and_comes_back(tmp_path, objective, channel, betas):
     run = small_run(objective=objective, image_channel=channel, beta_schedule=betas)
     folder = tmp_path / "sprites"

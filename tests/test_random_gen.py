@@ -83,7 +83,12 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(test_solver, "load_run", lambda *args, **given: run)
     monkeypatch.setattr("runs.run.ready_to_sample", lambda *args: network)
     monkeypatch.setattr("test_modes.random_gen.ProgressPicture", Watched)
-    sample("x.pt", tmp_path, "--sample_info", "DDPM_200_0p0")
+    gc.collect()
+    gc.freeze()  # what was there before is not looked through each time
+    try:
+        sample("x.pt", tmp_path, "--sample_info", "DDPM_200_0p0")
+    finally:
+        gc.unfreeze()
     assert len(alive) == 5 and max(alive) - min(alive) <= 1 and max(alive) <= 8, alive  # however far it has come
     (progress,) = watched
     assert len(progress.cells) == len(progress_frames(200, PROGRESS_ROWS)) == 10
