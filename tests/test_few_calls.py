@@ -15,6 +15,7 @@ import test_solver
 from diffusion import GaussianDiffusion, SampleSpec, sample
 from diffusion.few_calls import LINEAR_FROM, critic_losses, feature_distance, first_or_any, trajectory_losses
 from evaluation.real_pictures import labels_like
+from models.critic import Critic
 from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.run import load_run
 from training.trajectories import starts_of
@@ -107,6 +108,16 @@ def test_a_critic_brings_back_the_variety_that_a_mean_leaves_out():
 
     assert spread(0.0) == pytest.approx(0.5, abs=0.03)  # a standard error of Adam's last steps of 1e-2
     assert spread(2.0) == pytest.approx(0.5**0.5, rel=0.1)
+
+
+def test_the_critic_judges_the_finer_maps_by_class():
+    maps = [randn(2, width, side, side, seed=side).float() for width, side in ((8, 8), (16, 4), (16, 2), (16, 2))]
+    critic, labels = Critic(maps, 3), torch.tensor([0, 2])
+    judged = critic(maps, labels)
+    assert [tuple(numbers.shape) for numbers in judged] == [(2, 64), (2, 16)]
+    other = critic(maps, torch.tensor([1, 2]))
+    assert not judged[1][0].isclose(other[1][0]).any() and judged[1][1].equal(other[1][1])
+    assert Critic(maps[:1], 0)(maps, None)[0].shape == (2, 64)  # a network of one resolution, without labels
 
 
 def of_one_map(network):

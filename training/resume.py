@@ -157,7 +157,7 @@ class TrainingState:
         content = {"recipe": step.recipe, "step": done, **self.circumstances, "scaler": step.scaler.state_dict()}
         parts = {"optimizer": step.optimizer, "model": step.model, "ema": step.ema.model}
         if step.critic:
-            parts |= {"critic": step.critic, "critic_optimizer": step.critic_optimizer}
+            parts |= {"critic": step.critic, "critic_optimizer": step.optimizers[1]}
         content |= {name: part.state_dict() for name, part in parts.items()}
         self.writing.start(save_checkpoint, self.file, content, step.recipe["keep_checkpoints"])
 
@@ -178,7 +178,7 @@ class TrainingState:
                     known[name] = torch.empty_like(weight).copy_(value)
         if self.step.critic and "critic" in content:  # it may have been switched on since
             self.step.critic.load_state_dict(content["critic"])
-            self.step.critic_optimizer.load_state_dict(content["critic_optimizer"])
+            self.step.optimizers[1].load_state_dict(content["critic_optimizer"])
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}

@@ -101,9 +101,8 @@ def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -
             norm.item()  # waits for the device
             times.append(time.monotonic())
     seconds = step.processes.largest(max(1, round(1e6 * (times[1] - times[0])))) / 1e6
-    step.zero_grad()
-    step.optimizer.state.clear()
-    if step.critic:
-        step.critic_optimizer.state.clear()
+    for optimizer in step.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
     step.scaler.load_state_dict(scale)
     return 60 * trial / seconds

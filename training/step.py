@@ -49,7 +49,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)
         self.network = compiled(self.parallel, recipe["compile"], device)
-        self.losses, self.critic = self.diffusion.training_losses, None
+        self.losses, self.critic, self.optimizers = self.diffusion.training_losses, None, [self.optimizer]
         if recipe["trajectories"]:
             weights = {"feature_weight": recipe["feature_weight"], "critic_weight": recipe["critic_weight"]}
             features = None
@@ -60,7 +60,7 @@ class TrainingStep:
                 with torch.random.fork_rng(), torch.no_grad():
                     torch.manual_seed(recipe["seed"])
                     self.critic = Critic(features(picture), recipe["num_classes"] or 0).to(device)
-                self.critic_optimizer = make_optimizer(self.critic, recipe | CRITIC)
+                self.optimizers.append(make_optimizer(self.critic, recipe | CRITIC))
             self.losses = partial(trajectory_losses, self.diffusion, features=features, critic=self.critic, **weights)
 
     def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +71,8 @@ class TrainingStep:
         """
         parts, losses = self.recipe["gradient_accumulation"], []
         with out_of_memory_means(TOO_LARGE.format(**self.recipe)):
-            self.zero_grad()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
                     with autocast(self.precision, self.processes.device):
@@ -83,15 +84,9 @@ class TrainingStep:
             if self.critic:
                 for weight in self.critic.parameters():
                     self.processes.add(weight.grad)  # Adam's steps do not change with a factor, such as the scaler's
-                update(self.critic_optimizer, FASTER * rate, None)
+                update(self.optimizers[1], FASTER * rate, None)
             self.ema.update(batch.step, taken)
         return torch.cat(losses).detach(), norm, taken
-
-    def zero_grad(self) -> None:
-        """Forgets the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.critic:
-            self.critic_optimizer.zero_grad(set_to_none=True)
 
     def sampler(self) -> Callable[..., Tensor]:
         """The average as a function of (x, t) or (x, t, labels), in the precision for sampling."""
