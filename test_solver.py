@@ -22,7 +22,7 @@ from files.errors import ConfigError
 from runs.recipe import parse_spec
 from runs.run import checkpoint_of, load_run
 from test_modes import compare, edit, evaluate, inpaint, interpolate, random_gen
-from test_modes.flags import add_flags, check_flags, labels_and_guidance
+from test_modes.flags import FLAGS, labels_and_guidance
 from test_modes.job import Job
 from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
 from utils.device import PRECISIONS, one_thread_if_faster, pick_device, rank_and_world, sampling_precision
@@ -46,7 +46,8 @@ def parse_arguments():
     add("--precision", choices=PRECISIONS, default="auto", help="auto: half where it is fast and safe")
     add("--compile", action="store_true", help="compile the network, with CUDA graphs")
     add("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="for --data_name")
-    add_flags(parser)
+    for flag, (modes, meaning, keywords) in FLAGS.items():
+        add(f"--{flag}", help=f"{modes}: {meaning}", default=None, **keywords)
     add_recipe_flags(parser)
     return parser.parse_args()
 
@@ -59,6 +60,8 @@ def main() -> None:
     precision = sampling_precision(args.precision, device, trained.recipe["objective"])
     specs, mode = samplers(args, trained.recipe["timestep_num"]), MODES[args.test_mode]
     labelled = labels_and_guidance(args, trained.recipe)
+    if args.sample_dir and len(specs) * len(labelled["guidance"]) > 1:
+        raise ConfigError("--sample_dir takes the samples of one --sample_info and one --guidance")
     args.save_dir.mkdir(parents=True, exist_ok=True)
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
@@ -77,7 +80,9 @@ def main() -> None:
 
 def check_arguments(args: Namespace) -> None:
     """Refuses flags that the mode does not use, or that do not go together, before anything is loaded."""
-    check_flags(args)
+    for flag, (modes, _, _) in sorted(FLAGS.items()):
+        if args.test_mode not in modes.split(", ") and getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag} is for --test_mode {modes}, not for {args.test_mode}")
     if args.bits and (args.labels or args.guidance or args.classes):
         raise ConfigError("--bits uses the network without labels: leave out --labels, --guidance and --classes")
     drawing = (args.sample_dir, args.sample_info, args.labels, args.guidance, args.classes, args.bits)
@@ -105,8 +110,6 @@ def samplers(args: Namespace, T: int) -> list[SampleSpec]:
     }
     texts = args.sample_info or default.get(args.test_mode, ddim)
     specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in texts))
-    if args.sample_dir and len(specs) > 1:
-        raise ConfigError("--sample_dir takes the samples of one --sample_info")
     return specs
 
 

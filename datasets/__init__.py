@@ -15,7 +15,7 @@ from datasets.cache import fit_images, fit_some
 from datasets.errors import DataError
 from datasets.folder import AS_EVER, Reading
 from datasets.pixels import Size, normalize, picture_shape, to_uint8
-from datasets.registry import LABEL_LOADERS, LOADERS
+from datasets.registry import LABEL_LOADERS, LOADERS, Found
 
 __all__ = [
     "LOADERS", "OTHER_SPLIT", "SPLITS", "DataError", "Reading", "find_images", "find_labels", "fit_images", "fit_some",
@@ -29,7 +29,7 @@ for module in iter_modules(__path__):  # importing a module registers its loader
     import_module(f"{__name__}.{module.name}")
 
 
-def find_images(dataset: str, data_path: str | Path, split: str, download: bool = True) -> np.ndarray | list[Path]:
+def find_images(dataset: str, data_path: str | Path, split: str, download: bool = True) -> Found:
     """The pictures of one split as the loader returns them; the len() of the result is their number.
 
     dataset: a key of LOADERS. split: one of SPLITS.
@@ -66,7 +66,7 @@ def load_labelled(
 
 
 def find_labels(
-    dataset: str, found: np.ndarray | list[Path], data_path: str | Path, split: str, classes: list[str] | None = None
+    dataset: str, found: Found, data_path: str | Path, split: str, classes: list[str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """(labels, classes): the number of each found picture's class, int64 (N,), and the names of the classes.
 

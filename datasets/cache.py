@@ -23,6 +23,7 @@ from datasets.check import facts_of, say_facts, warn_of_losses
 from datasets.errors import DataError, warn
 from datasets.folder import AS_EVER, Reading, by_suffix, open_picture
 from datasets.pixels import Size, fit_picture, picture_shape
+from datasets.registry import Found
 from files.atomic import clear_parts, writing
 
 CACHE = re.compile(r"(.+)_[0-9a-f]{16}(_[0-9]+)?\.(u8|rows)")  # (split, size and channels); the rest: earlier versions'
@@ -41,7 +42,7 @@ def fit_array(pictures: np.ndarray, image_size: Size, image_channel: int) -> np.
     return fitted
 
 
-def fit_some(found: np.ndarray | list[Path], image_size: Size, image_channel: int, reading: Reading = AS_EVER) -> None:
+def fit_some(found: Found, image_size: Size, image_channel: int, reading: Reading = AS_EVER) -> None:
     """Fits at most 100 of the found pictures, evenly spread, and stores nothing: only for the warnings."""
     some = found[:: -(-len(found) // 100)]
     if isinstance(some, np.ndarray):
@@ -51,9 +52,8 @@ def fit_some(found: np.ndarray | list[Path], image_size: Size, image_channel: in
 
 
 def fit_images(
-    found: np.ndarray | list[Path], data_path: str | Path, split: str, image_size: Size, image_channel: int,
-    reading: Reading = AS_EVER,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    found: Found, data_path: str | Path, split: str, image_size: Size, image_channel: int, reading: Reading = AS_EVER
+) -> tuple[np.ndarray, np.ndarray]:
     """What `datasets.find_images` found as pictures of `picture_shape`, uint8; and which of them: int64 (N,).
 
     Those of files are memory-mapped from the cache, or in memory if no folder for it is writable. Files that are not

@@ -18,7 +18,12 @@ def find_cifar10(data_path: Path, split: str, download: bool) -> np.ndarray:
     """uint8 (N, 32, 32, 3), RGB: 50,000 training and 10,000 test pictures."""
     wanted = "the folder cifar-10-batches-py (data_batch_1 … data_batch_5, test_batch)"
     files = find_or_fetch("Cifar10", data_path, wanted, partial(_batches, data_path, split), download, "CIFAR10")
-    return np.concatenate([_read_batch(file) for file in files])
+    batches = {file: _entry(file, "data") for file in files}
+    for file, data in batches.items():
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            raise DataError(f"{file} is a pickle, but not a CIFAR-10 batch with 3072 bytes per picture")
+    # of each picture all red pixels row by row, then all green, then all blue ones
+    return np.concatenate([*batches.values()]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 @data_labels("Cifar10")
@@ -41,14 +46,3 @@ def _entry(file: Path, key: str):
     """An entry of a pickled dict, whose keys may be texts or bytes. None if it has no such entry."""
     content = load_arrays(file)
     return content.get(key, content.get(key.encode())) if isinstance(content, dict) else None
-
-
-def _read_batch(file: Path) -> np.ndarray:
-    """uint8 (N, 32, 32, 3) from a batch.
-
-    Its entry "data" is uint8 (N, 3072): all red pixels of a picture row by row, then all green, then all blue ones.
-    """
-    data = _entry(file, "data")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        raise DataError(f"{file} is a pickle, but not a CIFAR-10 batch with 3072 bytes per picture")
-    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -84,10 +84,8 @@ def frechet(samples: Tensor, real: Reference | Statistics) -> tuple[float, float
 
     groups = [sums(group) for group in samples.tensor_split(GROUPS)]
     everything = [sum(of_groups) for of_groups in zip(*groups, strict=True)]
-    left_out = [
-        distance(*(whole - part for whole, part in zip(everything, group, strict=True)))
-        for group in tqdm(groups, desc="Fréchet distance", leave=False, delay=2)
-    ]
+    bar = tqdm(groups, desc="Fréchet distance", leave=False, delay=2)
+    left_out = [distance(*(whole - part for whole, part in zip(everything, group, strict=True))) for group in bar]
     return distance(*everything), jackknife(left_out)
 
 

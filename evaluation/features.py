@@ -145,10 +145,8 @@ def batched(features: Callable[[Tensor], Tensor], channels: int = -1) -> Callabl
 
     @torch.inference_mode()
     def call(pictures: Tensor) -> Tensor:
-        found = []
-        for part in tqdm([*in_parts(pictures, 1 << 22, 250)], desc="features", leave=False, delay=2):
-            found.append(features(pictures[part].expand(-1, channels, -1, -1)).cpu())
-        return torch.cat(found)
+        parts = tqdm([*in_parts(pictures, 1 << 22, 250)], desc="features", leave=False, delay=2)
+        return torch.cat([features(pictures[part].expand(-1, channels, -1, -1)).cpu() for part in parts])
 
     return call
 

@@ -25,16 +25,6 @@ def class_shares(classes: Tensor, count: int = 10) -> dict:
     return {"covered": int((shares > 0).sum()), "evenness": evenness, "shares": shares.tolist()}
 
 
-def taken_for(classes: Tensor, asked: Tensor, names: list[str]) -> dict:
-    """Which share of the samples a classifier takes for the class that was asked for, in all and by class.
-
-    classes, asked: int64 (N,), numbers of names.
-    """
-    right = (classes == asked).double()
-    by_class = {name: right[asked == i].mean().item() for i, name in enumerate(names) if (asked == i).any()}
-    return {"share": right.mean().item(), "by_class": by_class}
-
-
 def look(pictures: Tensor) -> dict:
     """Mean brightness, from 0 (black) to 1, also of each channel, and fine detail.
 
@@ -96,7 +86,7 @@ class Evaluation:
     ) -> tuple[dict, Tensor, Tensor]:
         """(report, apart, number): all numbers, ready for JSON, and the nearest training picture of each sample.
 
-        asked, names: see `taken_for`; of a network with labels.
+        asked: int64 (N,), the class of each sample of a network with labels, as a number of `names`.
         If the floor has fewer pictures than there are samples, the report also has the distances of as many samples as
         the floor has ("as_few"), because distances fall as the number of samples grows.
         """
@@ -116,7 +106,9 @@ class Evaluation:
                 classes = self.extractor.classes(features)
                 report["classes"] = class_shares(classes)
                 if asked is not None:
-                    report["as_asked"] = taken_for(classes, asked, names)
+                    right = (classes == asked).double()  # whether the classifier takes it for what was asked for
+                    by_class = {names[i]: right[asked == i].mean().item() for i in asked.unique().tolist()}
+                    report["as_asked"] = {"share": right.mean().item(), "by_class": by_class}
         return report, near["nearest"][0], number
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
-CLAIM = "0" * 16  # in place of the random digits
 DAY = 24 * 60 * 60  # seconds
 
 
@@ -106,7 +105,7 @@ def own_stem(folder: Path, stem: str) -> Iterator[str]:
     """How all names of a process's files begin: the first of stem, stem-2, … that no file and no other process has."""
     for number in count(1):
         own = stem if number == 1 else f"{stem}-{number}"
-        claim = folder / f".{own}.{CLAIM}.part"
+        claim = folder / f".{own}.{'0' * 16}.part"  # a part, so that the claim of a process that died is cleared
         try:
             claim.touch(exist_ok=False)
         except FileExistsError:

@@ -13,7 +13,6 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxlevel = 3
 short = _SHORT.repr  # but of at most a few hundred characters: a value from a file may be of any size
 
-
 # of the CPU, CUDA, cuBLAS, and of oneDNN, which says less; "a primitive descriptor" is another error of its
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|could not create a (primitive(?! desc)|memory)"

@@ -51,8 +51,6 @@ def torch_load(file: Path):
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist") from error
     except (OSError, MemoryError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # PyTorch raises many types for truncated and foreign files, and for code in them

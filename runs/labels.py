@@ -24,7 +24,7 @@ def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guida
     """
     names = class_names(recipe)
     if not names and (labels is not None or guidance != 1):
-        raise ValueError("the network was trained without labels")
+        raise ValueError("the network was trained without labels: leave them and the guidance out")
     if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance must be a number from 0, not {guidance}")
     if guidance != 1 and not recipe["label_dropout"]:

@@ -40,17 +40,13 @@ def from_published(content: dict, file: Path, given: dict) -> tuple[dict[str, Te
     except (AttributeError, LookupError, ValueError, ZeroDivisionError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{file}: its weights are not those of a published checkpoint: {error!r}") from error
     if "image_size" not in given:
-        raise ConfigError(
-            f"{file} has no recipe: add --image_size, the pixels a side in its training. Its weights show "
-            f"{', '.join(f'{key} {value}' for key, value in shown.items())}; without --training_timestep_num and "
-            "--beta_schedule (flags of test_solver.py and convert.py), timesteps and betas are assumed: 1000, cosine"
-        )
-    if given.get("image_channel", shown["image_channel"]) != shown["image_channel"]:
-        raise ConfigError(f"image_channel={given['image_channel']}: {file} was trained with {shown['image_channel']}")
+        lacks = "--image_size (pixels a side), --training_timestep_num (else 1000) and --beta_schedule (else cosine)"
+        seen = f"its weights show {', '.join(f'{key} {value}' for key, value in shown.items())}"
+        raise ConfigError(f"{file} has no recipe: give test_solver.py or convert.py its {lacks}; {seen}")
     sizes = [min(height_and_width(given["image_size"])) // 2**level for level in attended]
     coarsest = attended == [len(shown["channel_mult"]) - 1]
     shown |= {"attention_resolutions": None if coarsest else sizes, "norm_groups": NORM_GROUPS}
-    return weights, plain_recipe(file.stem, **shown | given)
+    return weights, plain_recipe(file.stem, **given | shown)  # `load_run` refuses given keys that disagree
 
 
 def _network(weights: dict[str, Tensor]) -> tuple[dict, list[int]]:

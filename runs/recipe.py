@@ -23,12 +23,9 @@ MANY, CLASSES = 10**12, 10_000  # steps or epochs, classes
 
 def _arguments(function: Callable, **keys: Key) -> dict[str, Key]:
     """Keys that are arguments of a function, whose defaults they take."""
-    parameters = inspect.signature(function).parameters
-    defaults = {name: parameters[name].default for name in keys}
-    return {
-        name: replace(key, default=list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name])
-        for name, key in keys.items()
-    }
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    defaults = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    return {name: replace(key, default=defaults[name]) for name, key in keys.items()}
 
 
 LIMITS = {  # of the arguments of networks
@@ -133,8 +130,7 @@ RESUMABLE = {
     "data_path", "cache_dir", "guidance", "save_dir", "pth_save_name", "sample_num", "train_epoch", "max_steps",
     "max_minutes", "steps_per_minute", "learning_rate", "warmup_steps", "lr_schedule", "grad_clip",
     "gradient_accumulation", "precision", "compile", "deterministic", "num_workers", "log_every", "save_every",
-    "keep_checkpoints", "sample_every", "preview_info", "trajectories",
-    "critic_weight",
+    "keep_checkpoints", "sample_every", "preview_info", "trajectories", "critic_weight",
 }  # fmt: skip
 
 
@@ -146,9 +142,7 @@ def plain_recipe(name: str, **keys) -> dict:
 
 def complete_recipe(recipe, where: str) -> dict:
     """Checks a recipe from a file and adds the defaults of keys that are newer than the file. Raises ConfigError."""
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{where} lacks everything")
-    if missing := [key for key in FORMAT_1 if key not in recipe]:
+    if missing := [key for key in FORMAT_1 if not isinstance(recipe, dict) or key not in recipe]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
     return check_recipe({key: KEYS[key].default for key in KEYS} | recipe, where)
 
@@ -163,20 +157,17 @@ def check_recipe(recipe: dict, where: str) -> dict:
         ImageColor.getrgb(checked["background"])
     except ValueError as error:
         raise ConfigError(f"{where}: background must be a colour, such as white or '#ff8800': {error}") from None
-    if checked["class_names"] and checked["num_classes"] not in ("auto", len(checked["class_names"])):
-        raise ConfigError(
-            f"{where}: {len(checked['class_names'])} class_names do not fit num_classes={checked['num_classes']}"
-        )
+    if (names := checked["class_names"]) and checked["num_classes"] not in ("auto", len(names)):
+        raise ConfigError(f"{where}: {len(names)} class_names do not fit num_classes={checked['num_classes']}")
     if checked.get("num_classes") and checked.get("guidance", 1) != 1 and not checked["label_dropout"]:
         raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set guidance=1")
     if (betas := checked.get("betas")) is not None and len(betas) != checked["timestep_num"]:
         raise ConfigError(f"{where}: its {len(betas):,} betas do not fit timestep_num={checked['timestep_num']}")
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
-    if checked["pth_save_name"] != Path(checked["pth_save_name"]).name or checked["pth_save_name"] == "..":
-        raise ConfigError(f"{where}: pth_save_name must be a plain name, not {short(checked['pth_save_name'])}")
-    if len(os.fsencode(checked["pth_save_name"])) > 229:  # .NAME.pt.<16 digits>.part has 255, as file systems allow
-        raise ConfigError(f"{where}: pth_save_name must have at most 229 bytes")
+    name = checked["pth_save_name"]
+    if name != Path(name).name or name == ".." or len(os.fsencode(name)) > 229:  # .NAME.pt.<16 digits>.part has 255
+        raise ConfigError(f"{where}: pth_save_name must be a plain name of at most 229 bytes, not {short(name)}")
     for key in ("preview_info", "teacher_info"):
         spec = parse_spec(checked[key], MANY, f"{where}: {key}")
         checked[key] = str(replace(spec, steps=min(spec.steps, checked["timestep_num"])))  # at most all of them

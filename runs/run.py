@@ -106,6 +106,8 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     recipe: it takes these keys instead, and needs image_size.
     """
     file, step = checkpoint_of(file), 0
+    if not file.exists():
+        raise CheckpointError(f"{file} does not exist")
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder: convert.py turns a diffusers folder into a .safetensors")
     if file.suffix.lower() == ".safetensors":

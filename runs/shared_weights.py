@@ -68,11 +68,8 @@ def load_shared_weights(file: Path) -> tuple[dict[str, Tensor], dict]:
         told = json.loads(text)
         if SEAL in told and told.pop(SEAL) != sha256_of(tensors, json.dumps(told)):
             raise DamagedCheckpointError(f"{file} is damaged: its content does not match its checksum")
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist") from error
+        return {name: tensor.float() for name, tensor in tensors.items()}, facts
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # also for types of numbers that PyTorch does not know
         raise CheckpointError(f"{file} is damaged or not a safetensors file ({error})") from error
-    return tensors, facts

@@ -1,7 +1,6 @@
 """Runs as folders of diffusers pipelines, and back: model_index.json, unet/, scheduler/ and our recipe.json."""
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,7 +52,7 @@ def import_folder(folder: Path) -> Run:
     If the network differs from our UNet, the recipe's diffusers_unet describes it. Raises CheckpointError for a folder
     that is damaged, of another kind, or cannot be represented.
     """
-    with _refused(folder):
+    try:
         unet, scheduler = _components(folder)
         theirs, config = load_unet(unet), _json(scheduler / "scheduler_config.json", SCHEDULERS)
         keys = {"network": "unet"} | diffusion_keys(getattr(diffusers(), config["_class_name"]).from_config(config))
@@ -79,6 +78,12 @@ def import_folder(folder: Path) -> Run:
                     tensor.copy_(peer)
         load_state(model, model.state_dict(), folder)  # checks that they are finite
         check_same_output(model.eval(), theirs, recipe)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # diffusers checks little and raises many types
+        plain = isinstance(error, OSError | ValueError | RuntimeError | ConfigError)
+        reason = " ".join(str(error).split()) if plain else f"its configuration is invalid ({short(error)})"
+        raise CheckpointError(f"{folder}: {reason[:300]}") from error
     return Run(model, diffusion, recipe, facts["step"], facts["weights"])
 
 
@@ -157,16 +162,3 @@ def _json(file: Path, classes: tuple[str, ...]) -> dict:
     if content["_class_name"] not in classes:
         raise ValueError(f"its {file.name} is of {content['_class_name']}, not of {' or '.join(classes)}")
     return content
-
-
-@contextmanager
-def _refused(folder: Path):
-    """Turns any error about a foreign folder into a CheckpointError: diffusers checks little and raises many types."""
-    try:
-        yield
-    except (CheckpointError, MemoryError):
-        raise
-    except Exception as error:
-        plain = isinstance(error, OSError | ValueError | RuntimeError | ConfigError)
-        reason = " ".join(str(error).split()) if plain else f"its configuration is invalid ({short(error)})"
-        raise CheckpointError(f"{folder}: {reason[:300]}") from error

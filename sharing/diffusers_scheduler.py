@@ -8,7 +8,6 @@ clip_sample, but not thresholding: with sample_max_value 1 its threshold is 1 fo
 """
 
 import torch
-from torch import Tensor
 
 from diffusion import GaussianDiffusion
 from diffusion.schedule import BETA_SCHEDULES, MAX_BETA
@@ -50,7 +49,6 @@ def diffusion_keys(scheduler) -> dict:
     Betas that no schedule here has are listed in the recipe. Settings of sampling are ignored, with a message.
     """
     config = scheduler.config
-    clips = config.get("clip_sample", False) or config.get("thresholding", False)
     unsupported = {
         "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
         "clip_sample_range": config.get("clip_sample") and config.get("clip_sample_range", 1.0) != 1.0,
@@ -61,8 +59,9 @@ def diffusion_keys(scheduler) -> dict:
     for key, wrong in unsupported.items():
         if wrong:
             raise ValueError(f"{key} {config[key]} cannot be represented here")
-    T = config["num_train_timesteps"]
-    names = [name for name, betas in BETA_SCHEDULES.items() if _same(betas(T), scheduler.betas)]
+    T, theirs = config["num_train_timesteps"], scheduler.betas.double()  # rounded to float32 before
+    known = {name: betas(T) for name, betas in BETA_SCHEDULES.items()} if len(theirs) == T else {}
+    names = [name for name, betas in known.items() if torch.allclose(betas, theirs, rtol=1e-4, atol=1e-8)]
     if not names:
         ends = f"from {scheduler.betas[0]:.3g} to {scheduler.betas[-1]:.3g}"
         print(f"its betas, {ends}, are none of the schedules here ({', '.join(BETA_SCHEDULES)}): the recipe lists them")
@@ -74,10 +73,5 @@ def diffusion_keys(scheduler) -> dict:
         "timestep_num": T,
         **({"beta_schedule": names[0]} if names else {"betas": scheduler.betas.tolist()}),
         "objective": OBJECTIVES[config["prediction_type"]],
-        "clip_denoised": clips,
+        "clip_denoised": config.get("clip_sample", False) or config.get("thresholding", False),
     }
-
-
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether betas are equal up to the float32 rounding of theirs."""
-    return len(ours) == len(theirs) and torch.allclose(ours, theirs.double(), rtol=1e-4, atol=1e-8)

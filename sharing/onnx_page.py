@@ -23,7 +23,6 @@ from runs.labels import class_names
 from runs.run import Run
 from utils.command_line import ArgumentParser, run
 
-PAGE = Path(__file__).parent.parent / "page"
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")  # of onnxruntime-web
 FACTS = ("image_size", "image_channel", "objective", "clip_denoised")  # of the recipe, which the page must know
 
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("runtime", type=Path, help="the archive that `npm pack onnxruntime-web` leaves")
     parser.add_argument("checkpoints", type=Path, nargs="+", help="of square pictures")
     args = parser.parse_args()
-    shutil.copytree(PAGE, args.folder, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parent.parent / "page", args.folder, dirs_exist_ok=True)
     with tarfile.open(args.runtime) as archive:
         for name in RUNTIME:
             write(args.folder / name, archive.extractfile(f"package/dist/{name}").read())

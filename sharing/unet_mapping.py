@@ -14,19 +14,18 @@ def configuration(keywords: dict) -> dict:
     """
     if (keywords["patch_size"] or 1) > 1:
         raise ValueError(f"patch_size={keywords['patch_size']} cannot be represented in UNet2DModel")
-    width, mult, channel = keywords["model_channels"], keywords["channel_mult"], keywords["image_channel"]
-    size, levels, heads = keywords["image_size"], len(mult), keywords["num_heads"]
-    attention = keywords["attention_resolutions"]
-    side = min(height_and_width(size))
+    width, mult, heads = keywords["model_channels"], keywords["channel_mult"], keywords["num_heads"]
+    attention, levels = keywords["attention_resolutions"], len(mult)
+    side = min(height_and_width(keywords["image_size"]))
     attends = [level == levels - 1 if attention is None else side // 2**level in attention for level in range(levels)]
     widths = {width * mult[-1]} | {width * m for m, here in zip(mult, attends, strict=True) if here}
     if heads > 1 and len(widths) > 1:
         of = f"{len(widths)} widths ({', '.join(map(str, sorted(widths)))} channels) with {heads} heads each"
         raise ValueError(f"attention at {of} cannot be represented in UNet2DModel, which has one attention_head_dim")
     return {
-        "sample_size": size,
-        "in_channels": channel,
-        "out_channels": channel,
+        "sample_size": keywords["image_size"],
+        "in_channels": keywords["image_channel"],
+        "out_channels": keywords["image_channel"],
         "block_out_channels": [width * m for m in mult],
         "layers_per_block": keywords["num_res_blocks"],
         "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],

@@ -1,6 +1,6 @@
 """The flags that not every mode of test_solver.py has, and the labels and guidance that they ask for."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 from datasets import SPLITS
@@ -39,28 +39,12 @@ FLAGS = {  # (the modes that have it, what it means, its keywords)
 }  # fmt: skip
 
 
-def add_flags(parser: ArgumentParser) -> None:
-    for flag, (modes, meaning, keywords) in FLAGS.items():
-        parser.add_argument(f"--{flag}", help=f"{modes}: {meaning}", default=None, **keywords)
-
-
-def check_flags(args: Namespace) -> None:
-    """ConfigError for a flag that the mode does not have."""
-    for flag, (modes, _, _) in sorted(FLAGS.items()):
-        if args.test_mode not in modes.split(", ") and getattr(args, flag) is not None:
-            raise ConfigError(f"--{flag} is for --test_mode {modes}, not for {args.test_mode}")
-
-
 def labels_and_guidance(args: Namespace, recipe: dict) -> dict:
     """The labels, names and guidance of a `Job`. ConfigError for what the network cannot follow."""
     path, names = args.model_path, class_names(recipe)
     weights = list(dict.fromkeys(args.guidance or [usual_guidance(recipe)]))
-    if not names and (args.labels or args.guidance):
-        raise ConfigError(f"{path} was trained without labels: leave out --labels and --guidance")
     if names and not recipe["label_dropout"] and (args.test_mode not in DRAW or args.bits):
         raise ConfigError(f"{path} was trained with label_dropout=0, but {args.test_mode} asks it without labels")
-    if args.sample_dir and len(weights) > 1:
-        raise ConfigError("--sample_dir takes the samples of one --guidance")
     try:
         numbers = [class_numbers(recipe, args.labels, w) for w in weights][0]
     except ValueError as error:

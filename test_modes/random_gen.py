@@ -13,7 +13,7 @@ from runs.run import in_batches
 from test_modes.job import Job
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
-from utils.pictures import ProgressPicture, check_size, grid_columns, save_by_class
+from utils.pictures import check_size, grid_columns, save_by_class, save_progress
 
 
 def run(job: Job) -> list[Path]:
@@ -47,15 +47,15 @@ def fill_sample_dir(job: Job, count: int) -> list[Path]:
 
 def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range, files: list[Path]) -> torch.Tensor:
     """uint8 (B, C, H, W) on the CPU. Of the first batch it saves the progress too, and adds its files to `files`."""
-    trained, animate = job.trained, job.args.animate
+    trained = job.trained
     x_T, noise = trained.noise(indices, job.args.seed)
     network = trained.labelled(indices, job.labels, weight)
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        progress = ProgressPicture(spec.steps, grid_columns(len(indices)), film=bool(animate))
-        x = progress.watch(x_T, frames)
-        files += progress.save(job.path(spec, "progress", weight), animate)
+        file, columns = job.path(spec, "progress", weight), grid_columns(len(indices))
+        x, written = save_progress(x_T, frames, spec.steps, columns, file, job.args.animate)
+        files += written
     else:
         x = deque(frames, maxlen=1).pop().sample
     return to_uint8(x).cpu()

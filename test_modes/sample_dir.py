@@ -18,7 +18,6 @@ from runs.run import Run
 from utils.pictures import is_complete_png, png
 
 IDENTITY = "samples.json"
-RECIPE_KEYS = [key for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if key != "dropout"]
 
 
 def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None, weight: float) -> dict:
@@ -26,7 +25,7 @@ def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: l
     weights = sha256_of(run.model.state_dict())
     identity = {"weights": weights, "sample_info": str(spec), "seed": seed, "precision": precision}
     identity |= {"labels": labels, "guidance": weight} if labels else {}
-    return identity | {key: run.recipe[key] for key in RECIPE_KEYS}
+    return identity | {key: run.recipe[key] for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if key != "dropout"}
 
 
 class SampleDir:

@@ -192,7 +192,7 @@ def test_bad_weights_files_are_one_clear_line(trained, shared, tmp_path):
         ({"recipe": recipe | {"model_channels": 16}}, "do not fit the network"),
         ({"recipe": {"data_name": "A"}}, "lacks dataset, image_size"),
         ({"recipe": {k: v for k, v in recipe.items() if k != "beta_schedule"}}, "lacks beta_schedule"),
-        ({"recipe": [1]}, "lacks everything"),
+        ({"recipe": [1]}, "lacks data_name, dataset"),
         ({"recipe": recipe | {"image_size": "big"}}, "image_size must be a whole number"),
     ]:
         with pytest.raises(CheckpointError, match=text):

@@ -158,7 +158,7 @@ def test_flags_that_a_network_cannot_follow_are_refused(labelled, trained, tmp_p
         return in_process("test_solver.py", "--model_path", model, "--test_mode", mode, "--save_dir", tmp_path, *args)
 
     refused(run(labelled, "--labels", "cat"), 2, "'cat'", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
-    refused(run(trained, "--labels", "3"), 2, "digits.pt was trained without labels", "--labels")
+    refused(run(trained, "--labels", "3"), 2, "digits.pt, --labels and", "trained without labels: leave them")
     refused(run(trained, "--guidance", "2"), 2, "trained without labels")
     refused(run(labelled, "--guidance", "-1"), 2, "--guidance", "-1 is not from 0")
     refused(run(labelled, "--guidance", "nan"), 2, "--guidance")

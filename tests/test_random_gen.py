@@ -14,7 +14,7 @@ from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import OBJECTIVES
 from runs.run import Run, in_batches, load_run
 from utils.device import resolve_precision, sampling_precision
-from utils.pictures import FILM_FRAMES, PROGRESS_ROWS, ProgressPicture, progress_frames
+from utils.pictures import FILM_FRAMES, PROGRESS_ROWS, progress_frames, save_table
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     recipe = {"image_size": 32, "image_channel": 1, "timestep_num": 1000, "sample_num": 20}
     recipe |= {"beta_schedule": "cosine", "objective": "pred_noise"}
     run = Run(torch.nn.Identity(), GaussianDiffusion(1000), recipe, 0, "raw")
-    alive, watched = [], []
+    alive, shown = [], []
 
     def network(x, t):
         if t[0] % 200 == 99:
@@ -75,14 +75,13 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
             alive.append(sum(o.shape[1:] == (1, 32, 32) for o in tensors))  # batches, and rows of the picture
         return x * 0.5
 
-    class Watched(ProgressPicture):
-        def __init__(self, *args, **keywords):
-            super().__init__(*args, **keywords)
-            watched.append(self)
+    def save(cells, *rest):
+        shown.extend(cells)
+        return save_table(cells, *rest)
 
     monkeypatch.setattr(test_solver, "load_run", lambda *args, **given: run)
     monkeypatch.setattr("runs.run.ready_to_sample", lambda *args: network)
-    monkeypatch.setattr("test_modes.random_gen.ProgressPicture", Watched)
+    monkeypatch.setattr("utils.pictures.save_table", save)
     gc.collect()
     gc.freeze()  # what was there before is not looked through each time
     try:
@@ -90,9 +89,8 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     finally:
         gc.unfreeze()
     assert len(alive) == 5 and max(alive) - min(alive) <= 1 and max(alive) <= 8, alive  # however far it has come
-    (progress,) = watched
-    assert len(progress.cells) == len(progress_frames(200, PROGRESS_ROWS)) == 10
-    assert {cell.size for row in progress.cells for cell in row} == {(5 * 34 + 2, 36)}  # pictures of a row, no tensors
+    assert len(shown) == len(progress_frames(200, PROGRESS_ROWS)) == 10
+    assert {cell.size for row in shown for cell in row} == {(5 * 34 + 2, 36)}  # pictures of a row
 
 
 def test_what_would_be_magnified_is_predicted_in_full_precision_by_default(monkeypatch):

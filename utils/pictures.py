@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,13 +21,10 @@ from files.errors import ConfigError
 
 MOST = {"gif": 65_535, "webp": 16_383, "png": 65_535}  # pixels a side, by their formats; PNG's: what programs open
 MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
-COARSE_TO_FINE = 0.3  # see progress_frames
 PNG_END = b"IEND\xae\x42\x60\x82"
 PROGRESS_ROWS, FILM_FRAMES = 10, 40
 TABLE_GAP = 8  # pixels between the pictures of a table
 Cells = Sequence[Sequence[Image.Image | None]]  # of a table, row by row
-
-# --- grids and tables -------------------------------------------------------------------------------------------------
 
 
 def grid_columns(count: int) -> int:
@@ -149,49 +147,35 @@ def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Pa
     return [file, write_file(file.with_suffix(".csv"), text.getvalue())]
 
 
-# --- from noise to a sample -------------------------------------------------------------------------------------------
-
-
 def progress_frames(steps: int, rows: int) -> list[int]:
     """Which states to show, from 0 (pure noise) to `steps` (the result): coarse at first, then fine.
 
     They are at linspace(0, 1, rows) ** 0.3 of the way, the second of ten at 52 %: with cosine betas the noise outweighs
     the signal before.
     """
-    way = torch.linspace(0, 1, rows, dtype=torch.float64) ** COARSE_TO_FINE
+    way = torch.linspace(0, 1, rows, dtype=torch.float64) ** 0.3
     return sorted({round(float(part) * steps) for part in way} | {steps})
 
 
-class ProgressPicture:
-    """Collects how the first `columns` samples develop. It keeps only the frames it shows, as small pictures."""
+def save_progress(
+    x_T: Tensor, frames: Iterable[Frame], steps: int, columns: int, file: Path, animation: str | None
+) -> tuple[Tensor, list[Path]]:
+    """Runs a sampler from x_T (B, C, H, W) to its end; returns the result, and the pictures of how it develops.
 
-    def __init__(self, steps: int, columns: int, film: bool):
-        self.columns = columns
-        self.rows = set(progress_frames(steps, PROGRESS_ROWS))
-        self.film = set(progress_frames(steps, FILM_FRAMES)) if film else set()
-        self.cells, self.labels, self.pictures = [], [], []
-
-    def watch(self, x_T: Tensor, frames: Iterable[Frame]) -> Tensor:
-        """Runs a sampler from x_T (B, C, H, W) to its end and returns the result."""
-        x = x_T
-        for done, frame in enumerate(frames):
-            self._keep(done, x, frame.pred_x_start, f"t = {frame.t}")
-            x = frame.sample
-        self._keep(done + 1, x, x, "the end")
-        return x
-
-    def _keep(self, done: int, x_t: Tensor, pred_x_start: Tensor, label: str) -> None:
-        """x_t after `done` steps, and the x_start predicted from it, if they are shown."""
-        if done in self.rows:
-            self.cells.append([grid(part[: self.columns], self.columns) for part in (x_t, pred_x_start)])
-            self.labels.append(label)
-        if done in self.film:
-            self.pictures.append(grid(x_t, self.columns))
-
-    def save(self, file: Path, animation: str | None) -> list[Path]:
-        """Writes x_t beside the predicted x_start, time running down; and a film as gif or webp if asked for."""
-        files = [save_table(self.cells, self.labels, ["x_t", "predicted x_start"], file)]
-        return files + save_film(self.pictures, file, animation)
+    The first `columns` samples, x_t beside the predicted x_start, time running down; and a film of all if asked for.
+    Only what is shown is kept, as small pictures.
+    """
+    rows, film = progress_frames(steps, PROGRESS_ROWS), progress_frames(steps, FILM_FRAMES) if animation else []
+    cells, labels, pictures, x = [], [], [], x_T
+    for done, frame in enumerate(chain(frames, [None])):  # None: the end
+        if done in rows:
+            cells.append([grid(part[:columns], columns) for part in (x, frame.pred_x_start if frame else x)])
+            labels.append(f"t = {frame.t}" if frame else "the end")
+        if done in film:
+            pictures.append(grid(x, columns))
+        x = frame.sample if frame else x
+    files = [save_table(cells, labels, ["x_t", "predicted x_start"], file)]
+    return x, files + save_film(pictures, file, animation)
 
 
 def save_film(frames: Iterable[Image.Image], picture: Path, animation: str | None) -> list[Path]:
@@ -202,9 +186,6 @@ def save_film(frames: Iterable[Image.Image], picture: Path, animation: str | Non
     durations = [100] * len(others) + [2000]  # milliseconds
     first.save(buffer, animation, save_all=True, append_images=others, duration=durations, loop=0, lossless=True)
     return [write_file(picture.with_suffix(f".{animation}"), buffer.getvalue())]
-
-
-# --- plots ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
