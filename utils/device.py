@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from diffusion.gaussian import OBJECTIVES, Model
+from diffusion.gaussian import OBJECTIVES
 from files.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -152,17 +152,23 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=resolved != "fp32")
 
 
-def ready_to_sample(model: nn.Module, device: torch.device, precision: str, compile: bool = False) -> Model:
+def ready_to_sample(
+    model: nn.Module, device: torch.device, precision: str, compile: bool = False
+) -> Callable[..., Tensor]:
     """The network on the device as a function of (x, t), or (x, t, labels), in `precision`; float32 in and out.
 
     compile: torch.compile with CUDA graphs, on CUDA only (ConfigError elsewhere), a minute for each new batch size.
     """
+    model = model.to(device).eval()
     if compile and device.type != "cuda":
         raise ConfigError(f"--compile is for CUDA devices, and this is {device}")
-    network = compiled(model.to(device).eval(), "graphs" if compile else False, device)
+    network = torch.compile(model, mode="reduce-overhead") if compile else model
 
     def call(*inputs: Tensor) -> Tensor:
         with autocast(precision, device):
-            return network(*inputs).to(torch.float32, copy=compile)  # the next run of a graph overwrites its output
+            if not compile:
+                return network(*inputs).float()
+            torch.compiler.cudagraph_mark_step_begin()
+            return network(*inputs).to(torch.float32, copy=True)  # the next run of the graph overwrites its output
 
     return call
