@@ -38,9 +38,9 @@ def trajectory_losses(
     x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
     The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
 
-    critic: from these maps and labels, int64 (B,), to (B, positions) each. Where gradients are asked for, both its own
-    loss and critic_weight times that of the model (`critic_losses`) have theirs here. The value leaves both out: they
-    only say how the two stand against each other.
+    critic: from the maps of features and labels, int64 (B,), to (B, positions) each. Where gradients are asked for, both
+    its own loss and critic_weight times that of the model (`critic_losses`) have theirs here. The value leaves both
+    out: they only say how the two stand against each other.
     """
     x_t = diffusion.q_sample(x_end, t, noise)
     x_start = diffusion.x_start_of(model(x_t, t).to(x_t.dtype), x_t, t)  # a clipped one would have no gradient
@@ -75,7 +75,7 @@ def critic_losses(
     """The loss of a critic that is to give y, from the teacher, larger numbers than x, and that of the model which
     draws x: (B,) each. The first has gradients of the critic's weights only, the second of x only.
 
-    softplus(D(x) - D(y)) and softplus(D(y) - D(x)), averaged over the positions, then over the maps (the relativistic
+    softplus(C(x) - C(y)) and softplus(C(y) - C(x)), averaged over the positions, then over the maps (the relativistic
     GAN, Jolicoeur-Martineau 2019). Here x and y come from the same noise: what they have in common cancels, and what
     is left is what the model does differently, such as fine detail that it leaves out.
     """

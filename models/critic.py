@@ -32,7 +32,7 @@ class Critic(nn.Module):
             )
             for width in channels
         )
-        self.judged = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1) for _ in channels)
+        self.judged = nn.ModuleList(nn.Conv2d(WIDTH, 1, 1, bias=False) for _ in channels)
         self.of_class = nn.ModuleList(nn.Embedding(num_classes, WIDTH) for _ in channels) if num_classes else None
 
     def forward(self, maps: list[Tensor], labels: Tensor | None) -> list[Tensor]:

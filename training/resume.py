@@ -178,7 +178,8 @@ class TrainingState:
                     known[name] = torch.empty_like(weight).copy_(value)
         if self.step.critic and "critic" in content:  # it may have been switched on since
             self.step.critic.load_state_dict(content["critic"])
-            self.step.optimizers[1].load_state_dict(content["critic_optimizer"])
+            adam, state = self.step.optimizers[1], content["critic_optimizer"]["state"]
+            adam.load_state_dict({**adam.state_dict(), "state": state})
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}

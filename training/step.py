@@ -57,7 +57,7 @@ class TrainingStep:
                 features = copy.deepcopy(self.model).eval().requires_grad_(False).features
             if recipe["critic_weight"]:
                 picture = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), device=device)
-                with torch.random.fork_rng(), torch.no_grad():
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
                     torch.manual_seed(recipe["seed"])
                     self.critic = Critic(features(picture), recipe["num_classes"] or 0).to(device)
                 self.optimizers.append(make_optimizer(self.critic, recipe | CRITIC))
@@ -83,7 +83,7 @@ class TrainingStep:
             norm, taken = update(self.optimizer, rate, self.recipe["grad_clip"], self.scaler)
             if self.critic:
                 for weight in self.critic.parameters():
-                    self.processes.add(weight.grad)  # Adam's steps do not change with a factor, such as the scaler's
+                    self.processes.add(weight.grad)  # a factor, as the scaler's, does not change Adam's steps
                 update(self.optimizers[1], FASTER * rate, None)
             self.ema.update(batch.step, taken)
         return torch.cat(losses).detach(), norm, taken
