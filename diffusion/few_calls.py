@@ -38,7 +38,7 @@ def trajectory_losses(
     x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
     The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
 
-    critic: from the maps of features and labels, int64 (B,), to (B, positions) each. Where gradients are asked for, both
+    critic: from the maps of features and labels, int64 (B,), to (B, positions) each. Where gradients are asked for,
     its own loss and critic_weight times that of the model (`critic_losses`) have theirs here. The value leaves both
     out: they only say how the two stand against each other.
     """
