@@ -59,6 +59,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
         "edit": "--test_mode edit --sample_info DDPM_50_0p0 --image_indices 20 1000 2000 3000 4000 5000",
         "compare": f"{comparison(5, 10, 20, 50, 200, 1000)} --sample_num 4 --labels 54 49",
+        "film": f"{COLOUR} --guidance 1.5 --sample_num 9 --labels 54 49 56 --animate webp",
         "neighbours": "--test_mode evaluate --sample_info UniPC_10_0p0 --guidance 1.5 --sample_num 200",
     },
     "stylegan_face": {
@@ -102,8 +103,10 @@ def redraw(command: list[str], folder: Path, names: dict[str, str]) -> bool:
         return False
     for name, pattern in names.items():
         picture = Image.open(next(folder.glob(pattern)))
-        picture = picture if name.endswith(".jpg") else enlarged(picture)
-        picture.save(IMAGES / name, optimize=True, quality=88)
+        picture = enlarged(picture) if name.endswith(".png") else picture
+        frames = getattr(picture, "n_frames", 1)
+        film = {"save_all": True, "duration": [100] * (frames - 1) + [2000]} if frames > 1 else {}
+        picture.save(IMAGES / name, optimize=True, quality=88, **film)
         print(f"images/{name}", flush=True)
     return True
 
@@ -126,6 +129,7 @@ def main() -> None:
                 both = picture == "final" and "progress" not in FIGURES[weights]
                 made = ("final", "progress") if both else (picture,)
                 names = {f"{weights}_{what}.{kind}": f"*_{what.replace('calls', 'compare')}.png" for what in made}
+                names = {f"{weights}_film.webp": "*.webp"} if picture == "film" else names
                 done.append(redraw(command, Path(work, picture), names))
             for picture, command in BENCHMARKS.get(weights, {}).items():
                 names = {f"{weights}_{picture}.{kind}": f"*_{picture}.png"}

@@ -1,5 +1,6 @@
 """Runs as folders of diffusers pipelines, and back: model_index.json, unet/, scheduler/ and our recipe.json."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def export_folder(run: Run, folder: Path) -> None:
     facts = facts_of(run.recipe, run.weights, run.step)
     write_file(folder / RECIPE, json.dumps(facts, indent=1) + "\n")
     check_same_output(run.model, load_unet(folder / "unet"), run.recipe)
+    gc.collect()  # diffusers leaves its mapped file in a cycle, and Windows moves no folder with an open file
 
 
 def import_folder(folder: Path) -> Run:
