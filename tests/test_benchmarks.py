@@ -233,7 +233,7 @@ FLOWERS = [f"flower102_{name}.jpg" for name in ("compare", "development", "final
     [
         pytest.param("digits", [f"digits_{name}.png" for name in DIGITS], 0, marks=pytest.mark.slow),
         ("emoji", ["emoji_final.png", "emoji_progress.png"], 1),
-        pytest.param("flower102", FLOWERS, 1, marks=pytest.mark.slow),
+        pytest.param("flower102", [*FLOWERS, "flower102_film.webp"], 1, marks=pytest.mark.slow),
     ],
     ids=["all", "without_real_pictures", "photographs"],
 )
