@@ -12,7 +12,7 @@ import pytest
 
 def pytest_configure(config):
     """Tests that are not marked `cuda` see no CUDA device: they would compile for minutes, and sum in another order."""
-    gc.set_threshold(20_000)  # of the half million objects of the imported modules none is garbage: look rarely
+    gc.set_threshold(20_000)  # few of the objects of these libraries are ever garbage: look rarely
     if "cuda" not in config.getoption("-m").replace("not cuda", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -27,6 +27,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (-slow[item.path] / tests[item.path], tests[item.path]))
 
 
+def pytest_collection_finish():
+    """No collection looks at the half million objects of the imported modules again."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """As OMP_NUM_THREADS=1 does for the scripts in processes of their own: sums in one order. And no GPU of Apple's."""
@@ -34,6 +39,14 @@ def one_thread():
 
     torch.backends.mps.is_available = cache(lambda: False)  # torch.compile knows it as cached
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def digits_are_read_once():
+    """From scikit-learn's text file, which takes a quarter of a second."""
+    import sklearn.datasets
+
+    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
 
 
 @pytest.fixture(autouse=True)

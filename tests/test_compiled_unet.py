@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from functorch.compile import aot_function, aot_module, make_boxed_func
 from helpers.networks import noisy, randomise
-from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 
 from models import UNet
@@ -27,8 +26,7 @@ def test_enlarging_has_two_forms_and_the_one_for_the_compiler_needs_no_sort():
     for enlarge in (interpolated, doubled):
         names.clear()
         x = torch.arange(24.0).reshape(1, 2, 4, 3).requires_grad_()
-        backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table())
-        y = torch.compile(enlarge, backend=backend, dynamic=False)(x)
+        y = aot_function(enlarge, keep, keep, decompositions=select_decomp_table())(x)
         y.square().sum().backward()
         results.append((y, x.grad))
         sorts.append(any("index_put" in name for name in names))
@@ -51,8 +49,7 @@ def test_no_convolution_on_tensor_cores_has_to_copy_a_picture_or_gradient_into_i
 
     model = UNet(model_channels=16, channel_mult=(1, 2), num_res_blocks=1).to(memory_format=torch.channels_last)
     convolutions = sum(isinstance(part, torch.nn.Conv2d) for part in model.modules())
-    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, decompositions=select_decomp_table())
-    network = torch.compile(model, backend=backend, dynamic=False)
+    network = aot_module(model, keep, keep, decompositions=select_decomp_table())
     network(noisy(2, 3, 32, 32), torch.tensor([3, 500])).square().sum().backward()
     assert len(layouts) == 2 * convolutions and all(map(all, layouts))
 
