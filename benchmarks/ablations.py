@@ -3,9 +3,9 @@
     python benchmarks/ablations.py --data_name Digits                                # 40 minutes on one core
     python benchmarks/ablations.py --data_name Emoji --data_path PATH --only loss_and_betas
 
-The networks predict noise, as in the first papers, and are small enough for a CPU: see SETTINGS. Networks of one seed
-have the same initial weights, data order, timesteps and noise. All cells are sampled from the same noise, so that
-pictures in the same place of two grids correspond.
+The networks predict noise, as in the first papers, unless --set says otherwise, and are small enough for a CPU: see
+SETTINGS. Networks of one seed have the same initial weights, data order, timesteps and noise. All cells are sampled
+from the same noise, so that pictures in the same place of two grids correspond.
 
 Each table has a row per cell, with means ± standard deviations over the seeds. The samples of the first seed are saved
 as a picture. Run the same command again to resume after an interruption.
@@ -21,7 +21,7 @@ from common import recipe_with, train_quietly
 
 from datasets import to_uint8
 from evaluation.distances import GROUPS
-from evaluation.features import extractor_for
+from evaluation.features import FEATURES, extractor_for
 from evaluation.numbers import Evaluation
 from evaluation.real_pictures import real_pictures
 from runs.recipe import parse_spec
@@ -36,6 +36,7 @@ SETTINGS = {"Digits": {"max_steps": 1000}, "Fashion_Mnist": AT_16, "Emoji": AT_1
 SETTINGS |= dict.fromkeys(
     ("Cifar10_laptop", "Flower102_laptop"), {"max_steps": 1000, "batch_size": 32, "num_classes": "null"}
 )
+SETTINGS |= {"StyleGAN_Face_laptop": {"max_steps": 1000}}
 PLAIN = {"objective": "pred_noise", "loss_type": "l1", "beta_schedule": "cosine", "loss_weight": "none"}
 NETWORKS = {
     "L1_cosine": PLAIN,
@@ -56,7 +57,7 @@ TABLES = {  # table: {cell: (network, weights, clipping)}
         "no clipping": ("L1_cosine_P2", "ema", False),
     },
 }
-SHOWN = {"frechet": 3, "brightness": 4, "fine_detail": 4, "evenness": 4}  # numbers of a report, and their decimals
+SHOWN = {"frechet": 3, "kernel": 4, "brightness": 4, "fine_detail": 4, "evenness": 4}  # of a report; their decimals
 
 
 def row(title: str, reports: list[dict]) -> str:
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--only", choices=TABLES, help="a single table")
     parser.add_argument("--seeds", nargs="+", type=number(0, 2**63 - 1), default=[0, 1, 2], metavar="S")
     parser.add_argument("--sample_info", default="DDPM_100_0p0", metavar="METHOD_STEPS_ETA", help="the sampler")
+    parser.add_argument("--features", default="auto", choices=FEATURES, help="of the distances")
     parser.add_argument("--sample_num", type=number(GROUPS), default=1000, metavar="N", help="samples of each network")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override any key, for every network")
     parser.add_argument("--save_dir", default="train_results/ablations", metavar="D", help="for networks and pictures")
@@ -92,7 +94,8 @@ def main() -> None:
     device, recipe = pick_device(), recipe_of("L1_cosine", 0)  # the same data in every recipe
     spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
     real = real_pictures(recipe, recipe["split"], recipe["split"])
-    evaluation = Evaluation(real, extractor_for(recipe["dataset"], recipe["image_channel"], device), args.sample_num)
+    extractor = extractor_for(recipe["dataset"], recipe["image_channel"], device, args.features)
+    evaluation = Evaluation(real, extractor, args.sample_num)
     for table in [args.only] if args.only else TABLES:
         print(f"| {args.data_name}, {spec} | {' | '.join(SHOWN).replace('_', ' ')} |")
         print(f"|{' --- |' * (1 + len(SHOWN))}")

@@ -5,8 +5,10 @@ import re
 import signal
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from helpers.scripts import (
     LABELLED,
     LONG,
@@ -18,11 +20,13 @@ from helpers.scripts import (
     train,
     wait_for,
 )
+from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from runs.checkpoint import load_checkpoint
 from training.log import read_log
-from training.processes import StopRequest
+from training.optimizer import make_optimizer, orthogonal, update
+from training.processes import Processes, StopRequest
 
 faults = pytest.mark.faults
 
@@ -41,6 +45,7 @@ def workers_of(launcher):
     return [pid for _, pid in sorted(found.items())]
 
 
+MUON = {"optimizer": "muon", "learning_rate": 1e-3, "Adam_beta1": 0.9, "Adam_beta2": 0.99}
 EXACT = LABELLED | {"max_steps": 12, "log_every": 1, "precision": "fp32", "save_every": 6}
 
 
@@ -71,6 +76,27 @@ def test_two_processes_train_as_one_does(tmp_path):
     for name, weight in contents[0]["model"].items():
         # Adam divides by the gradient's size: where that is almost zero, rounding alone may turn a step of 1e-3 around
         assert (weight - contents[1]["model"][name]).abs().max() < 5e-3
+
+
+def test_processes_share_the_matrices_of_muon():
+    """Each computes a part of the steps, three matrices of one shape among them, and both have all of them."""
+
+    def stepped():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)).double()
+        computed = []
+        with Processes(torch.device("cpu")) as processes, mock.patch("training.optimizer.orthogonal") as shared:
+            shared.side_effect = lambda matrices: computed.append(len(matrices)) or orthogonal(matrices)
+            optimizer = make_optimizer(model, MUON, processes)
+            for _ in range(3):
+                model(torch.randn(5, 6, dtype=torch.float64)).square().mean().backward()
+                update(optimizer, 0.01, None)
+        return computed, model.state_dict()
+
+    (all_of, alone), (first, one), (second, other) = stepped(), *launched(stepped)
+    assert (all_of, first, second) == ([3, 1] * 3, [2, 0] * 3, [1, 1] * 3)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    torch.testing.assert_close(one, alone, rtol=0, atol=1e-12)  # products of two matrices at once, or of three
 
 
 def test_a_signal_that_arrives_while_the_processes_agree_is_kept():

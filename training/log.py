@@ -76,7 +76,7 @@ class TrainingLog:
         with_held_out: adds the held-out loss and prints the line. TrainingError, in rank 0, if the last IN_A_ROW steps
         were bad ones; the other processes exit silently.
         """
-        self.processes.add(self.sums[:8])
+        self.processes.add([self.sums[:8]])
         steps, taken = step - self.step, int(self.sums[9])
         seconds = time.monotonic() - self.began
         self.seconds, self.took = self.seconds + seconds, self.took + seconds

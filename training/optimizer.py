@@ -6,6 +6,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from training.processes import Processes
+
 
 class Muon(torch.optim.Adam):
     """Muon (Jordan et al. 2024) for matrices and convolution kernels, Adam for vectors such as biases.
@@ -13,10 +15,14 @@ class Muon(torch.optim.Adam):
     The step of a matrix is the nearest semi-orthogonal matrix to its averaged gradient. A kernel (out, in, h, w) is a
     matrix (out, in * h * w). The step is scaled by 0.2 sqrt(max(rows, columns)), so that its entries are about as large
     as Adam's and one learning rate suits both (Liu et al. 2025, section 2.2).
+
+    processes: those that train together, with the same gradients. Each computes the steps of its share of the matrices,
+    and gets the others' in one exchange.
     """
 
     MOMENTUM = 0.95  # Nesterov's
     AT_ONCE = 2**22  # entries of the matrices in a batch, 16 MiB: the step holds about eight times as much
+    processes: Processes | None = None
 
     @torch.no_grad()
     def step(self) -> None:
@@ -33,18 +39,27 @@ class Muon(torch.optim.Adam):
         for shape, same in alike.items():
             size = max(1, self.AT_ONCE // shape.numel())
             batches += [same[i : i + size] for i in range(0, len(same), size)]
+        rank, world = (self.processes.rank, self.processes.world) if self.processes else (0, 1)
+        done = []
         for weights in batches:
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             average = torch.stack(averages)
             gradient = torch.stack([weight.grad for weight in weights])
             gradient = torch.where(taken, gradient, average)  # which leaves the average of a skipped step as it is
             average.lerp_(gradient, 1 - self.MOMENTUM)
-            step = orthogonal(gradient.lerp(average, self.MOMENTUM).flatten(2))
-            step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
             torch._foreach_copy_(averages, average.unbind())
-            torch._foreach_sub_(weights, step.view_as(average).unbind(), alpha=group["lr"])
-            for weight in weights:
-                weight.grad = None  # Adam passes over it
+            direction = gradient.lerp(average, self.MOMENTUM).flatten(2)
+            step, mine = torch.zeros_like(direction), slice((rank - len(done)) % world, None, world)  # in turn
+            step[mine] = orthogonal(direction[mine])
+            step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
+            torch._foreach_copy_([weight.grad for weight in weights], step.view_as(average).unbind())
+            done += weights
+        steps = [weight.grad for weight in done]
+        if self.processes:
+            self.processes.add(steps)
+        torch._foreach_sub_(done, steps, alpha=group["lr"])
+        for weight in done:
+            weight.grad = None  # Adam passes over it
         super().step()
 
 
@@ -65,11 +80,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return x if wide is matrices else x.mT
 
 
-def make_optimizer(model: nn.Module, recipe: dict) -> torch.optim.Adam:
+def make_optimizer(model: nn.Module, recipe: dict, processes: Processes | None = None) -> torch.optim.Adam:
     """Adam as one fused kernel, or Muon; not fused on MPS, where this kernel has no switch to leave a step out."""
     betas, fused = (recipe["Adam_beta1"], recipe["Adam_beta2"]), next(model.parameters()).device.type != "mps"
     kind = OPTIMIZERS[recipe["optimizer"]]
-    return kind(model.parameters(), lr=recipe["learning_rate"], betas=betas, fused=fused)
+    optimizer = kind(model.parameters(), lr=recipe["learning_rate"], betas=betas, fused=fused)
+    optimizer.processes = processes  # Adam's step needs none
+    return optimizer
 
 
 def learning_rate(recipe: dict, step: int, steps: int) -> float:

@@ -73,10 +73,12 @@ class Processes:
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
-    def add(self, values: Tensor) -> None:
-        """Sums a tensor over all processes, in place."""
+    def add(self, values: list[Tensor]) -> None:
+        """Sums tensors over all processes, in place and in one exchange."""
         if self.world > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(flat := torch.cat([value.flatten() for value in values]))
+            for value, total in zip(values, flat.split([value.numel() for value in values]), strict=True):
+                value.copy_(total.view_as(value))
 
     def parallel(self, network: nn.Module) -> nn.Module:
         """The network with its gradients averaged over the processes in each backward pass."""

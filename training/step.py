@@ -45,7 +45,7 @@ class TrainingStep:
         self.precision = self.way["precision"]
         layout = torch.channels_last if self.way["channels_last"] else torch.contiguous_format
         self.model = model.to(device, memory_format=layout).train()
-        self.ema, self.optimizer = EMA(self.model, recipe["ema_decay"]), make_optimizer(self.model, recipe)
+        self.ema, self.optimizer = EMA(self.model, recipe["ema_decay"]), make_optimizer(self.model, recipe, processes)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.parallel = processes.parallel(self.model)
         self.network = compiled(self.parallel, recipe["compile"], device)
@@ -82,8 +82,8 @@ class TrainingStep:
                     backward(losses[-1].mean() / parts, self.scaler)
             norm, taken = update(self.optimizer, rate, self.recipe["grad_clip"], self.scaler)
             if self.critic:
-                for weight in self.critic.parameters():
-                    self.processes.add(weight.grad)  # a factor, as the scaler's, does not change Adam's steps
+                # a sum, not the mean: a factor, as the scaler's, does not change Adam's steps
+                self.processes.add([weight.grad for weight in self.critic.parameters()])
                 update(self.optimizers[1], FASTER * rate, None)
             self.ema.update(batch.step, taken)
         return torch.cat(losses).detach(), norm, taken
