@@ -83,8 +83,8 @@ BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
         "loss_and_betas": f"{TABLE} loss_and_betas --data_name Flower102_laptop --sample_info DDPM_50_0p0",
     },
     "stylegan_face": {
-        "tricks": f"{TABLE} tricks --data_name StyleGAN_Face_laptop --sample_info DDPM_50_0p0 --features imagenet"
-        " --set objective=pred_x0 loss_type=l2",
+        "tricks": f"{TABLE} tricks --data_name StyleGAN_Face_laptop --sample_info DDPM_50_0p0"
+        " --set objective=pred_x0 loss_type=l2"
     },
     "emoji": {"loss_and_betas": f"{TABLE} loss_and_betas --data_name Emoji"},
 }

@@ -84,10 +84,7 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.pictures.save_table", save)
     gc.collect()
     gc.freeze()  # what was there before is not looked through each time
-    try:
-        sample("x.pt", tmp_path, "--sample_info", "DDPM_200_0p0")
-    finally:
-        gc.unfreeze()
+    sample("x.pt", tmp_path, "--sample_info", "DDPM_200_0p0")
     assert len(alive) == 5 and max(alive) - min(alive) <= 1 and max(alive) <= 8, alive  # however far it has come
     assert len(shown) == len(progress_frames(200, PROGRESS_ROWS)) == 10
     assert {cell.size for row in shown for cell in row} == {(5 * 34 + 2, 36)}  # pictures of a row

@@ -54,10 +54,11 @@ class Muon(torch.optim.Adam):
             step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
             torch._foreach_copy_([weight.grad for weight in weights], step.view_as(average).unbind())
             done += weights
-        steps = [weight.grad for weight in done]
-        if self.processes:
-            self.processes.add(steps)
-        torch._foreach_sub_(done, steps, alpha=group["lr"])
+        if done:
+            steps = [weight.grad for weight in done]
+            if self.processes:
+                self.processes.add(steps)
+            torch._foreach_sub_(done, steps, alpha=group["lr"])
         for weight in done:
             weight.grad = None  # Adam passes over it
         super().step()
