@@ -3,6 +3,7 @@
 import gc
 import os
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 
 import pytest
@@ -43,10 +44,11 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def digits_are_read_once():
-    """From scikit-learn's text file, which takes a quarter of a second."""
-    import sklearn.datasets
+    """From scikit-learn's text file, which takes a quarter of a second. The tests of CUDA do without scikit-learn."""
+    with suppress(ImportError):
+        import sklearn.datasets
 
-    sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
+        sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
 
 
 @pytest.fixture(autouse=True)
