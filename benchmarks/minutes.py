@@ -12,7 +12,9 @@ same noise by the same sampler, each with its own betas.
 Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
 max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
 the column minutes is what they took. Arms with labels have a row for each --guidance, and samples of the classes in the
-proportions of the data. The samples of each row are saved as a picture, and it is appended to <save_dir>/minutes.jsonl.
+proportions of the data. The Fréchet distance is in the features of the data's classifier, which knows the labels; the
+kernel distance is in ImageNet's, which do not, and to held-out pictures. The samples of each row are saved as a
+picture, and it is appended to <save_dir>/minutes.jsonl.
 To use one core per arm, start the command once per core, with taskset and OMP_NUM_THREADS=1.
 """
 
@@ -28,8 +30,8 @@ from peers import PEERS, WIDTH, fastest
 
 from datasets import Reading, load_images, to_uint8
 from diffusion import GaussianDiffusion
-from evaluation.distances import GROUPS
-from evaluation.features import extractor_for
+from evaluation.distances import GROUPS, Reference, kernel
+from evaluation.features import extractor_for, imagenet, kept
 from evaluation.numbers import Evaluation
 from evaluation.real_pictures import labels_like, real_pictures
 from files.errors import ConfigError
@@ -50,7 +52,8 @@ SMALL = {
     "loss_weight": "min_snr",
 }
 SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
-HEAD = "arm, seed, minutes, images, images/s, parameters, guidance, Fréchet distance, least class, most, brightness"
+HEAD = "arm, seed, minutes, images, images/s, parameters, guidance, Fréchet distance, kernel distance, "
+HEAD += "least class, most, brightness"
 
 Trained = tuple[Run, int, float]  # the network with its diffusion, images seen, seconds of training
 
@@ -108,6 +111,7 @@ def numbers(trained: Trained, guidance: float | None, report: dict) -> list[str]
     cells = [f"{seconds / 60:.1f}", f"{seen:,}", f"{seen / seconds:.0f}", f"{parameters:,}"]
     cells += ["–" if guidance is None else f"{guidance:g}"]
     cells += [f"{report['frechet']:.2f} ± {report['frechet_error']:.2f}" if "frechet" in report else "–"]
+    cells += ["{:.3f} ± {:.3f}".format(*report["kernel_distance"])]
     shares = report["classes"]["shares"] if "classes" in report else []
     cells += [f"{most(shares):.1%}" if shares else "–" for most in (min, max)]
     return [*cells, f"{report['look']['brightness']:.4f}"]
@@ -135,6 +139,8 @@ def main() -> None:
     data, split = recipe, recipe["split"]
     real = real_pictures(data, split, split)
     evaluation = Evaluation(real, extractor_for(data["dataset"], data["image_channel"], device), args.sample_num)
+    unlabelled, unseen = imagenet(device), real.training if real.held_out is None else real.held_out
+    unseen = Reference(kept(unlabelled, real.folders)(unseen))
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
     if evaluation.extractor and "frechet" in evaluation.floor:
         of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"
@@ -150,7 +156,8 @@ def main() -> None:
         labels = labels_like(data, split, names, args.sample_num) if names else None
         for guidance in (args.guidance or [usual_guidance(network.recipe)]) if names else [None]:
             samples = to_uint8(network.sample(args.sample_num, spec, labels=labels, guidance=guidance))
-            row = [arm, str(seed), *numbers(trained, guidance, evaluation(samples)[0])]
+            report = evaluation(samples)[0] | {"kernel_distance": kernel(unlabelled.features(samples), unseen)}
+            row = [arm, str(seed), *numbers(trained, guidance, report)]
             print(f"| {' | '.join(row)} |", flush=True)
             picture = recipe["pth_save_name"] + (f"_guidance{guidance}".removesuffix(".0") if names else "") + ".png"
             save_grid(samples[:64], Path(args.save_dir, picture), grid_columns(64))

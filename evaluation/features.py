@@ -37,6 +37,7 @@ class Extractor:
     features: Callable[[Tensor], Tensor]
     classes: Callable[[Tensor], Tensor] | None = None
     least: int = 0  # pictures for a Fréchet distance
+    large: bool = False  # it may need an hour for all training pictures
 
 
 def extractor_for(dataset: str, channels: int, device: torch.device, features: str = "auto") -> Extractor | None:
@@ -113,7 +114,8 @@ def inception(device: torch.device) -> Extractor:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device).eval()
     except (ImportError, OSError, RuntimeError) as error:  # it downloads its weights
         raise ConfigError(f"Inception is missing: pip install torch-fidelity ({error})") from error
-    return Extractor("inception-v3-compat", sha256_of(net.state_dict()), batched(lambda rgb: net(rgb.to(device))[0], 3))
+    features = batched(lambda rgb: net(rgb.to(device))[0], 3)
+    return Extractor("inception-v3-compat", sha256_of(net.state_dict()), features, large=True)
 
 
 def imagenet(device: torch.device) -> Extractor:
@@ -133,7 +135,7 @@ def imagenet(device: torch.device) -> Extractor:
         return net.extract_features((x - 127) / 128).mean((2, 3))  # as it was trained
 
     name = f"efficientnet-lite0-{IMAGENET_SIDE}"
-    return Extractor(name, sha256_of(net.state_dict()), batched(features, 3), least=2 * 1280)
+    return Extractor(name, sha256_of(net.state_dict()), batched(features, 3), least=2 * 1280, large=True)
 
 
 PRETRAINED = {"imagenet": imagenet, "inception": inception}

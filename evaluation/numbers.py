@@ -50,14 +50,14 @@ class Evaluation:
         published: Statistics in the extractor's features, for one more Fréchet distance.
         """
         self.extractor, self.training, self.mirrored, self.published = extractor, real.training, mirrored, published
-        self.real = {"n": len(real.pictures), "look": look(real.pictures)}
+        self.real, self.training_features = {"n": len(real.pictures), "look": look(real.pictures)}, None
         some = real.training if real.held_out is None else real.held_out
         rows, features = shuffled(len(some))[:count], extractor and kept(extractor, real.folders)
         if extractor:
             reference, others, others_are = real.floor(count)
-            self.training_features = features(real.training)
-            same = real.pictures is real.training
-            self.reference = Reference((self.training_features if same else features(real.pictures))[reference])
+            compared, same = features(real.pictures), real.pictures is real.training
+            self.training_features = compared if same else None if extractor.large else features(real.training)
+            self.reference = Reference(compared[reference])
             self.distances = partial(distances, real=self.reference, least=extractor.least)
             self.floor = self.distances(features(others))
             self.floor |= {"of": others_are, "to": len(self.reference.features)}
@@ -69,14 +69,15 @@ class Evaluation:
         self, pictures: Tensor, own: Tensor | None = None, compute: Callable | None = None
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor | None]:
         """(near, number, features): for pixels and for features the distance to the nearest training picture and how it
-        stands out, see `nearest`; the number of the nearest in pixels; and the features of the pictures.
+        stands out, see `nearest`; the number of the nearest in pixels; and the features of the pictures. Without
+        training features, for which a large network may need an hour, there are none.
 
         In pixels it stands out whatever the contrast: a pale picture is no copy, but a pale copy is.
         """
         views, features = [pictures, pictures.flip(-1)] if self.mirrored else [pictures], [None]
         apart, number, _ = nearest_of_views(views, self.training, own)
         near = {"nearest": (apart, nearest_of_views(views, self.training, own, of=shapes)[2])}
-        if self.extractor:
+        if self.training_features is not None:
             features = [(compute or self.extractor.features)(view) for view in views]
             near["nearest_in_features"] = nearest_of_views(features, self.training_features, own)[::2]
         return near, number, features[0]
@@ -95,6 +96,7 @@ class Evaluation:
         for space, found in near.items():
             report[space] = closeness(found, self.real_near[space], len(self.training), self.mirrored)
         if self.extractor:
+            features = self.extractor.features(samples) if features is None else features
             report["extractor"] = {"name": self.extractor.name, "sha256": self.extractor.sha256}
             report |= self.distances(features) | {"floor": self.floor}
             few = self.floor["n"]

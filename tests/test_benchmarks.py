@@ -92,6 +92,7 @@ def test_minutes(load, call, tmp_path, monkeypatch):
     assert [line["guidance"] for line in lines] == ["–", "–", "1", "2", "–"]
     assert all(int(line["images"].replace(",", "")) > 0 for line in lines)
     assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", line["Fréchet distance"]) for line in lines)
+    assert all(re.fullmatch(r"-?\d+\.\d{3} ± \d+\.\d{3}", line["kernel distance"]) for line in lines)
     args = minutes.Namespace(minutes=1, data_name="Mnist_laptop", data_path=None, save_dir=None)
     assert minutes.recipe_of("diffusers", 0, args)["num_classes"] is None  # whatever the block has: it sees no labels
     assert len(list(tmp_path.glob("*.png"))) == len(rows)

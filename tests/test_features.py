@@ -159,6 +159,22 @@ def test_features_of_real_pictures_are_computed_once(tmp_path):
     assert judge.floor["n"] == 10
 
 
+def test_a_large_network_sees_a_split_that_samples_are_not_compared_with_only_in_part():
+    """Not its tens of thousands of training pictures: what it is not needed for is not in the report."""
+    test, training, seen = noise(30, seed=1), noise(200), []
+
+    def means(x):
+        seen.append(len(x))
+        return x.float().mean((2, 3))
+
+    judge = Evaluation(RealPictures(test, training, test), Extractor("net", "d", means, large=True), 10, mirrored=True)
+    report, _, number = judge(training[:20])
+    assert seen == [30, 10, 20]  # the split, as many of the other one as there are samples, and the samples
+    assert "nearest_in_features" not in report and report["nearest"]["copies"] == 1 and number.tolist() == [*range(20)]
+    small = Evaluation(RealPictures(test, training, test), Extractor("net", "d", means), 10)(training[:20])[0]
+    assert small["kernel"] == report["kernel"] and small["nearest_in_features"]["copies"] == 1
+
+
 def test_published_statistics_stand_for_pictures():
     x, y = torch.randn(2, 200, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind()
     published = Statistics(torch.from_numpy(y.numpy().mean(0)), torch.from_numpy(np.cov(y.numpy(), rowvar=False)))
