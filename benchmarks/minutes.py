@@ -6,7 +6,8 @@
 An arm is one text: a block of config.yaml or `small`, which is the block of --data_name with the settings SMALL, and
 then any KEY=VALUE. Or it is one of PEERS: a network of about the size of `small` from another toolkit, trained with the
 settings of that toolkit's own script except the network's size, in the precision and memory layout that are fastest
-here unless it is "diffusers precision=fp32". All arms see the same pictures in the same order and are sampled from the
+here. Of its recipe it obeys batch_size, learning_rate, model_channels (the width) and precision, as in "diffusers
+model_channels=128 precision=fp32". All arms see the same pictures in the same order and are sampled from the
 same noise by the same sampler, each with its own betas.
 
 Minutes are minutes of training: loading, previews, sampling and evaluation do not count. Our arms train with
@@ -66,7 +67,8 @@ def recipe_of(arm: str, seed: int, args: Namespace) -> dict:
     settings = {"seed": seed, "max_minutes": args.minutes, "save_every": 10**6, "sample_every": 10**6, "sample_num": 16}
     block = args.data_name if first == "small" or first in PEERS else first
     if block != first:
-        settings = SMALL | settings | ({"num_classes": "null"} if first in PEERS else {})  # peers see no labels
+        theirs = {"model_channels": WIDTH, "num_classes": "null"}  # peers see no labels
+        settings |= theirs | PEERS[first][1] if first in PEERS else SMALL
     given = Namespace(data_name=block, set=overrides, data_path=args.data_path, save_dir=args.save_dir)
     return recipe_with(f"{first}_{args.minutes:g}min_{seed}", settings, given)
 
@@ -84,11 +86,11 @@ def train_ours(recipe: dict, seconds: float) -> Trained:
 
 def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
     """Trains until the seconds are over."""
-    batch_size, device = PEERS[name][1], pick_device()
+    device = pick_device()
     data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
     images = load_images(*data, reading=Reading.of(recipe))
     draw = GaussianDiffusion(1000).draw_timesteps  # which peers draw by themselves
-    batches = Batches(images, recipe | {"batch_size": batch_size}, draw, device)
+    batches = Batches(images, recipe, draw, device)
     (step, averaged, diffusion), way = fastest(name, recipe, lambda: batches.steps(0, sys.maxsize), device)
     print(f"{name} computes in {way}", file=sys.stderr)
     began, steps = time.monotonic(), 0
@@ -98,7 +100,7 @@ def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
         if time.monotonic() - began >= seconds:
             break
     taken = time.monotonic() - began
-    return Run(averaged().eval(), diffusion, recipe, steps, "ema"), steps * batch_size, taken
+    return Run(averaged().eval(), diffusion, recipe, steps, "ema"), steps * recipe["batch_size"], taken
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
