@@ -147,6 +147,7 @@ def main() -> None:
     if evaluation.extractor and "frechet" in evaluation.floor:
         of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"
     print(f"{args.data_name}: {args.sample_num:,} samples of {spec}; real pictures: {of_real}\n")
+    Path(args.save_dir).mkdir(parents=True, exist_ok=True)
     head = HEAD.split(", ")
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for (arm, seed), recipe in recipes.items():

@@ -70,7 +70,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "muon": Muon}
 def orthogonal(matrices: Tensor) -> Tensor:
     """About U V^T of each matrix U S V^T of a batch (N, rows, columns).
 
-    Five Newton-Schulz steps bring all singular values near 1 (0.7 to 1.2). The polynomial
+    Five Newton-Schulz steps bring all but tiny singular values near 1 (0.7 to 1.2). The polynomial
     3.4445 s - 4.775 s³ + 2.0315 s⁵ is Jordan's. It is steep at 0 rather than exact at 1.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
