@@ -177,6 +177,8 @@ def fastest(name: str, recipe: dict, batches: Callable[[], Iterator[Batch]], dev
             return make(recipe | {"precision": precision}, layout, device)
         except ImportError as error:
             raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
+        except ValueError as error:
+            raise ConfigError(f"{name} with model_channels={recipe['model_channels']}: {error}") from error
 
     def seconds(way: tuple[str, torch.memory_format]) -> float:
         (step, *_), times = start(*way), []

@@ -79,22 +79,22 @@ def test_minutes(load, call, tmp_path, monkeypatch):
     minutes = load("minutes")
     monkeypatch.setattr("training.speed.TRIAL", 4)
     tiny = " ".join(text for text in TINY if "max_steps" not in text)
-    arms = [f"small {tiny}", f"small {tiny} optimizer=muon", f"Digits {tiny} num_classes=auto"]
-    arms += ["diffusers model_channels=8"]
+    arms = ["diffusers model_channels=8", f"small {tiny}", f"small {tiny} optimizer=muon"]
+    arms, folder = [*arms, f"Digits {tiny} num_classes=auto"], tmp_path / "new"
     command = ["--minutes", 0.005, "--data_name", "Digits", "--sample_info", "DPMpp_2_0p0", "--guidance", 1, 2]
-    command += ["--sample_num", 20, "--save_dir", tmp_path, "--seeds", 1]
+    command += ["--sample_num", 20, "--save_dir", folder, "--seeds", 1]
     with pytest.raises(ConfigError, match="label_dropout=0 the network only knows"):  # before the first training
-        call(minutes, *command, "--arms", *arms, f"{arms[2]} label_dropout=0")
+        call(minutes, *command, "--arms", *arms, f"{arms[3]} label_dropout=0")
     head, _, *rows = call(minutes, *command, "--arms", *arms).splitlines()[2:]
-    assert [cells(row)[:2] for row in rows] == [[arm, "1"] for arm in (*arms[:3], *arms[2:])]
-    lines = [json.loads(line) for line in (tmp_path / "minutes.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [cells(row)[:2] for row in rows] == [[arm, "1"] for arm in (*arms, arms[3])]
+    lines = [json.loads(line) for line in (folder / "minutes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [list(line.items()) for line in lines] == [list(zip(cells(head), cells(row), strict=True)) for row in rows]
-    assert [line["guidance"] for line in lines] == ["–", "–", "1", "2", "–"]
+    assert [line["guidance"] for line in lines] == ["–", "–", "–", "1", "2"]
     assert all(int(line["images"].replace(",", "")) > 0 for line in lines)
     assert all(re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", line["Fréchet distance"]) for line in lines)
     assert all(re.fullmatch(r"-?\d+\.\d{3} ± \d+\.\d{3}", line["kernel distance"]) for line in lines)
-    assert len(list(tmp_path.glob("*.png"))) == len(rows)
-    assert sorted(load_run(file).recipe["optimizer"] for file in tmp_path.glob("*/*.pt")) == ["adam"] * 2 + ["muon"]
+    assert len(list(folder.glob("*.png"))) == len(rows)
+    assert sorted(load_run(file).recipe["optimizer"] for file in folder.glob("*/*.pt")) == ["adam"] * 2 + ["muon"]
 
 
 def test_classifier(load, call, tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def scripts_here(load, monkeypatch):
     less = {"test_solver.py": ["--sample_info", "DDIM_2_0p0", "--sample_num", "4"]}
     less["benchmarks/ablations.py"] = ["--sample_info", "DDIM_2_0p0", "--set", *TINY]
     less["benchmarks/development.py"] = ["--sample_info", "DDIM_4_0p0", "--timesteps", "999", "249"]
-    less["benchmarks/few_steps.py"] = []  # it plots the numbers of a document
+    less["benchmarks/plots.py"] = []  # it plots the numbers of a document
     modules = {"test_solver.py": test_solver}
     modules |= {script: load(Path(script).stem) for script in less if script != "test_solver.py"}
 
@@ -243,6 +243,6 @@ def test_figures(load, call, scripts_here, tmp_path, monkeypatch, weights, redra
     with pytest.raises(SystemExit) as ended:
         call(figures, "--only", weights, "--data", f"emoji={tmp_path / 'none'}")
     assert ended.value.code == code
-    assert {file.name for file in tmp_path.iterdir()} == {*redrawn, "few_steps.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {*redrawn, "few_steps.png", "minutes.png"}
     for file in tmp_path.iterdir():  # pictures of the documents
         assert np.asarray(Image.open(file)).std() > 0 and (ROOT / "images" / file.name).exists()

@@ -53,17 +53,27 @@ def test_a_strip_that_cannot_be_drawn_is_refused(benchmark, weights, flags, says
     refused(call(benchmark("development").main, "development.py", *given), 2, says)
 
 
-def test_the_plot_of_few_steps_shows_each_number_of_the_tables(benchmark):
-    few_steps = benchmark("few_steps")
-    section = few_steps.few_steps((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
-    first, second = few_steps.tables(section)
+def test_the_plots_show_each_number_of_their_tables(benchmark):
+    plots = benchmark("plots")
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    section = plots.section(text, "Few steps")
+    first, second = plots.few_steps(section)
     points = [points for curves in (*first.values(), second) for points in curves.values()]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert sum(map(len, points)) == len(re.findall("±", "".join(rows))) > 50
+    assert sum(map(len, points)) == len(re.findall("±", " ".join(sum(plots.rows(section), [])))) > 50
     assert list(first) == ["Fashion_Mnist", "Cifar10", "Digits"] and set(second[next(iter(second))]) > {5, 1000}
-    assert all(re.search(floor, section) for floor in few_steps.PANELS.values())
+    assert all(re.search(floor, section) for floor in plots.PANELS.values())
     table = "| sampler | data | 5 steps | 20 steps |\n| --- | --- | --- | --- |\n| UniPC | A | – | **2.0 ± 0.5** |\n"
-    assert few_steps.tables(table) == ({"A": {"UniPC": {20: (2.0, 0.5)}}}, {})
+    assert plots.few_steps(table) == ({"A": {"UniPC": {20: (2.0, 0.5)}}}, {})
+
+    section = plots.section(text, "Small diffusion by minutes")
+    points = [
+        points for data in plots.by_images(section).values() for kind in data.values() for points in kind.values()
+    ]
+    assert sum(map(len, points)) == len(re.findall("±", " ".join(sum(plots.rows(section), [])))) > 30
+    table = "| A | images seen | guidance | Fréchet | kernel |\n| --- | --- | --- | --- | --- |\n"
+    table += "| `ours` | 1,200 | 2 | 3.1 ± 0.5 | – |\n| theirs | 900 | – | 7 ± 1 | -0.1 ± 0.2 |\n"
+    kinds = {"Fréchet": {"ours, guidance 2": {1200: (3.1, 0.5)}, "theirs": {900: (7, 1)}}}
+    assert plots.by_images(table) == {"A": kinds | {"kernel": {"theirs": {900: (-0.1, 0.2)}}}}
 
 
 def test_operations_are_those_of_the_layers(benchmark):

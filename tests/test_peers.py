@@ -8,6 +8,7 @@ import torch
 from helpers.samplers import F64
 
 from diffusion import SampleSpec, sample
+from files.errors import ConfigError
 
 MEAN, STD, T = 0.2, 0.3, 1000  # of Gaussian pictures, each pixel by itself
 Z = torch.linspace(-2, 2, 9, **F64).view(1, 1, 3, 3)  # so far from the mean no prediction is clipped to [-1, 1]
@@ -126,3 +127,11 @@ def test_the_settings_of_a_peer_are_keys_of_its_recipe(load, arm, values):
     recipe = minutes.recipe_of(arm, 0, args)
     assert tuple(recipe[key] for key in ("batch_size", "learning_rate", "model_channels")) == values
     assert recipe["num_classes"] is None  # whatever the block has: peers see no labels
+
+
+def test_a_width_that_a_peer_cannot_have_is_one_line(load):
+    pytest.importorskip("diffusers")
+    peers = load("peers")
+    recipe = peers.PEERS["diffusers"][1] | {"image_channel": 3, "image_size": 16, "seed": 0, "precision": "fp32"}
+    with pytest.raises(ConfigError, match="diffusers with model_channels=30: .*divisible"):
+        peers.fastest("diffusers", recipe | {"model_channels": 30}, lambda: iter(()), torch.device("cpu"))
