@@ -78,6 +78,7 @@ def test_minutes(load, call, tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     minutes = load("minutes")
     monkeypatch.setattr("training.speed.TRIAL", 4)
+    monkeypatch.setattr("evaluation.features.IMAGENET_SIDE", 32)
     tiny = " ".join(text for text in TINY if "max_steps" not in text)
     arms = ["diffusers model_channels=8", f"small {tiny}", f"small {tiny} optimizer=muon"]
     arms, folder = [*arms, f"Digits {tiny} num_classes=auto"], tmp_path / "new"
