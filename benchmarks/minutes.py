@@ -14,8 +14,8 @@ Minutes are minutes of training: loading, previews, sampling and evaluation do n
 max_minutes, which becomes a number of steps before the first one, so that the learning rate can fall to 0 at the end;
 the column minutes is what they took. Arms with labels have a row for each --guidance, and samples of the classes in the
 proportions of the data. The Fréchet distance is in the features of the data's classifier, which knows the labels; the
-kernel distance is in ImageNet's, which do not, and to held-out pictures. The samples of each row are saved as a
-picture, and it is appended to <save_dir>/minutes.jsonl.
+kernel distance is in ImageNet's, which do not, and to held-out pictures (training pictures if none are held out). The
+samples of each row are saved as a picture, and it is appended to <save_dir>/minutes.jsonl.
 To use one core per arm, start the command once per core, with taskset and OMP_NUM_THREADS=1.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import recipe_with, train_quietly
-from peers import PEERS, WIDTH, fastest
+from peers import KEYS, PEERS, WIDTH, fastest
 
 from datasets import Reading, load_images, to_uint8
 from diffusion import GaussianDiffusion
@@ -69,6 +69,8 @@ def recipe_of(arm: str, seed: int, args: Namespace) -> dict:
     if block != first:
         theirs = {"model_channels": WIDTH, "num_classes": "null"}  # peers see no labels
         settings |= theirs | PEERS[first][1] if first in PEERS else SMALL
+    if first in PEERS and (ignored := [text for text in overrides if text.partition("=")[0] not in KEYS]):
+        raise ConfigError(f"{arm}: {first} does not know {ignored[0]}, only {', '.join(KEYS)}")
     given = Namespace(data_name=block, set=overrides, data_path=args.data_path, save_dir=args.save_dir)
     return recipe_with(f"{first}_{args.minutes:g}min_{seed}", settings, given)
 

@@ -39,7 +39,7 @@ def step_of(
         for part in x_start.chunk(parts):
             with autocast(recipe["precision"], x_start.device):
                 value = loss(part)
-            (value / parts).backward()
+            (value * len(part) / len(x_start)).backward()
         if clip:
             nn.utils.clip_grad_norm_(group["params"], clip)
         steps += 1

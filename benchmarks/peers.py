@@ -149,6 +149,7 @@ def rectified_flow_peer(recipe: dict, layout: torch.memory_format, device: torch
     return step, lambda: Called(function, average.ema_model.model), diffusion
 
 
+KEYS = ("batch_size", "learning_rate", "model_channels", "precision")  # that a peer obeys
 PEERS = {  # and the settings of their scripts, as keys of a recipe
     "diffusers": (diffusers_peer, {"batch_size": 16, "learning_rate": 1e-4}),
     "denoising_diffusion_pytorch": (ddpm_pytorch_peer, {"batch_size": 64, "learning_rate": 8e-5}),
@@ -177,7 +178,7 @@ def fastest(name: str, recipe: dict, batches: Callable[[], Iterator[Batch]], dev
             return make(recipe | {"precision": precision}, layout, device)
         except ImportError as error:
             raise ConfigError(f"{name} is not installed ({error}): pip install {name}, or leave the arm out") from error
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise ConfigError(f"{name} with model_channels={recipe['model_channels']}: {error}") from error
 
     def seconds(way: tuple[str, torch.memory_format]) -> float:

@@ -40,7 +40,7 @@ Points = dict[int, tuple[float, float]]  # {calls or images: (distance, its stan
 
 def section(text: str, title: str) -> str:
     """A section of the document."""
-    return re.search(rf"^## {title}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+    return re.search(rf"^## {title}\n(.*?)(^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
 def rows(text: str) -> Iterator[list[str]]:
@@ -119,8 +119,8 @@ def plot_minutes(text: str) -> Figure:
         for axes, (kind, curves) in zip(line, of_data.items(), strict=True):
             for label, points in curves.items():
                 values, errors = zip(*points.values(), strict=True)
-                style = {"color": f"C{labels.index(label) % 10}", "marker": "osD^v"[labels.index(label) // 10 % 5]}
-                axes.errorbar(list(points), values, errors, fmt=style.pop("marker"), markersize=4, label=label, **style)
+                color = f"C{labels.index(label) % 10}"
+                axes.errorbar(list(points), values, errors, fmt="o", markersize=4, color=color, label=label)
             real = re.search(rf"{data} \(real images: Fréchet {MEASURED}, kernel {MEASURED}\)", text).groups()
             value, error = map(float, real[:2] if kind == "Fréchet" else real[2:])
             if value > 0:  # a kernel distance of about 0 has no logarithm

@@ -50,13 +50,17 @@ class Evaluation:
         published: Statistics in the extractor's features, for one more Fréchet distance.
         """
         self.extractor, self.training, self.mirrored, self.published = extractor, real.training, mirrored, published
-        self.real, self.training_features = {"n": len(real.pictures), "look": look(real.pictures)}, None
+        self.real = {"n": len(real.pictures), "look": look(real.pictures)}
+        self.training_features = None
         some = real.training if real.held_out is None else real.held_out
         rows, features = shuffled(len(some))[:count], extractor and kept(extractor, real.folders)
         if extractor:
             reference, others, others_are = real.floor(count)
-            compared, same = features(real.pictures), real.pictures is real.training
-            self.training_features = compared if same else None if extractor.large else features(real.training)
+            compared = features(real.pictures)
+            if real.pictures is real.training:
+                self.training_features = compared
+            elif not extractor.large:
+                self.training_features = features(real.training)
             self.reference = Reference(compared[reference])
             self.distances = partial(distances, real=self.reference, least=extractor.least)
             self.floor = self.distances(features(others))
@@ -70,7 +74,7 @@ class Evaluation:
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Tensor | None]:
         """(near, number, features): for pixels and for features the distance to the nearest training picture and how it
         stands out, see `nearest`; the number of the nearest in pixels; and the features of the pictures. Without
-        training features, for which a large network may need an hour, there are none.
+        training features, for which a large network needs many minutes, there are none.
 
         In pixels it stands out whatever the contrast: a pale picture is no copy, but a pale copy is.
         """
