@@ -32,6 +32,7 @@ def weights(folder, **keys):
         ({"--arms": " "}, ["data_name", "'' is not known"]),
         ({"--arms": "smal"}, ["'smal' is not known"]),
         ({"--arms": "small learning_rate=nan"}, ["learning_rate must be a number"]),
+        ({"--arms": "diffusers optimizer=muon"}, ["diffusers does not know optimizer=muon", "learning_rate"]),
         ({"--guidance": "nan"}, ["--guidance", "nan"]),
     ],
 )
