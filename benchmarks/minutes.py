@@ -143,8 +143,8 @@ def main() -> None:
     data, split = recipe, recipe["split"]
     real = real_pictures(data, split, split)
     evaluation = Evaluation(real, extractor_for(data["dataset"], data["image_channel"], device), args.sample_num)
-    unlabelled, unseen = imagenet(device), real.training if real.held_out is None else real.held_out
-    unseen = Reference(kept(unlabelled, real.folders)(unseen))
+    unlabelled = imagenet(device)
+    unseen = Reference(kept(unlabelled, real.folders)(real.unseen))
     of_real = f"brightness {evaluation.real['look']['brightness']:.4f}"
     if evaluation.extractor and "frechet" in evaluation.floor:
         of_real += f", distance {evaluation.floor['frechet']:.2f} ± {evaluation.floor['frechet_error']:.2f}"

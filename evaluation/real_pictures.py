@@ -27,6 +27,11 @@ class RealPictures:
     held_out: Tensor | None = None  # the split that it was not trained on, if there is one
     folders: Sequence[Path] = ()  # where what is computed from them can be kept, the better place first
 
+    @property
+    def unseen(self) -> Tensor:
+        """The held-out pictures, or those trained on where no others are at hand."""
+        return self.training if self.held_out is None else self.held_out
+
     def floor(self, count: int) -> tuple[Tensor | slice, Tensor, str]:
         """(reference, others, what the others are): rows of `pictures`, and at most `count` other real pictures.
 
