@@ -44,6 +44,8 @@ class Run:
         """Moves the run to a device, to sample in a precision (see `utils.device.ready_to_sample`). Returns self."""
         if device.type == "cuda":
             use_tf32(False)  # fp32 means fp32: with few steps the samples would differ visibly
+        elif device.type == "cpu" and torch.backends.mkldnn.is_available():
+            self.model.to(memory_format=torch.channels_last)  # 1.1 to 1.3 times as fast with oneDNN, in any batch
         self.device, self.network = device, ready_to_sample(self.model, device, precision, compile)
         self.diffusion.to(device)
         return self
