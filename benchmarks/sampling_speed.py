@@ -61,11 +61,12 @@ def main() -> None:
     args = parser.parse_args()
     device = pick_device()
     trained = (load_run(args.model_path) if args.model_path else untrained()).to(device)
+    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format  # as ours has it
     spec = parse_spec(f"DDIM_{args.steps}_0p0", trained.recipe["timestep_num"], "--steps")
     if trained.recipe["num_classes"]:
         raise ConfigError(f"{args.model_path} has labels, which DDIMPipeline does not pass on: give weights without")
     try:
-        twin = to_unet2d(trained).to(device)
+        twin = to_unet2d(trained).to(device, memory_format=layout)
     except ValueError as error:
         raise ConfigError(f"{args.model_path} cannot be compared: {error}") from error
     scheduler = DDIMScheduler.from_config(

@@ -1,12 +1,13 @@
-"""Samples in one to four calls: a network learns where its own sampler ends (Liu et al. 2022, "reflow").
+"""Samples in one to four calls: a network learns where its own sampler ends (Liu et al. 2022, distillation).
 
 A deterministic sampler is a map from noise x_T to a picture x_end. Its many small steps are needed because the network
 predicts the mean of all pictures that x_t may have come from, which is far from any of them while there is much noise.
 Regressed on x_end itself, the network learns the map: at x_T that is a picture in one call. What it learns from never
 moves, because the sampler ran once, with the weights that the network started from.
 
-After a call at t the samplers go to a x_start + σ ε with the noise that they started from. So these are the states that
-the network learns at: the straight line between the two ends of each trajectory.
+For a second call, DDPM adds new noise to the picture of the first one, which hides what was wrong in it. So the network
+also learns where the sampler ends from its own pictures with new noise, at the other timesteps that DDPM_2 and DDPM_4
+visit.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,9 @@ Features = Callable[[Tensor], list[Tensor]]  # pictures (B, C, H, W) -> maps (B,
 LINEAR_FROM = 0.00054  # c of Song & Dhariwal 2023, section 3.3, for the root of the mean of the squared errors
 
 
-def first_or_any(t: Tensor, timestep_num: int) -> Tensor:
-    """The timesteps t (B,) with T - 1, where every sampler starts, in place of each second one."""
-    return torch.where(torch.arange(len(t), device=t.device) % 2 == 0, timestep_num - 1, t)
+def levels(timestep_num: int) -> list[int]:
+    """The timesteps at which samplers of two and of four calls make the later ones: T/4 - 1, T/2 - 1 and 3T/4 - 1."""
+    return [max(0, k * timestep_num // 4 - 1) for k in (1, 2, 3)]
 
 
 def trajectory_losses(
@@ -35,7 +36,8 @@ def trajectory_losses(
     """The pseudo-Huber loss of each predicted x_start, sqrt(mean (x_start - x_end)² + c²) - c, and feature_weight times
     its `feature_distance`: (B,).
 
-    x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; noise: where they start, the same shape; t: int64 (B,).
+    x_end: where the trajectories end, (B, C, H, W) in [-1, 1]; t: the timesteps that they start at, int64 (B,); noise:
+    what leads from x_end to x_t there, like x_end.
     The gradient of the root has nearly the same norm for every picture, however far off: none of them dominates.
 
     critic: from the maps of features and labels, int64 (B,), to (B, positions) each. Where gradients are asked for,

@@ -41,11 +41,14 @@ class Run:
         self.network = self.network or self.model
 
     def to(self, device: torch.device, precision: str = "fp32", compile: bool = False) -> "Run":
-        """Moves the run to a device, to sample in a precision (see `utils.device.ready_to_sample`). Returns self."""
+        """Moves the run to a device, to sample in a precision (see `utils.device.ready_to_sample`). Returns self.
+
+        On a CPU with oneDNN the network computes in channels last, which is 1.1 to 1.3 times as fast in any batch.
+        """
         if device.type == "cuda":
             use_tf32(False)  # fp32 means fp32: with few steps the samples would differ visibly
-        elif device.type == "cpu" and torch.backends.mkldnn.is_available():
-            self.model.to(memory_format=torch.channels_last)  # 1.1 to 1.3 times as fast with oneDNN, in any batch
+        last = device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         self.device, self.network = device, ready_to_sample(self.model, device, precision, compile)
         self.diffusion.to(device)
         return self

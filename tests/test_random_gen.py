@@ -106,10 +106,11 @@ def test_what_would_be_magnified_is_predicted_in_full_precision_by_default(monke
 def test_run_sample_draws_what_random_gen_draws(trained, tmp_path, info):
     args = ["--sample_num", 9, "--sample_info", info, "--seed", 4, "--precision", "fp32", "--batch_size", 4]
     sample(trained, tmp_path / "r", *args, "--sample_dir", tmp_path / "d", "--device", "cpu")
-    x = load_run(trained).sample(9, info, seed=4, batch_size=4)
+    run = load_run(trained).to(torch.device("cpu"))  # in channels last, too
+    x = run.sample(9, info, seed=4, batch_size=4)
     assert (x.shape, x.dtype, x.device.type) == ((9, 1, 8, 8), torch.float32, "cpu") and x.abs().max() <= 1
     assert (to_uint8(x)[:, 0].numpy() == numbered(tmp_path / "d", 9)).all()
-    assert torch.equal(load_run(trained).sample(9, SampleSpec.parse(info), 4, 4), x)  # a text or a SampleSpec
+    assert torch.equal(run.sample(9, SampleSpec.parse(info), 4, 4), x)  # a text or a SampleSpec
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

@@ -5,7 +5,7 @@ is a permutation of the pictures, cut into whole batches; the remainder waits fo
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -114,7 +114,10 @@ class Batches:
 
     def pixels(self, start: int, stop: int) -> Iterator[Tensor]:
         """The pictures of steps start to stop - 1: this process's share of each, uint8, on the device, not flipped."""
-        rows = (self.indices(step)[self.share] for step in range(start, stop))
+        yield from self.fetched(self.indices(step)[self.share] for step in range(start, stop))
+
+    def fetched(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """The pictures of each of several lists of numbers, int64 (B,): uint8, on the device."""
         if isinstance(self.images, Tensor):
             for indices in rows:
                 yield self.images[self._sent(torch.from_numpy(indices))]

@@ -39,7 +39,7 @@ class HeldOut:
                 images, labels, _ = load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))
         except (KeyError, DataError):
             self.name = "fixed_noise_loss"
-        rows = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
+        self.rows = rows = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
         self.x_start = normalize(torch.from_numpy(np.array(images[rows]))).to(device)
         self.labels = None if labels is None else torch.from_numpy(labels[rows]).to(device)
         generator = torch.Generator().manual_seed(seed_of(recipe["seed"], 2**32))

@@ -27,7 +27,7 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
     try:
         found = find_pictures(recipe, Path(recipe["save_dir"], recipe["pth_save_name"]), download=False)
         fit_some(found, recipe["image_size"], recipe["image_channel"], Reading.of(recipe))
-        images = recipe["trajectories"] or len(found)
+        images = 2 * recipe["trajectories"] if recipe["trajectories"] else len(found)  # each is drawn twice
     except DataError as error:
         print(f"data        {error}")
         images = None

@@ -1,5 +1,6 @@
 """Samples along a training, always from the same noise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from runs.labels import class_names, in_proportion, usual_guidance
 from training.processes import Processes, StopRequest
 from utils.pictures import is_complete_png, save_by_class
 
-FEW_CALLS, IN_A_ROW = ("DDIM_1_0p0", "UniPC_2_0p0", "UniPC_4_0p0"), 16  # what previews of trajectories show
+FEW_CALLS, IN_A_ROW = ("DDPM_1_0p0", "DDIM_2_0p9", "DDPM_4_0p0"), 16  # what previews of trajectories show
 
 
 class Preview:
@@ -56,7 +57,9 @@ class Preview:
             names, specs, count = FEW_CALLS, FEW_CALLS, min(IN_A_ROW, count)
             labels = torch.arange(len(names)).repeat_interleave(count).tolist()
         with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
-            x = torch.cat([self.samples(SampleSpec.parse(spec), count) for spec in specs])
+            specs = [SampleSpec.parse(spec) for spec in specs]
+            specs = [replace(spec, steps=min(spec.steps, self.recipe["timestep_num"])) for spec in specs]
+            x = torch.cat([self.samples(spec, count) for spec in specs])
             if self.stop.signum:
                 return
             try:

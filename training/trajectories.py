@@ -1,14 +1,15 @@
 """What a network learns from that is to sample in few calls: where the trajectories of a frozen network end.
 
-The frozen network, the teacher, is the one that the training starts from. Trajectory i follows from (seed, i) alone:
-its noise, and with the sizes of the classes its label. Only the ends are stored, with eight bits a value like any
-picture, in files of PART in the run's folder. A training that is killed while it draws them goes on with the next file,
-and a file of another size than expected is drawn again.
+The frozen network, the teacher, is the one that the training starts from. Each trajectory is drawn from noise, and once
+more from where it ended, with new noise at one of the `levels`. Trajectory i follows from (seed, i) and the sizes of
+the classes, which decide its label. Only the ends are stored, with eight bits a value like any picture, in files of
+PART trajectories in the run's folder. A training that is killed while it draws them goes on with the next file, and a
+file of another size than expected is drawn again.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,21 @@ from tqdm import tqdm
 
 from datasets import normalize, picture_shape, to_uint8
 from diffusion import SampleNoise, SampleSpec, sample
-from diffusion.few_calls import first_or_any
-from diffusion.gaussian import Model
+from diffusion.few_calls import levels
+from diffusion.gaussian import GaussianDiffusion, Model
+from diffusion.interpolation import partial_spec
 from files.atomic import clear_parts, write_file
 from files.errors import ConfigError
 from runs.labels import class_names, in_proportion, usual_guidance
+from runs.network import plan
 from runs.run import Run, checkpoint_of, in_batches, load_run
 from training.batches import Batches
-from training.held_out import PICTURES, HeldOut
+from training.held_out import HeldOut
 
-PART, AT_ONCE = 1000, 125  # trajectories in a file, and in a batch of the teacher
+PART, AT_ONCE = 1000, 125  # trajectories in a file, and in a batch of the teacher, which has one level
 FEATURE_WEIGHT = 2.0  # of 0 and 2, which was better on Fashion_Mnist
 APART = 1_234_567  # added to the seed: samples of the same seed are to show what is drawn from other noise
+AGAIN = 2**31  # added to the number of a trajectory, for its new noise
 
 
 def with_teacher(recipe: dict) -> dict:
@@ -62,65 +66,117 @@ def with_teacher(recipe: dict) -> dict:
 def draw_trajectories(
     recipe: dict, folder: Path, labels: np.ndarray | None, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
-    """The ends of trajectories to learn from, as many as the recipe says, uint8 (N, C, H, W), and their labels, int64
-    (N,) or None; and those of 256 more, which are held out.
+    """The ends of N trajectories to learn from, as many as the recipe says, uint8 (2 N, C, H, W): first those from
+    noise, then those that were drawn again; their labels, int64 (2 N,) or None; and the same of those held out.
 
     They are read from the folder of the run, or drawn into it. labels: of the pictures of the data; the trajectories
     have them in the same proportions. Raises CheckpointError if the teacher is missing, and ConfigError if it has other
-    classes or cannot be guided.
+    classes or betas, or cannot be guided.
     """
-    count, names = recipe["trajectories"] + PICTURES, class_names(recipe)
+    T, names, learned = recipe["timestep_num"], class_names(recipe), recipe["trajectories"]
+    count = learned + held_out_count(T)
     shape = picture_shape(recipe["image_size"], recipe["image_channel"])
     sizes = np.bincount(labels, minlength=len(names))[: len(names)].tolist() if names else []
     classes = np.array(in_proportion(sizes, count)) if names else None
     follows_from = [recipe[key] for key in ("teacher_sha256", "teacher_info", "teacher_guidance", "seed")]
-    digest = hashlib.sha256(json.dumps([*follows_from, shape, sizes]).encode()).hexdigest()
-    folder, ends, teacher = folder / f"trajectories_{digest[:16]}", [], None
+    digest = hashlib.sha256(json.dumps([*follows_from, shape, sizes, levels(T)]).encode()).hexdigest()
+    earlier, folder = list(folder.glob("trajectories_*")), folder / f"trajectories_{digest[:16]}"
+    if earlier and folder not in earlier:
+        others = "as those in " + ", ".join(map(str, earlier))
+        print(f"trajectories are not drawn {others}: a run that began with those ends on other bits")
     folder.mkdir(exist_ok=True)
     clear_parts(folder)
+    ends, teacher = [], None
     for numbers in tqdm(list(in_batches(count, PART)), desc="trajectories", unit="file", leave=False):
         file = folder / f"{numbers.start:08d}.u8"
-        if not file.is_file() or file.stat().st_size != len(numbers) * np.prod(shape):
+        if not file.is_file() or file.stat().st_size != 2 * len(numbers) * np.prod(shape):
             if teacher is None:
-                teacher = load_run(recipe["init_from"]).to(device)
-                if class_names(teacher.recipe) != names:
-                    remedy = "set data_path and num_classes as in its training"
-                    raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
-                print(f"drawing {recipe['trajectories']:,} trajectories, and {PICTURES} to hold out, into {folder}")
+                teacher = teacher_of(recipe).to(device)
+                print(f"drawing {learned:,} trajectories and {count - learned} to hold out into {folder}")
             parts = [range(i, min(i + AT_ONCE, numbers.stop)) for i in range(numbers.start, numbers.stop, AT_ONCE)]
-            write_file(file, b"".join(ends_of(teacher, recipe, part, classes).tobytes() for part in parts))
-        ends.append(np.fromfile(file, np.uint8).reshape(len(numbers), *shape))
-    ends, learned, held_out = np.concatenate(ends), slice(recipe["trajectories"]), slice(recipe["trajectories"], None)
-    own, theirs = (None, None) if classes is None else (classes[learned], classes[held_out])
-    return ends[learned], own, ends[held_out], theirs
+            first = [ends_of(teacher, recipe, part, classes) for part in parts]
+            again = [ends_of(teacher, recipe, part, classes, x) for part, x in zip(parts, first, strict=True)]
+            write_file(file, np.concatenate(first + again).tobytes())
+        ends.append(np.fromfile(file, np.uint8).reshape(2, len(numbers), *shape))
+    ends = np.concatenate(ends, axis=1)
+
+    def both(part: slice) -> tuple[np.ndarray, np.ndarray | None]:
+        return ends[:, part].reshape(-1, *shape), None if classes is None else np.tile(classes[part], 2)
+
+    return *both(slice(learned)), *both(slice(learned, None))
 
 
-def ends_of(teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | None) -> np.ndarray:
-    """Where the trajectories with these numbers end: uint8 (len(numbers), C, H, W)."""
-    x_T, noise = teacher.noise(numbers, recipe["seed"] + APART)
-    labels = None if classes is None else classes.tolist()
+def teacher_of(recipe: dict) -> Run:
+    """The network that draws the trajectories. ConfigError if it knows other classes or betas than the recipe."""
+    teacher, diffusion = load_run(recipe["init_from"]), plan(recipe)[1]
+    if class_names(teacher.recipe) != class_names(recipe):
+        remedy = "set data_path and num_classes as in its training"
+        raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
+    if not torch.equal(teacher.diffusion.alphas_cumprod, diffusion.alphas_cumprod):
+        remedy = "leave out timestep_num and what sets the betas"
+        raise ConfigError(f"trajectories: {recipe['init_from']} has other betas: {remedy}")
+    return teacher
+
+
+def held_out_count(timestep_num: int) -> int:
+    """How many trajectories are held out: a batch of each level, whatever their first number is."""
+    return AT_ONCE * len(levels(timestep_num))
+
+
+def level_of(number: int, timestep_num: int) -> int:
+    """The timestep at which the trajectory with this number is drawn again."""
+    return levels(timestep_num)[number // AT_ONCE % len(levels(timestep_num))]
+
+
+def ends_of(
+    teacher: Run, recipe: dict, numbers: range, classes: np.ndarray | None, before: np.ndarray | None = None
+) -> np.ndarray:
+    """Where the trajectories with these numbers, of one level, end: uint8 (len(numbers), C, H, W).
+
+    They start from noise. With `before`, where they ended, they are drawn again: from there with new noise.
+    """
+    t, T, labels = recipe["timestep_num"] - 1, recipe["timestep_num"], None if classes is None else classes.tolist()
+    x_t, noise = teacher.noise((i + AGAIN * (before is not None) for i in numbers), recipe["seed"] + APART)
     try:
         network = teacher.labelled(numbers, labels, recipe["teacher_guidance"])
     except ValueError as error:
         raise ConfigError(f"teacher_guidance: {error}") from error
-    spec = SampleSpec.parse(recipe["teacher_info"])
-    return to_uint8(sample(teacher.diffusion, network, x_T, spec, noise)).cpu().numpy()
+    if before is not None:
+        t = level_of(numbers.start, T)
+        x_start = normalize(torch.from_numpy(before)).to(teacher.device)
+        x_t = teacher.diffusion.q_sample(x_start, torch.full((len(numbers),), t, device=teacher.device), x_t)
+    spec = partial_spec(SampleSpec.parse(recipe["teacher_info"]), t + 1, T, inverted=False)
+    return to_uint8(sample(teacher.diffusion, network, x_t, spec, noise, t + 1)).cpu().numpy()
 
 
-def starts_of(recipe: dict, numbers: Iterable[int], device: torch.device) -> Tensor:
-    """The noise that the trajectories with these numbers start from: float32 (B, C, H, W)."""
-    numbers, shape = list(numbers), picture_shape(recipe["image_size"], recipe["image_channel"])
-    noise = SampleNoise(recipe["seed"] + APART, numbers)
-    return noise.draw((len(numbers), *shape), torch.float32, device)
+def starts_of(
+    recipe: dict, diffusion: GaussianDiffusion, x_end: Tensor, before: Tensor, numbers: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """(t, noise) of trajectories that end at x_end (B, C, H, W): the timestep that they start at, int64 (B,), and the
+    noise that leads from x_end to x_t there, like x_end.
+
+    numbers: int64 (B,), with AGAIN added for those that were drawn again, from `before`; the others have x_end there.
+    """
+    T, noise = recipe["timestep_num"], SampleNoise(recipe["seed"] + APART, numbers.tolist())
+    t = torch.tensor([T - 1 if i < AGAIN else level_of(i - AGAIN, T) for i in numbers.tolist()]).to(x_end.device)
+    x_t = diffusion.q_sample(before, t, noise.draw(x_end.shape, x_end.dtype, x_end.device))
+    return t, diffusion.predict_noise(x_end, x_t, t)
 
 
 class TrajectoryBatches(Batches):
-    """Batches of trajectories: x_start is where each ends, and noise where it starts."""
+    """Batches of trajectories: x_start is where each ends."""
+
+    def __init__(self, images: np.ndarray, recipe: dict, *args, **kwargs):
+        super().__init__(images, recipe, *args, **kwargs)
+        self.diffusion = plan(recipe)[1].to(self.device)
 
     def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """As of `Batches`, but for the noise, for a second half of timesteps T - 1, and without flips."""
-        t = first_or_any(self.draw_timesteps(self.batch_size, generator), self.recipe["timestep_num"])[self.share]
-        return normalize(pixels), t, starts_of(self.recipe, self.indices(step)[self.share].tolist(), self.device)
+        """(x_end, t, noise), see `starts_of`: nothing is left to be drawn, and nothing is flipped."""
+        rows, half = self.indices(step)[self.share], len(self.images) // 2
+        before = next(self.fetched([rows % half]))
+        again = AGAIN * (rows >= half)
+        x_end = normalize(pixels)
+        return x_end, *starts_of(self.recipe, self.diffusion, x_end, normalize(before), rows % half + again)
 
 
 class HeldOutTrajectories(HeldOut):
@@ -130,11 +186,13 @@ class HeldOutTrajectories(HeldOut):
         self, recipe: dict, ends: np.ndarray, network: Model, losses: Callable[..., Tensor], device: torch.device,
         labels: np.ndarray | None = None,
     ):  # fmt: skip
-        recipe = recipe | {"split": "all"}  # which takes these as they are, instead of pictures of another split
-        super().__init__(recipe, ends, network, losses, device, labels)
-        numbers = range(recipe["trajectories"], recipe["trajectories"] + len(ends))
-        self.name, self.noise = "held_out_loss", starts_of(recipe, numbers, device)
-        self.t = first_or_any(self.t, recipe["timestep_num"])
+        # with "all" it takes these as they are, instead of pictures of another split
+        super().__init__(recipe | {"split": "all"}, ends, network, losses, device, labels)
+        half, diffusion = len(ends) // 2, plan(recipe)[1].to(device)
+        before = normalize(torch.from_numpy(ends[self.rows % half])).to(device)
+        numbers = self.rows % half + recipe["trajectories"] + AGAIN * (self.rows >= half)
+        self.name = "held_out_loss"
+        self.t, self.noise = starts_of(recipe, diffusion, self.x_start, before, numbers)
 
 
 def kinds(recipe: dict) -> tuple[type[Batches], type[HeldOut]]:

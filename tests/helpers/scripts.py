@@ -31,7 +31,7 @@ TINY |= {"sample_num": 9, "preview_info": "DDIM_2_0p0", "max_steps": 6, "save_ev
 LABELLED = {"num_classes": "auto", "label_dropout": 0.2}
 LONG = {"batch_size": 16, "max_steps": 200, "save_every": 20, "log_every": 10, "sample_every": 1000}
 LONG |= {"dropout": 0.1, "horizontal_flip": "true"}  # all that is random
-HELD_OUT = 8  # pictures
+HELD_OUT, AT_ONCE = 8, 10  # pictures; trajectories in a batch of the teacher
 # downloads fail at once, on any machine: nothing listens on the discard port
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 ENVIRONMENT = os.environ | NO_NETWORK | {"OMP_NUM_THREADS": "1"}
@@ -149,8 +149,8 @@ def briefly(patch):
 
     patch.setattr("training.plan.activation_bytes", counted)
     patch.setattr("train_solver.save_loss_curve", lambda lines, file: None)
-    for module in ("held_out", "trajectories"):
-        patch.setattr(f"training.{module}.PICTURES", HELD_OUT)
+    patch.setattr("training.held_out.PICTURES", HELD_OUT)
+    patch.setattr("training.trajectories.AT_ONCE", AT_ONCE)
 
 
 def training(*args):
