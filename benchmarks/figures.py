@@ -49,11 +49,13 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
     },
     "fashion_mnist_fast": {"calls": CALLS},
     "cifar10": {
+        "calls": f"{CALLS} --guidance 2",
         "final": f"{COLOUR} --guidance 2",
         "guidance": "--test_mode compare --sample_info UniPC_10_0p0 --guidance 0 1 2 4 --sample_num 20"
         " --labels automobile bird frog horse ship",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49",
     },
+    "cifar10_fast": {"calls": "--test_mode compare --sample_info DDPM_1_0p0 DDPM_2_0p0 DDPM_4_0p0 --sample_num 30"},
     "flower102": {
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
@@ -68,9 +70,9 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 16",
         "compare": f"{COMPARISON} --sample_num 1",
     },
-    "emoji": {"final": f"{SAMPLES} --sample_num 64", "interpolate": f"{INTERPOLATION} DDPM_250_0p0"},
+    "emoji": {},
 }
-PHOTOGRAPHS = {"flower102", "stylegan_face"}  # are saved as JPEG
+PHOTOGRAPHS = {"cifar10", "cifar10_fast", "flower102", "stylegan_face"}  # are saved as JPEG
 TABLE = "benchmarks/ablations.py --seeds 0 --sample_num 16 --only"
 BENCHMARKS = {  # weights: {picture: the script that draws it, and its flags}
     "digits": {
@@ -107,10 +109,10 @@ def redraw(command: list[str], folder: Path, names: dict[str, str]) -> bool:
         return False
     for name, pattern in names.items():
         picture = Image.open(next(folder.glob(pattern)))
-        picture = enlarged(picture) if name.endswith(".png") else picture
+        picture = enlarged(picture) if name.endswith(".png") or name.startswith("cifar10") else picture
         frames = getattr(picture, "n_frames", 1)
         film = {"save_all": True, "duration": [100] * (frames - 1) + [2000]} if frames > 1 else {}
-        picture.save(IMAGES / name, optimize=True, quality=88, **film)
+        picture.save(IMAGES / name, optimize=True, quality=78, subsampling=0, progressive=True, **film)
         print(f"images/{name}", flush=True)
     return True
 
@@ -132,7 +134,7 @@ def main() -> None:
                 command += where if any(word in flags for word in NEED_PICTURES) else []
                 both = picture == "final" and "progress" not in FIGURES[weights]
                 made = ("final", "progress") if both else (picture,)
-                names = {f"{weights}_{what}.{kind}": f"*_{what.replace('calls', 'compare')}.png" for what in made}
+                names = {f"{weights}_{what}.{kind}": f"*_{what.replace('calls', 'compare')}*.png" for what in made}
                 names = {f"{weights}_film.webp": "*.webp"} if picture == "film" else names
                 done.append(redraw(command, Path(work, picture), names))
             for picture, command in BENCHMARKS.get(weights, {}).items():

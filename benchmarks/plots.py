@@ -14,6 +14,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from files.atomic import write_file
@@ -149,6 +150,8 @@ def main() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for name, (title, plot) in PLOTS.items():
         plot(section(text, title)).savefig(buffer := io.BytesIO(), dpi=168, format="png")
+        small = Image.open(buffer).convert("RGB").quantize(64)  # a third of the bytes
+        small.save(buffer := io.BytesIO(), format="png", optimize=True)
         write_file(file := args.save_dir / f"{name}.png", buffer.getvalue())
         print(file)
 

@@ -2,7 +2,7 @@
 
     pip install -r requirements-dev.txt
     python benchmarks/sampling_speed.py                                                # the default network, untrained
-    python benchmarks/sampling_speed.py --model_path checkpoints/emoji.safetensors --steps 20
+    python benchmarks/sampling_speed.py --model_path checkpoints/digits.safetensors --steps 20
 
 All contestants run in turn, round after round, and medians are printed. The overhead of a sampler is the time that it
 takes beyond the calls of its network, one per step. With --model_path the pictures that our sampler draws in bfloat16

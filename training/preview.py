@@ -16,7 +16,7 @@ from runs.labels import class_names, in_proportion, usual_guidance
 from training.processes import Processes, StopRequest
 from utils.pictures import is_complete_png, save_by_class
 
-FEW_CALLS, IN_A_ROW = ("DDPM_1_0p0", "DDIM_2_0p9", "DDPM_4_0p0"), 16  # what previews of trajectories show
+FEW_CALLS, IN_A_ROW = ("DDPM_1_0p0", "DDPM_2_0p0", "DDPM_4_0p0"), 16  # what previews of trajectories show
 
 
 class Preview:
