@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diffusion import GaussianDiffusion
 from files.errors import CheckpointError, ConfigError
@@ -27,12 +28,23 @@ def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     Raises ConfigError for values that do not fit, and for more weights than the machine has memory for.
     """
     try:
-        with torch.device("meta"):
+        with _WithoutValues(), torch.device("meta"):
             network = _network(recipe)
         check_size(network)
         return network, GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
     except ValueError as error:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skips torch.nn.init: weights that have no values need no initial ones, and on the meta device random numbers
+    alone would import torch.compile, for seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", *args[:1])
+        return func(*args, **kwargs)
 
 
 def _network(recipe: dict) -> nn.Module:

@@ -63,10 +63,10 @@ def guided_flow(x_T, label, guidance, ac):
 @pytest.mark.slow
 @pytest.mark.parametrize("info", ["DDPM_1000_0p0", "DDIM_1000_0p0"])
 def test_guidance_1_gives_the_law_of_the_class_and_0_that_of_all(info):
-    n = 2000  # of each class
+    n = 1000  # of each class
     x_T, labels = randn(3 * n, 2, seed=5), torch.arange(3 * n) % 3
     x = sampled(x_T, labels, 1.0, info=info)
-    # five standard errors of a mean, and of a covariance, of 2,000 draws; and 1 % of the spread for 1,000 steps
+    # five standard errors of a mean, and of a covariance, of 1,000 draws; and 1 % of the spread for 1,000 steps
     for label in range(3):
         of_class = x[labels == label]
         assert (of_class.mean(0) - CENTRES[label]).abs().max() < 5 * SPREAD / n**0.5 + 0.01 * SPREAD

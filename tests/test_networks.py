@@ -12,7 +12,7 @@ from files.errors import CheckpointError, ConfigError
 from models import NETWORKS, DiT, UNet, build_model
 from models.blocks import timestep_embedding
 from runs import recipe as recipes
-from runs.network import build, unused_keys
+from runs.network import build, plan, unused_keys
 from runs.recipe import KEYS, MODEL_KEYS, network_keys, plain_recipe
 from runs.run import load_run
 from runs.shared_weights import facts_of, save_shared_weights
@@ -89,6 +89,15 @@ def test_an_argument_that_cannot_be_a_key_is_refused(monkeypatch, arguments, say
 def test_weights_that_are_older_than_a_key_load(mixer):
     assert load_run(SHIPPED).recipe["hidden"] == 24  # not null
     assert load_run(SHIPPED).recipe["network"] == "unet"
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_a_planned_network_draws_no_weights(network, monkeypatch):
+    """On the meta device the first random numbers would import torch.compile, which takes seconds."""
+    for method in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, method, None)
+    model, _ = plan(plain_recipe("Digits", network=network, num_classes=10))
+    assert all(weight.is_meta for weight in model.parameters())
 
 
 def test_a_recipe_names_the_keys_that_its_network_does_not_use():
