@@ -83,8 +83,9 @@ def check_arguments(args: Namespace) -> None:
     for flag, (modes, _, _) in sorted(FLAGS.items()):
         if args.test_mode not in modes.split(", ") and getattr(args, flag) is not None:
             raise ConfigError(f"--{flag} is for --test_mode {modes}, not for {args.test_mode}")
-    if args.bits and (args.labels or args.guidance or args.classes):
-        raise ConfigError("--bits uses the network without labels: leave out --labels, --guidance and --classes")
+    unused = ("labels", "guidance", "classes", "sample_dir", "features", "statistics")
+    if args.bits and (given := [f"--{flag}" for flag in unused if getattr(args, flag)]):
+        raise ConfigError(f"--bits has no samples, and uses the network without labels: leave out {', '.join(given)}")
     drawing = (args.sample_dir, args.sample_info, args.labels, args.guidance, args.classes, args.bits)
     if args.samples and any(drawing):
         raise ConfigError("--samples are drawn already: leave out all flags that say how to draw them, and --bits")
@@ -109,8 +110,7 @@ def samplers(args: Namespace, T: int) -> list[SampleSpec]:
         "evaluate": [f"DDPM_{T}_0p0"] if args.bits else ddim,
     }
     texts = args.sample_info or default.get(args.test_mode, ddim)
-    specs = list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in texts))
-    return specs
+    return list(dict.fromkeys(parse_spec(text, T, "--sample_info") for text in texts))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from files.errors import Stopped
 from runs.config import load_recipe, quicker
 from runs.network import build, plan
 from training.batches import Batches
+from training.held_out import HeldOut
 from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
@@ -27,7 +28,7 @@ from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, begun, load_pretrained, pretrained_recipe
 from training.speed import best_way, measure
 from training.step import TrainingStep
-from training.trajectories import kinds, with_teacher
+from training.trajectories import HeldOutTrajectories, TrajectoryBatches, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -83,15 +84,15 @@ def train(
         if lead:
             until_exit.enter_context(alone_in(folder))
         recipe, last = begun(recipe, folder, resume)
-        images, labels, *unseen = training_pictures(recipe, found, folder, device)
+        images, labels, other_images, other_labels = training_pictures(recipe, found, folder, device)
         del found
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
-    kind_of_batches, kind_of_held_out = kinds(recipe)
-    batches = kind_of_batches(images, recipe, diffusion.draw_timesteps, device, processes.rank, processes.world, labels)
+    batches_of, held_out_of = (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
+    batches = batches_of(images, recipe, diffusion, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
-    of_features = recipe["trajectories"] and (recipe["feature_weight"] or recipe["critic_weight"])
-    if recipe["init_from"] and (not last or of_features):
+    compares = recipe["trajectories"] and (recipe["feature_weight"] or recipe["critic_weight"])
+    if recipe["init_from"] and (not last or compares):  # in features of the first weights, also after a resume
         load_pretrained(model, recipe)
     until_exit.callback(torch.set_num_threads, torch.get_num_threads())
     way = best_way(recipe, model, diffusion, processes, batches, last)
@@ -103,7 +104,7 @@ def train(
 
     # --- stopping, log and previews ---
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
-    held_out = kind_of_held_out(recipe, unseen[0], sampler, step.losses, device, unseen[1]) if lead else None
+    held_out = held_out_of(recipe, other_images, sampler, step.losses, device, other_labels) if lead else None
     log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
     until_exit.enter_context(log.bar)
     preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)

@@ -33,10 +33,8 @@ from utils.pictures import grid, grid_columns, save_table
 AT_16 = {"image_size": 16, "channel_mult": "1,2,2", "model_channels": 32, "num_res_blocks": 1}
 AT_16 |= {"learning_rate": 5e-4, "ema_decay": 0.999, "max_steps": 1500}
 SETTINGS = {"Digits": {"max_steps": 1000}, "Fashion_Mnist": AT_16, "Emoji": AT_16}  # over config.yaml
-SETTINGS |= dict.fromkeys(
-    ("Cifar10_laptop", "Flower102_laptop"), {"max_steps": 1000, "batch_size": 32, "num_classes": "null"}
-)
-SETTINGS |= {"StyleGAN_Face_laptop": {"max_steps": 1000}}
+LAPTOP = {"max_steps": 1000, "batch_size": 32, "num_classes": "null"}
+SETTINGS |= {"Cifar10_laptop": LAPTOP, "Flower102_laptop": LAPTOP, "StyleGAN_Face_laptop": {"max_steps": 1000}}
 PLAIN = {"objective": "pred_noise", "loss_type": "l1", "beta_schedule": "cosine", "loss_weight": "none"}
 NETWORKS = {
     "L1_cosine": PLAIN,

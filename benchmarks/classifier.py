@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from datasets import find_images, find_labels, load_images, normalize
+from datasets import load_labelled, normalize
 from evaluation.features import batched, classifier, classifier_file
 from runs.config import load_recipe
 from training.optimizer import Muon
@@ -25,12 +25,6 @@ from utils.device import pick_device
 
 EPOCHS = {"Digits": 100, "Mnist": 5, "Fashion_Mnist": 5, "Cifar10": 12}
 BATCH_SIZE = 100
-
-
-def labels_of(dataset: str, data_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) labels, int64 (N,), in the order of the pictures. DataError if they are missing."""
-    found = {split: find_images(dataset, data_path, split) for split in ("train", "test")}
-    return tuple(find_labels(dataset, pictures, data_path, split)[0] for split, pictures in found.items())
 
 
 def varied(x: Tensor) -> Tensor:
@@ -67,10 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     recipe = load_recipe(Path(__file__).parent.parent / "config.yaml", args.data_name)
     path, size, device = args.data_path or Path(recipe["data_path"]), recipe["image_size"], pick_device()
-    train, test = (
-        load_images(args.data_name, path, split, size, recipe["image_channel"]) for split in ("train", "test")
-    )
-    labels, test_labels = labels_of(args.data_name, path)
+    train, labels, _ = load_labelled(args.data_name, path, "train", size, recipe["image_channel"])
+    test, test_labels, _ = load_labelled(args.data_name, path, "test", size, recipe["image_channel"])
     net = train_classifier(train, labels, device, EPOCHS[args.data_name])
     classes = batched(lambda pictures: net(normalize(pictures.to(device))).argmax(1).cpu())(torch.tensor(test))
     accuracy = (classes.numpy() == test_labels).mean()

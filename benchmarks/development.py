@@ -14,7 +14,7 @@ from diffusion import sample_progressive
 from files.errors import ConfigError
 from runs.recipe import parse_spec
 from runs.run import load_run
-from utils.command_line import ArgumentParser, run
+from utils.command_line import ArgumentParser, number, run
 from utils.pictures import grid, save_table
 
 
@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("--model_path", type=Path, default="checkpoints/flower102.safetensors")
     parser.add_argument("--sample_info", default="UniPC_20_0p0", metavar="METHOD_STEPS_ETA")
     parser.add_argument("--timesteps", type=int, nargs="+", default=[999, 949, 899, 849, 799, 699, 499, 199])
-    parser.add_argument("--sample_num", type=int, help="default: one for each label, or 3")
+    parser.add_argument("--sample_num", type=number(1), help="default: one for each label, or 3")
     parser.add_argument("--labels", nargs="+", help="classes, which the samples have in turn")
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number(0), default=0)
     parser.add_argument("--save_dir", type=Path, default="results")
     args = parser.parse_args()
     trained = load_run(args.model_path)

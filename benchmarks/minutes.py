@@ -45,14 +45,8 @@ from utils.command_line import ArgumentParser, number, run
 from utils.device import pick_device, sampling_precision
 from utils.pictures import grid_columns, save_grid
 
-SMALL = {
-    "model_channels": WIDTH,
-    "num_res_blocks": 1,
-    "objective": "pred_v",
-    "loss_type": "l2",
-    "loss_weight": "min_snr",
-}
-SMALL |= {"learning_rate": 5e-4, "ema_decay": 0.999}  # as in the block Emoji
+SMALL = {"model_channels": WIDTH, "num_res_blocks": 1, "objective": "pred_v", "loss_type": "l2"}
+SMALL |= {"loss_weight": "min_snr", "learning_rate": 5e-4, "ema_decay": 0.999}  # the last two as in the block Emoji
 HEAD = "arm, seed, minutes, images, images/s, parameters, guidance, Fréchet distance, kernel distance, "
 HEAD += "least class, most, brightness"
 
@@ -91,8 +85,7 @@ def train_peer(name: str, recipe: dict, seconds: float) -> Trained:
     device = pick_device()
     data = (recipe["dataset"], recipe["data_path"], recipe["split"], recipe["image_size"], recipe["image_channel"])
     images = load_images(*data, reading=Reading.of(recipe))
-    draw = GaussianDiffusion(1000).draw_timesteps  # which peers draw by themselves
-    batches = Batches(images, recipe, draw, device)
+    batches = Batches(images, recipe, GaussianDiffusion(1000), device)  # peers draw timesteps by themselves
     (step, averaged, diffusion), way = fastest(name, recipe, lambda: batches.steps(0, sys.maxsize), device)
     print(f"{name} computes in {way}", file=sys.stderr)
     began, steps = time.monotonic(), 0
@@ -138,9 +131,8 @@ def main() -> None:
     for (arm, _), recipe in recipes.items():
         if recipe["num_classes"] and not recipe["label_dropout"] and set(args.guidance or [1]) != {1}:
             raise ConfigError(f"{arm}: with label_dropout=0 the network only knows --guidance 1")
-    device, recipe, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
-    spec = parse_spec(args.sample_info, recipe["timestep_num"], "--sample_info")
-    data, split = recipe, recipe["split"]
+    device, data, seconds = pick_device(), recipe_of("small", 0, args), 60 * args.minutes
+    split, spec = data["split"], parse_spec(args.sample_info, data["timestep_num"], "--sample_info")
     real = real_pictures(data, split, split)
     evaluation = Evaluation(real, extractor_for(data["dataset"], data["image_channel"], device), args.sample_num)
     unlabelled = imagenet(device)

@@ -27,14 +27,8 @@ PANELS = {  # title: how the sentence above its table gives the distance of real
     "Cifar10, 1,000 samples": rf"of Cifar10\s\({MEASURED}\)",
     "Digits, 297 samples": rf"real digits \(which have {MEASURED}\)",
 }
-COLOURS = {
-    "NaiveDDPM": "tab:red",
-    "DDPM": "tab:orange",
-    "DDIM": "tab:green",
-    "DPMpp": "tab:blue",
-    "UniPC": "tab:purple",
-    "Tuned": "black",
-}
+COLOURS = {"NaiveDDPM": "tab:red", "DDPM": "tab:orange", "DDIM": "tab:green", "DPMpp": "tab:blue"}
+COLOURS |= {"UniPC": "tab:purple", "Tuned": "black"}
 
 Points = dict[int, tuple[float, float]]  # {calls or images: (distance, its standard error)}
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
-from classifier import labels_of, train_classifier
+from classifier import train_classifier
 from common import recipe_with, train_quietly
 
-from datasets import load_images, normalize, to_uint8
+from datasets import load_images, load_labelled, normalize, to_uint8
 from diffusion.gaussian import OBJECTIVES
 from evaluation.distances import GROUPS, Reference, frechet
 from evaluation.features import batched
@@ -59,8 +59,9 @@ def main() -> None:
     parser.set_defaults(data_name="Fashion_Mnist")
     args = parser.parse_args()
     device, size = pick_device(), recipe_with("any", SETTINGS, args)["image_size"]
-    train, test = (load_images(args.data_name, args.data_path, split, size, 1) for split in ("train", "test"))
-    net = train_classifier(train, labels_of(args.data_name, Path(args.data_path))[0], device, epochs=3)
+    train, labels, _ = load_labelled(args.data_name, args.data_path, "train", size, 1)
+    test = load_images(args.data_name, args.data_path, "test", size, 1)
+    net = train_classifier(train, labels, device, epochs=3)
     features = batched(lambda pictures: net[:-1](normalize(pictures.to(device))).cpu())
     test, real = torch.from_numpy(test), Reference(features(torch.from_numpy(train[:10_000])))
     floor, _ = frechet(features(test[: args.sample_num]), real)

@@ -69,10 +69,8 @@ def main() -> None:
         twin = to_unet2d(trained).to(device, memory_format=layout)
     except ValueError as error:
         raise ConfigError(f"{args.model_path} cannot be compared: {error}") from error
-    scheduler = DDIMScheduler.from_config(
-        scheduler_configuration(trained.recipe, trained.diffusion) | {"thresholding": False}
-    )
-    pipeline = DDIMPipeline(twin, scheduler)
+    settings = scheduler_configuration(trained.recipe, trained.diffusion) | {"thresholding": False}
+    pipeline = DDIMPipeline(twin, DDIMScheduler.from_config(settings))
     pipeline.set_progress_bar_config(disable=True)
 
     def ours(precision: str, compile: bool = False) -> tuple[Callable[[], Tensor], Model]:
@@ -112,10 +110,8 @@ def main() -> None:
     if args.model_path:
         full, half = (contestants[name][0]().int() for name in ("ours fp32", "ours bf16"))
         apart = (full - half).abs()
-        print(
-            f"bf16 and fp32 differ by at most {apart.max()} of 255, by {apart.float().mean():.2f} on average, ", end=""
-        )
-        print(f"and by more than 8 in {(apart > 8).float().mean():.2%} of the pixels")
+        differ = f"by at most {apart.max()} of 255, by {apart.float().mean():.2f} on average"
+        print(f"bf16 and fp32 differ {differ}, and by more than 8 in {(apart > 8).float().mean():.2%} of the pixels")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
-from itertools import product
+from itertools import chain, product, repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -77,16 +77,12 @@ def write_pictures(folder: Path) -> None:
         Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{i:04d}.png")
 
 
-def forever(loader: DataLoader):
-    while True:
-        yield from loader
-
-
 def plain(network: nn.Module, recipe: dict, device: torch.device, half: bool) -> Steps:
     """A simple training loop for our network or that of diffusers, in bfloat16 if `half`."""
     network, diffusion, batch_size = network.to(device).train(), GaussianDiffusion(), recipe["batch_size"]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    batches = forever(DataLoader(Pictures(Path(recipe["data_path"])), batch_size, shuffle=True, drop_last=True))
+    loader = DataLoader(Pictures(Path(recipe["data_path"])), batch_size, shuffle=True, drop_last=True)
+    batches = chain.from_iterable(repeat(loader))  # epoch after epoch
 
     def model(x, t):
         output = network(x, t)
@@ -222,15 +218,9 @@ def measure(width: int, batch_size: int, rounds: int, steps: int | None, work: P
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add(
-        "--width",
-        nargs="+",
-        type=number(2, 8192),
-        default=[32, 128],
-        metavar="W",
-        help="128: two residual blocks, else one",
-    )
-    add("--batch_size", nargs="+", type=number(1), default=[16, 64], metavar="B")
+    widths = {"nargs": "+", "type": number(2, 8192), "default": [32, 128], "metavar": "W"}
+    add("--width", help="128: two residual blocks, else one", **widths)
+    add("--batch_size", nargs="+", type=number(1, 1500), default=[16, 64], metavar="B")
     add("--rounds", type=number(1), default=5, metavar="N")
     add("--steps", type=number(1), metavar="N", help="steps per round; default: by the network's size")
     args = parser.parse_args()

@@ -30,8 +30,8 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     tables = sorted(data_path.rglob("setid.mat"))
     if not tables:
         raise DataError(f"Flower102: {data_path} has no setid.mat, which defines the splits; add it or use split=all")
-    names = {f"image_{i:05d}.jpg" for i in _numbers(tables[0], IDS[split], "splits")}
-    return [file for file in files if file.name in names]
+    names = {f"image_{i:05d}" for i in _numbers(tables[0], IDS[split], "splits")}
+    return [file for file in files if file.stem in names]
 
 
 @data_labels("Flower102")

@@ -52,7 +52,7 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
 
     Links are followed; a folder or file that can be reached in several ways counts once.
     Where data_path has folders for splits, "train" are those for training and validation; else it is all, without a
-    "test". Raises DataError for a split that is not there, and if data_path has no files or is not a folder.
+    "test". Raises DataError for a split that is not there, and if data_path is not a folder.
     """
     if not data_path.is_dir():
         raise DataError(f"{data_path} is not a folder: set data_path to the folder with your pictures")

@@ -1,4 +1,4 @@
-"""Our UNet as a UNet2DModel of diffusers, and `DiffusersUNet` for a UNet2DModel that our UNet cannot represent.
+"""`DiffusersUNet`: a UNet2DModel of diffusers that our UNet cannot represent; and the recipe keys of one.
 
 diffusers is an optional dependency: it is imported only when one of these functions needs it.
 """

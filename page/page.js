@@ -28,7 +28,8 @@ let way = []; // the pictures between
 
 /** The frames of pictures from these noises, as they come. terms: the classes of each picture, see `withLabels`. */
 async function* draw(noises, terms) {
-  const network = await (loaded[facts.name] ??= load(facts));
+  const { name } = facts;
+  const network = await (loaded[name] ??= load(facts).catch((error) => { delete loaded[name]; throw error; }));
   const diffusion = new Diffusion(facts), none = noises.map(() => facts.classes.length);
   const guidance = facts.classes.length ? value("guidance") : 1;
   const guided = terms.map(({ labels, weights }) => ({ labels, weights: weights.map((weight) => guidance * weight) }));
@@ -53,10 +54,7 @@ async function drawSamples(isStale) {
     $("step").value = drawn.length - 1;
     show();
     const seconds = ((performance.now() - started) / 1000).toFixed(1), calls = drawn.length - 1;
-    say(
-      `${calls} network calls for ${COUNT} pictures: ${seconds} s`,
-      `${COUNT} 张图像，${calls} 次网络调用：${seconds} 秒`,
-    );
+    say(`${calls} network calls for ${COUNT} pictures: ${seconds} s`, `${COUNT} 张图像，${calls} 次网络调用：${seconds} 秒`);
   }
   for (const [i, side] of ["left", "right"].entries()) if (!held[side]) hold(side, i);
 }
@@ -81,12 +79,7 @@ const numbers = () => facts.image_channel * facts.image_size ** 2; // of a pictu
 const noiseOf = (i) => normal(value("seed"), i, numbers());
 const labelOf = (i) => ($("class").value === "" ? i % Math.max(1, facts.classes.length) : value("class"));
 const pictureOf = (batch, i) => batch.subarray(i * numbers(), (i + 1) * numbers());
-
-function joined(arrays) {
-  const whole = new Float32Array(arrays.length * arrays[0].length);
-  arrays.forEach((array, i) => whole.set(array, i * array.length));
-  return whole;
-}
+const joined = (arrays) => Float32Array.from(arrays.flatMap((array) => [...array]));
 
 // --- what is shown ---------------------------------------------------------------------------------------------------
 
@@ -101,14 +94,13 @@ function paint(canvas, x) {
 
 function show() {
   const frame = frames[value("step")], view = document.querySelector("[name=view]:checked").value;
+  if (!frame) return;
   $("samples").querySelectorAll("button").forEach((button, i) => {
     paint(button.firstChild, pictureOf(frame[view], i));
     button.ariaPressed = i === chosen;
     button.ariaLabel = facts.classes.length ? named(facts.classes[labelOf(i)]) : String(i + 1);
   });
-  document.querySelectorAll("label:has(output)").forEach((label) => {
-    label.querySelector("output").value = label.querySelector("input").value;
-  });
+  document.querySelectorAll("label:has(output)").forEach(tell);
   const last = frames.length - 1, count = Math.min(FILM, frames.length);
   const strip = range(count).map((k) => Math.round((k * last) / Math.max(1, count - 1)));
   fill($("film"), 3 * count, (i) => (i % 3 < 2 ? document.createElement("canvas") : document.createElement("small")));
@@ -140,6 +132,7 @@ function say(english, chinese) {
   [en.textContent, zh.textContent] = [english, chinese];
 }
 
+const tell = (label) => (label.querySelector("output").value = label.querySelector("input").value);
 const named = (name) => (language() === "zh" && CHINESE[name]) || name;
 
 function showClasses() {
@@ -199,9 +192,7 @@ $("way").onclick = () => task(drawWay);
 $("slide").oninput = showWay;
 $("step").oninput = show;
 document.querySelectorAll("[name=view]").forEach((radio) => (radio.onchange = show));
-document.querySelectorAll("label:has(output) input").forEach((input) => {
-  input.addEventListener("input", () => (input.closest("label").querySelector("output").value = input.value));
-});
+document.querySelectorAll("label:has(output)").forEach((label) => (label.oninput = () => tell(label)));
 $("language").onclick = () => {
   document.documentElement.lang = language() === "zh" ? "en" : "zh";
   showClasses();

@@ -91,14 +91,19 @@ def _resolved(config: Path, chain: list[str], layers: list[dict]) -> dict:
 def _read_yaml(config: Path) -> dict:
     if config == DEFAULT and not config.exists():
         config = Path(__file__).parent.parent / DEFAULT
-    try:
-        with open(config, "rb") as stream:
-            content = read_yaml(stream)
-    except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
-        raise ConfigError(f"{config}: {getattr(error, 'strerror', None) or error}") from error
+    content = read_yaml_file(config)
     for key in _mapping(content, str(config)).keys() - {"Train_Setting", "Train_Data"}:
         raise ConfigError(f"{config}: {unknown(key, ('Train_Setting', 'Train_Data'))}")
     return content
+
+
+def read_yaml_file(file: Path):
+    """The content of a YAML file. ConfigError if it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
+            return read_yaml(stream)
+    except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
+        raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_yaml(text: str | BinaryIO):

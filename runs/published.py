@@ -56,7 +56,7 @@ def _network(weights: dict[str, Tensor]) -> tuple[dict, list[int]]:
         raise ValueError("down_blocks.0.0.weight and time_embed.0.weight are of different widths")
     if channel not in (1, 3):
         raise ValueError(f"pictures of {channel} channels, not 1 (grey) or 3 (colour)")
-    widths, blocks, attended = [], [0], []
+    widths, blocks, attended = [], [0], []  # of each level: channels and residual blocks; levels with attention
     for i in itertools.count(1):
         names = [name for name in weights if name.startswith(f"down_blocks.{i}.")]
         if not names:

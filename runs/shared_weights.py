@@ -39,7 +39,7 @@ def check_facts(text: str, file: Path) -> dict:
         if facts["version"] != VERSION:
             raise CheckpointError(f"{file} has format {short(facts['version'])}; this version reads format {VERSION}")
         recipe = _without_paths(complete_recipe(facts["recipe"], "its recipe"))
-        return {"recipe": recipe, "weights": facts["weights"], "step": facts["step"]}
+        return {"recipe": recipe, "weights": facts["weights"], "step": int(facts["step"])}
     except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: its metadata is invalid ({error})") from error
 

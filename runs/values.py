@@ -57,7 +57,8 @@ def _converted(value, key: Key):
     if key.kind in (int, float):
         number = key.kind(value) if isinstance(value, int) else float(value)
         fits = not isinstance(value, bool) and math.isfinite(number) and key.least <= number <= key.most
-        fits, value = fits and key.kind(number) == number, key.kind(number)
+        value = key.kind(number)
+        fits = fits and value == number  # 1.5 is no whole number
     elif isinstance(key.kind, tuple):
         fits = any(value == allowed and type(value) is type(allowed) for allowed in key.kind)  # 1 == True
     elif key.kind == list[str]:

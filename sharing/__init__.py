@@ -1,1 +1,1 @@
-"""What convert.py uses: diffusers folders, and the model card in them."""
+"""What convert.py and make page use: diffusers folders with their model card, and networks as ONNX."""

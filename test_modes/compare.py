@@ -21,13 +21,16 @@ def run(job: Job) -> list[Path]:
     if len(job.guidance) > 1:
         return [over_guidance(job, spec, count) for spec in job.specs]
     columns, cells = -(-count // len(names)) if names else grid_columns(count), {}
+    # a warm-up, which the first sampler would pay for
     trained.sample(count, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
-    for spec in tqdm(job.specs, desc="compare", leave=False):  # after a warm-up, which the first sampler would pay for
+    for spec in tqdm(job.specs, desc="compare", leave=False):
         began = time.monotonic()
         x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=job.guidance[0])
         seconds = (time.monotonic() - began) / count
-        by_class = torch.cat([x[i :: len(names)] for i in range(len(names))]) if names else x
-        cells[spec] = grid(by_class, columns), seconds
+        if names:  # a row a class, filled up with black
+            x = torch.cat([x, x.new_full((-count % min(count, len(names)), *x.shape[1:]), -1)])
+            x = torch.cat([x[i :: len(names)] for i in range(len(names))])
+        cells[spec] = grid(x, columns), seconds
     file, device = job.path("compare", guidance=job.guidance[0]), trained.device
     return save_comparison(cells, file, images=count, device=device, precision=job.precision)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets import DataError, Reading, load_labelled, picture_shape, to_uint8
-from datasets.folder import find_folder
+from datasets import DataError, Reading, find_images, load_labelled, picture_shape, to_uint8
 from evaluation.distances import GROUPS, Statistics
 from evaluation.features import Extractor, extractor_for
 from evaluation.numbers import Evaluation, summary
@@ -35,7 +34,7 @@ def run(job: Job) -> list[Path]:
     labels, how = (None, "") if args.samples else drawn_labels(job, data, split, count)
     names = [class_names(recipe)[i] for i in labels or []]
     if args.samples:
-        found = find_folder(args.samples, "all", False)
+        found = find_images("Folder", args.samples, "all", False)
         found = [found[i] for i in shuffled(len(found))[: args.sample_num]]  # theirs may be sorted by class
         given = samples_in(found, args.sample_num or GROUPS, "--samples", recipe)
         count = len(given)
@@ -43,7 +42,8 @@ def run(job: Job) -> list[Path]:
         random_gen.fill_sample_dir(replace(job, labels=labels, names=names), count)
         if rank_and_world()[0]:
             return files
-        while len(found := sorted(args.sample_dir.glob("*.png"))) < count:
+        found = [args.sample_dir / f"{i:06d}.png" for i in range(count)]
+        while not all(file.exists() for file in found):
             time.sleep(1)  # the other processes draw theirs
         given = samples_in(found, count, "--sample_dir", recipe)
     real = real_pictures(data, split, data["split"])
@@ -54,7 +54,8 @@ def run(job: Job) -> list[Path]:
         if samples is None:
             batches = trained.batches(count, spec, args.seed, args.batch_size, labels=labels, guidance=weight)
             samples = torch.cat([to_uint8(x) for x in batches])
-        seconds, (report, apart, number) = round(time.monotonic() - began, 1), evaluation(samples, asked, classes)
+        seconds = round(time.monotonic() - began, 1)  # without the evaluation
+        report, apart, number = evaluation(samples, asked, classes)
         if labels:
             report |= {"labels": job.names, "classes_drawn": how, "guidance": weight}
         if "as_asked" in report:

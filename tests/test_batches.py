@@ -15,7 +15,7 @@ def numbered(n, rank=0, world=1, labels=None, diffusion=None, **recipe):
     images = np.arange(n, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
     images[..., 0] = 0
     recipe = {"batch_size": 8, "horizontal_flip": False, "seed": 0, "num_workers": None} | recipe
-    return Batches(images, recipe, (diffusion or GaussianDiffusion()).draw_timesteps, CPU, rank, world, labels)
+    return Batches(images, recipe, diffusion or GaussianDiffusion(), CPU, rank, world, labels)
 
 
 def batch(batches, step):

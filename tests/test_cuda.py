@@ -81,7 +81,7 @@ class Loop:
         self.step = TrainingStep(self.recipe, *build(self.recipe), Processes(device), usual_way(self.recipe, device))
         self.network, self.model, self.diffusion = self.step.network, self.step.model, self.step.diffusion
         images = np.random.default_rng(0).integers(0, 256, (256, 3, 32, 32), np.uint8)
-        self.batches = Batches(images, self.recipe, self.diffusion.draw_timesteps, device)
+        self.batches = Batches(images, self.recipe, self.diffusion, device)
         self.device, self.done = device, 0
         self.log = TrainingLog(folder, self.recipe, Processes(device), 4, 0, 100)
 

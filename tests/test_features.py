@@ -196,7 +196,9 @@ def test_a_sample_dir_is_filled_then_measured_and_measured_again(trained, tmp_pa
     """As if the samples had been drawn in memory; and what random_gen drew is not drawn again."""
     sample(trained, tmp_path / "a", *FEW, mode="evaluate")
     drawn = sample(trained, tmp_path / "r", *FEW, "--sample_dir", tmp_path / "d")
+    Image.new("L", (9, 9)).save(tmp_path / "d" / "grid.png")  # of the user's, and no sample
     again = sample(trained, tmp_path / "b", *FEW, "--sample_dir", tmp_path / "d", mode="evaluate")
+    (tmp_path / "d" / "grid.png").unlink()
     assert "20 samples to draw" in drawn.stdout and " 0 samples to draw" in again.stdout
     assert without(report_of(tmp_path / "a"), "seconds") == without(report_of(tmp_path / "b"), "seconds")
     sample(trained, tmp_path / "c", "--samples", tmp_path / "d", mode="evaluate")
@@ -213,9 +215,8 @@ def test_several_processes_fill_it_and_the_first_measures(trained, tmp_path):
     runs = together(lambda: in_process("test_solver.py", *args, *FEW, "--sample_dir", tmp_path / "d"))
     assert [run.returncode for run in runs] == [0, 0], runs
     found, expected = report_of(tmp_path / "b"), report_of(tmp_path / "a")
-    assert found["n"] == 20 and found["kernel"] == pytest.approx(
-        expected["kernel"], rel=1e-3
-    )  # batches of another size
+    assert found["n"] == 20
+    assert found["kernel"] == pytest.approx(expected["kernel"], rel=1e-3)  # batches of another size
 
 
 def test_published_statistics_of_the_real_pictures_give_the_distance_to_them(trained, tmp_path, stand_in):
@@ -231,8 +232,7 @@ def test_published_statistics_of_the_real_pictures_give_the_distance_to_them(tra
 
 def test_folders_that_cannot_be_measured_are_one_line(trained, tmp_path):
     base = ("--model_path", trained, "--test_mode", "evaluate", "--save_dir", tmp_path / "r", "--samples")
-    folder, large = tmp_path / "s", tmp_path / "large"
-    for where, side in ((folder, 8), (large, 9)):
+    for where, side in ((folder := tmp_path / "s", 8), (large := tmp_path / "large", 9)):
         where.mkdir()
         for i in range(12):
             Image.new("L", (side, 8), 10 * i).save(where / f"{i}.png")

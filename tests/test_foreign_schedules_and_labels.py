@@ -16,6 +16,7 @@ from runs import load_run
 from runs.config import load_recipe
 from runs.network import build
 from runs.recipe import plain_recipe
+from runs.run import Run
 from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import SCHEDULERS, export_folder, import_folder
 
@@ -54,6 +55,13 @@ def test_any_betas_come_in_and_go_out(tmp_path, settings, capsys):
         torch.equal(again.betas, scheduler.betas) and again.config.prediction_type == scheduler.config.prediction_type
     )
     assert import_folder(tmp_path / "out").recipe == run.recipe
+
+
+def test_a_run_with_betas_of_its_own_goes_out_and_comes_back(tmp_path):
+    """diffusers keeps them in float32."""
+    recipe = plain_recipe("Digits", timestep_num=4, betas=[0.1, 0.2, 0.3, 0.9], model_channels=8, num_heads=2)
+    export_folder(Run(*build(recipe), recipe, 0, "ema"), tmp_path / "out")
+    assert import_folder(tmp_path / "out").recipe["betas"] == recipe["betas"]
 
 
 def test_listed_betas_are_kept_until_another_schedule_is_asked_for(tmp_path):

@@ -5,6 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from helpers.scripts import refused
 from PIL import Image
 
 from datasets import Reading, load_images
@@ -69,3 +70,9 @@ def test_a_file_of_floats_is_refused_by_name(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ConfigError, match=r"float\.tif"):
         given_pictures(flags(image_files=[tmp_path / "float.tif"] * 2), RECIPE, 0)
+
+
+def test_a_folder_without_pictures_cannot_be_measured(trained, tmp_path, in_process):
+    (tmp_path / "notes.txt").touch()
+    args = ("--model_path", trained, "--test_mode", "evaluate", "--save_dir", tmp_path / "r", "--samples", tmp_path)
+    refused(in_process("test_solver.py", *args), 1, tmp_path, "has no pictures")

@@ -99,6 +99,15 @@ def test_recipes_in_shared_weights(shared, tmp_path, change):
         assert not Path(run.recipe["data_path"]).is_absolute()
 
 
+def test_a_step_that_is_no_number_is_refused(shared, tmp_path):
+    header, tensors = split(shared)
+    facts = json.loads(header["__metadata__"]["diffusion_pytorch"])
+    header["__metadata__"]["diffusion_pytorch"] = json.dumps(facts | {"step": "many"})
+    (tmp_path / "x.safetensors").write_bytes(joined(header, tensors))
+    with pytest.raises(CheckpointError, match="metadata is invalid"):
+        load_run(tmp_path / "x.safetensors")
+
+
 @MANY
 @given(st.integers(0, 2**16), st.binary(min_size=1, max_size=8))
 def test_flipped_bytes_in_shared_weights(shared, tmp_path, at, patch):

@@ -144,6 +144,7 @@ BOX, ONE = ["--mask_box", "1", "1", "4", "4"], ["--image_indices", "1"]
             ["interpolate takes pairs", "1 is an odd number"],
         ),
         (["evaluate", "--bits", "--sample_info", "DDIM_10_0p0"], ["DDPM in at least 2 steps", "not of DDIM_10_0p0"]),
+        (["evaluate", "--bits", "--features", "imagenet"], ["--bits has no samples", "leave out --features"]),
         (["random_gen", "--bits"], ["--bits is for --test_mode evaluate, not for random_gen"]),
         (["compare", "--animate", "gif"], ["--animate is for --test_mode random_gen, interpolate, inpaint, edit"]),
     ],

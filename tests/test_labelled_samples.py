@@ -139,6 +139,17 @@ def test_compare_draws_a_table_over_guidance(labelled, tmp_path):
     assert sorted(pictures(tmp_path / "b")) == ["digits_compare.csv", "digits_compare.png"]
 
 
+def test_a_row_of_compare_has_one_class_also_where_the_classes_have_not_as_many(labelled, tmp_path):
+    ten, twelve = tmp_path / "ten", tmp_path / "twelve"
+    for where in (ten, twelve):
+        number = {"ten": 10, "twelve": 12}[where.name]
+        args = ["--labels", 3, 7, 1, "--sample_num", number, "--sample_info", "DDIM_2_0p0"]
+        sample(labelled, where, *args, mode="compare")
+    ten, twelve = (pixels(pictures(where)["digits_compare.png"])[26:][:102] for where in (ten, twelve))
+    missing = np.argwhere((ten != twelve).any(-1) if ten.ndim == 3 else ten != twelve)
+    assert missing.min(0).tolist() >= [34, ten.shape[1] - 40] and (ten[tuple(missing.T)] == 0).all()
+
+
 @pytest.mark.slow
 def test_evaluate_says_which_share_is_as_asked_for(labelled, tmp_path):
     run = sample(labelled, tmp_path, "--sample_num", 40, "--sample_info", "DDIM_2_0p0", "--labels", 3, 8,

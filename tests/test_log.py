@@ -124,7 +124,7 @@ def test_without_a_terminal_there_is_a_line_every_log_every_steps_instead_of_a_b
 
 def test_the_time_of_a_pause_is_not_training(log, monkeypatch):
     now = log.began
-    monkeypatch.setattr("training.log.time.monotonic", lambda: now)
+    monkeypatch.setattr("training.log.time.perf_counter", lambda: now)
     now += 100
     feed(log, 1)  # compiles
     feed(log, 1)
@@ -141,7 +141,7 @@ def test_the_time_of_a_pause_is_not_training(log, monkeypatch):
 
 def test_a_line_says_what_helps_when_other_programs_use_the_cores(log, monkeypatch, capsys):
     now, said = log.began, []
-    monkeypatch.setattr("training.log.time.monotonic", lambda: now)
+    monkeypatch.setattr("training.log.time.perf_counter", lambda: now)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for step, seconds in enumerate((100, 1, 1, 1.5, 2, 7, 1), 1):
         log.add(torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.tensor(1.0), torch.tensor(True))
@@ -170,6 +170,14 @@ def test_held_out_pictures_are_not_trained_on():
     assert not any(seen)
     assert held_out(split="all")[0].name == "fixed_noise_loss"  # nothing is held out there
     assert (torch.histc(ours.t.float(), 10, 0, 1000) >= 25).all()
+
+
+def test_no_more_held_out_pictures_are_computed_at_once_than_in_training():
+    sizes, (ours, _) = [], held_out(batch_size=64, gradient_accumulation=8)
+    ours.network, losses = lambda x, t: torch.zeros_like(x), ours.losses
+    ours.losses = lambda network, x, *others: sizes.append(len(x)) or losses(network, x, *others)
+    ours.loss()
+    assert sizes == [8] * 32
 
 
 def test_the_held_out_loss_repeats_exactly_and_is_0_for_a_perfect_network():

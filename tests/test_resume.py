@@ -16,7 +16,7 @@ from helpers.systems import linux
 from torch import nn
 
 from files.atomic import part_of
-from files.errors import CheckpointError
+from files.errors import CheckpointError, ConfigError
 from runs.checkpoint import save_checkpoint
 from runs.config import load_recipe
 from runs.recipe import plain_recipe
@@ -102,6 +102,9 @@ def test_a_run_that_has_begun_goes_on_without_the_weights_that_it_began_with(tmp
     saved.parent.mkdir()
     saved.write_text(yaml.safe_dump(recipe | {"model_channels": 48}))
     assert pretrained_recipe(recipe) == recipe | {"model_channels": 48}
+    saved.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        pretrained_recipe(recipe)
     shipped = CONFIG.with_name("checkpoints") / "digits.safetensors"
     assert pretrained_recipe(recipe | {"init_from": str(shipped)}) == load_run(shipped).recipe  # the file is there
 

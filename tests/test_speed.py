@@ -51,7 +51,7 @@ def chosen(monkeypatch):
         usual = USUAL | ({} if recipe["precision"] == "auto" else {"precision": recipe["precision"]})
         monkeypatch.setattr(training.speed, "usual_way", lambda *_: usual)
         monkeypatch.setattr(training.speed, "TrainingStep", lambda *args: step(args[-1]))
-        monkeypatch.setattr(training.speed.time, "monotonic", lambda: now)
+        monkeypatch.setattr(training.speed.time, "perf_counter", lambda: now)
         batch = SimpleNamespace(first=lambda count: count)
         batches = SimpleNamespace(steps=lambda start, stop: [batch] * (stop - start), steps_per_epoch=1)
         return best_way(recipe, torch.nn.Linear(100, 10), None, Processes(CPU), batches, last), counts
@@ -127,7 +127,7 @@ def test_a_trial_leaves_no_trace_in_the_run(tmp_path, monkeypatch, kind):
     steps, real = [], training.speed.TrainingStep
     monkeypatch.setattr(training.speed, "TrainingStep", lambda *args: steps.append(args[-1]) or real(*args))
     now = iter(range(10**6))
-    monkeypatch.setattr(training.speed.time, "monotonic", lambda: next(now))  # all are equally fast
+    monkeypatch.setattr(training.speed.time, "perf_counter", lambda: next(now))  # all are equally fast
     tried = train(tmp_path / "tried", settings=settings)
     assert "1.00 times as fast as fp32, contiguous, 1 thread\n" in tried.stdout
     assert [way["channels_last"] for way in steps] == [False, False, True]  # the first with two pictures

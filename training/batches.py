@@ -5,15 +5,17 @@ is a permutation of the pictures, cut into whole batches; the remainder waits fo
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets import normalize
+from diffusion import GaussianDiffusion
 from utils.device import variable
 
 IN_MEMORY = 4 << 30  # bytes of pictures to keep in the host's memory; on a GPU it is a quarter of what is free
@@ -51,12 +53,12 @@ class Batches:
 
     Its batch_size counts the pictures of all processes; process `rank` of `world` gets its `share`. Its num_workers
     are threads that fetch pictures ahead: by default none if all fit on the device, else 2.
-    draw_timesteps: see `GaussianDiffusion`. labels: int64 (N,), for a network with labels.
+    diffusion: draws the timesteps. labels: int64 (N,), for a network with labels.
     """
 
     def __init__(
-        self, images: np.ndarray, recipe: dict, draw_timesteps: Callable[[int, torch.Generator], Tensor],
-        device: torch.device, rank: int = 0, world: int = 1, labels: np.ndarray | None = None,
+        self, images: np.ndarray, recipe: dict, diffusion: GaussianDiffusion, device: torch.device, rank: int = 0,
+        world: int = 1, labels: np.ndarray | None = None,
     ):  # fmt: skip
         on_cpu, self.num_workers = IN_MEMORY // variable("LOCAL_WORLD_SIZE", 1), recipe["num_workers"]
         fit = images.nbytes <= (torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else on_cpu)
@@ -65,11 +67,12 @@ class Batches:
         if fit and not self.num_workers:
             images = torch.from_numpy(np.array(images) if isinstance(images, np.memmap) else images).to(device)
         self.images, self.device, self.rank, self.all_labels = images, device, rank, labels
-        self.recipe, self.draw_timesteps = recipe, draw_timesteps
+        self.recipe, self.diffusion = recipe, diffusion
         self.batch_size, self.seed = recipe["batch_size"], recipe["seed"]
         self.share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         self.steps_per_epoch = len(images) // self.batch_size
-        self._epoch, self._order = None, None
+        # two epochs, since pictures are fetched ahead
+        self.order = lru_cache(2)(lambda epoch: np.random.default_rng([self.seed, epoch]).permutation(len(images)))
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start to stop - 1.
@@ -88,7 +91,7 @@ class Batches:
         if self.recipe["horizontal_flip"]:  # half of the pictures
             flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
             pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-        t = self.draw_timesteps(self.batch_size, generator)
+        t = self.diffusion.draw_timesteps(self.batch_size, generator)
         noise = torch.randn((self.batch_size, *pixels.shape[1:]), generator=generator, device=self.device)
         return normalize(pixels), t[self.share], noise[self.share]
 
@@ -107,10 +110,7 @@ class Batches:
     def indices(self, step: int) -> np.ndarray:
         """The numbers of the pictures of a step, in all processes: int64 (batch_size,)."""
         epoch, i = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            self._epoch, self._order = epoch, rng.permutation(len(self.images))
-        return self._order[i * self.batch_size : (i + 1) * self.batch_size]
+        return self.order(epoch)[i * self.batch_size : (i + 1) * self.batch_size]
 
     def pixels(self, start: int, stop: int) -> Iterator[Tensor]:
         """The pictures of steps start to stop - 1: this process's share of each, uint8, on the device, not flipped."""

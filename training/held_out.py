@@ -29,7 +29,8 @@ class HeldOut:
         labels: np.ndarray | None = None,
     ):  # fmt: skip
         self.name, self.network, self.losses = "held_out_loss", network, losses
-        self.batch_size, self.timestep_num = recipe["batch_size"], recipe["timestep_num"]
+        self.timestep_num = recipe["timestep_num"]
+        self.batch_size = recipe["batch_size"] // recipe["gradient_accumulation"]  # which fits into the memory
         try:
             data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
             data += (recipe["image_size"], recipe["image_channel"])
@@ -37,7 +38,7 @@ class HeldOut:
                 images = load_images(*data, download=False, reading=Reading.of(recipe))
             else:
                 images, labels, _ = load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))
-        except (KeyError, DataError):
+        except (KeyError, DataError):  # split=all has no other split, or its pictures are not here
             self.name = "fixed_noise_loss"
         self.rows = rows = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
         self.x_start = normalize(torch.from_numpy(np.array(images[rows]))).to(device)

@@ -58,7 +58,7 @@ class TrainingLog:
 
     def restart_clock(self) -> None:
         """After a line: what was done since then, such as saving and drawing, was not training."""
-        self.began = time.monotonic()
+        self.began = time.perf_counter()
 
     def add(self, losses: Tensor, t: Tensor, norm: Tensor, taken: Tensor) -> None:
         """Adds one step: losses and t (B,), the gradient's norm () and whether the step was taken ()."""
@@ -67,7 +67,7 @@ class TrainingLog:
         self.skipped_in_a_row = torch.where(taken, 0, self.skipped_in_a_row + 1)
         self.bar.update()
         if not self.images:  # the first step may compile for minutes
-            self.first = time.monotonic() - self.began
+            self.first = time.perf_counter() - self.began
         self.images += self.recipe["batch_size"]
 
     def write(self, step: int, learning_rate: float, with_held_out: bool = False) -> dict:
@@ -78,7 +78,7 @@ class TrainingLog:
         """
         self.processes.add([self.sums[:8]])
         steps, taken = step - self.step, int(self.sums[9])
-        seconds = time.monotonic() - self.began
+        seconds = time.perf_counter() - self.began
         self.seconds, self.took = self.seconds + seconds, self.took + seconds
         loss, by_quarter = quarter_means(self.sums[:8])
         if self.skipped_in_a_row >= IN_A_ROW:
@@ -89,8 +89,8 @@ class TrainingLog:
                 "finite. Such steps change nothing and are not saved: lower learning_rate, set grad_clip, use "
                 "precision=fp32, and run the command again; it resumes from the last checkpoint, if there is one"
             )
-        timed, first = (steps - 1, self.first) if self.first and steps > 1 else (steps, 0.0)
-        self.speeds.append(timed * self.recipe["batch_size"] / (seconds - first))
+        left_out = bool(self.first) and steps > 1  # the first step, which may compile
+        self.speeds.append((steps - left_out) * self.recipe["batch_size"] / (seconds - left_out * self.first))
         line = {
             "step": step,
             "epoch": math.ceil(step / self.steps_per_epoch),

@@ -35,12 +35,11 @@ class Muon(torch.optim.Adam):
             if not (state := self.state[weight]):  # Adam expects a step
                 state |= {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight)}
             alike[weight.shape].append(weight)
-        batches = []
+        batches, done = [], []
         for shape, same in alike.items():
             size = max(1, self.AT_ONCE // shape.numel())
             batches += [same[i : i + size] for i in range(0, len(same), size)]
         rank, world = (self.processes.rank, self.processes.world) if self.processes else (0, 1)
-        done = []
         for weights in batches:
             averages = [self.state[weight]["exp_avg"] for weight in weights]
             average = torch.stack(averages)
@@ -49,7 +48,8 @@ class Muon(torch.optim.Adam):
             average.lerp_(gradient, 1 - self.MOMENTUM)
             torch._foreach_copy_(averages, average.unbind())
             direction = gradient.lerp(average, self.MOMENTUM).flatten(2)
-            step, mine = torch.zeros_like(direction), slice((rank - len(done)) % world, None, world)  # in turn
+            step = torch.zeros_like(direction)
+            mine = slice((rank - len(done)) % world, None, world)  # matrix i of all is for process i % world
             step[mine] = orthogonal(direction[mine])
             step *= 0.2 * max(step.shape[1:]) ** 0.5 * taken
             torch._foreach_copy_([weight.grad for weight in weights], step.view_as(average).unbind())

@@ -16,7 +16,7 @@ from runs.labels import class_names, in_proportion, usual_guidance
 from training.processes import Processes, StopRequest
 from utils.pictures import is_complete_png, save_by_class
 
-FEW_CALLS, IN_A_ROW = ("DDPM_1_0p0", "DDPM_2_0p0", "DDPM_4_0p0"), 16  # what previews of trajectories show
+FEW_CALLS, COLUMNS = ("DDPM_1_0p0", "DDPM_2_0p0", "DDPM_4_0p0"), 16  # what previews of trajectories show
 
 
 class Preview:
@@ -54,7 +54,7 @@ class Preview:
         names, labels, specs = class_names(self.recipe), self.labels, [self.recipe["preview_info"]]
         count = self.recipe["sample_num"]
         if self.recipe["trajectories"]:
-            names, specs, count = FEW_CALLS, FEW_CALLS, min(IN_A_ROW, count)
+            names, specs, count = FEW_CALLS, FEW_CALLS, min(COLUMNS, count)  # rows are calls, not classes
             labels = torch.arange(len(names)).repeat_interleave(count).tolist()
         with out_of_memory_means(f"a preview draws sample_num={count} pictures at a time: set a smaller sample_num"):
             specs = [SampleSpec.parse(spec) for spec in specs]

@@ -18,7 +18,7 @@ from files.atomic import clear_parts, write_file
 from files.errors import CheckpointError, DamagedCheckpointError, TrainingError
 from models import relabelled
 from runs.checkpoint import load_checkpoint, save_checkpoint
-from runs.config import read_yaml
+from runs.config import read_yaml_file
 from runs.labels import class_names
 from runs.network import EXPLODED, largest_weight, load_state
 from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
@@ -33,7 +33,7 @@ def pretrained_recipe(recipe: dict) -> dict:
     """The recipe of the weights that a run starts from; its own if it has begun and they are gone."""
     saved, first = Path(recipe["save_dir"], recipe["pth_save_name"], "recipe.yaml"), Path(recipe["init_from"])
     if saved.exists() and not first.exists():
-        return complete_recipe(read_yaml(saved.read_text(encoding="utf-8")), str(saved))
+        return complete_recipe(read_yaml_file(saved), str(saved))
     return load_run(first).recipe
 
 
@@ -106,10 +106,10 @@ def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
     if last is None:
         return recipe.copy(), None
     recipe = recipe | {key: recipe[key] or last["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
-    was, now = (
+    was, now = (  # runs from before feature_weight learned from pixels alone
         r | {"init_from": r["init_from"] and Path(r["init_from"]).name, "feature_weight": r["feature_weight"] or 0.0}
         for r in (last["recipe"], recipe)
-    )  # runs from before feature_weight learned from pixels alone
+    )
     if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())
@@ -188,8 +188,8 @@ class TrainingState:
             if content.get(name, value) != value:
                 print(f"{name}: was {content[name]}, is {value}: from here on the run differs from an unchanged one")
         done, old, new = content["step"], content["recipe"], self.step.recipe
-        steps, last = total_steps(new, steps_per_epoch), total_steps(old, steps_per_epoch) - 1
-        was, now = learning_rate(old, min(done, last), last + 1), learning_rate(new, min(done, steps - 1), steps)
+        lengths = [(recipe, total_steps(recipe, steps_per_epoch)) for recipe in (old, new)]
+        was, now = (learning_rate(recipe, min(done, steps - 1), steps) for recipe, steps in lengths)
         if not math.isclose(was, now, rel_tol=0.01, abs_tol=1e-12):
             print(f"learning rate: was {was:.2g} at step {done:,}, is {now:.2g}, by the new settings and length")
         print(f"resuming from step {done:,}")

@@ -42,21 +42,22 @@ def best_way(
     if usual["device"] != "cpu" or last or not worth or recipe["compile"] is True:
         return usual
 
+    count, best = min(FEW, share), math.inf  # of the trials below
+
     def trial(way: dict) -> float:
         """The seconds of the fastest of three steps of `count` pictures, or of the first if that is slow."""
         parts = recipe["gradient_accumulation"] if count == share else 1
         trained = recipe | {"gradient_accumulation": parts}
         step, seconds = TrainingStep(trained, copy.deepcopy(model), diffusion, processes, way), []
         for batch in batches.steps(0, 3):
-            began = time.monotonic()
+            began = time.perf_counter()
             step(batch.first(count), rate=0.0)
-            seconds.append(processes.largest(round(1e6 * (time.monotonic() - began))) / 1e6)
+            seconds.append(processes.largest(round(1e6 * (time.perf_counter() - began))) / 1e6)
             if seconds[0] > min(2 * best, LONG / 3):
                 break
         return min(seconds)
 
-    way, best = usual | {"precision": "fp32"} if auto else usual, math.inf
-    count = min(FEW, share)
+    way = usual | {"precision": "fp32"} if auto else usual
     count = count if trial(way) * share / count > LONG else share
     first, slowest = way, (best := trial(way))
     for other in ({"threads": 1}, {"precision": usual["precision"]}, {"channels_last": True}):
@@ -99,7 +100,7 @@ def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -
         _, norm, _ = step(batch, rate=0.0)
         if batch.step in (2, trial + 2):
             norm.item()  # waits for the device
-            times.append(time.monotonic())
+            times.append(time.perf_counter())
     seconds = step.processes.largest(max(1, round(1e6 * (times[1] - times[0])))) / 1e6
     for optimizer in step.optimizers:
         optimizer.zero_grad(set_to_none=True)

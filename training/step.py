@@ -1,7 +1,7 @@
 """One step of training: the loss of a batch, its gradient, and the weights and their average after it."""
 
-import copy
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -47,14 +47,12 @@ class TrainingStep:
         self.model = model.to(device, memory_format=layout).train()
         self.ema, self.optimizer = EMA(self.model, recipe["ema_decay"]), make_optimizer(self.model, recipe, processes)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.parallel = processes.parallel(self.model)
-        self.network = compiled(self.parallel, recipe["compile"], device)
+        self.parallel = processes.parallel(self.model)  # the same weights, with gradients of all processes
+        self.network = compiled(self.parallel, recipe["compile"], device)  # the same, which a step calls
         self.losses, self.critic, self.optimizers = self.diffusion.training_losses, None, [self.optimizer]
         if recipe["trajectories"]:
-            weights = {"feature_weight": recipe["feature_weight"], "critic_weight": recipe["critic_weight"]}
-            features = None
-            if any(weights.values()):
-                features = copy.deepcopy(self.model).eval().requires_grad_(False).features
+            weights = {key: recipe[key] for key in ("feature_weight", "critic_weight")}
+            features = deepcopy(self.model).eval().requires_grad_(False).features if any(weights.values()) else None
             if recipe["critic_weight"]:
                 picture = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), device=device)
                 with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -9,7 +9,6 @@ file of another size than expected is drawn again.
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from datasets import normalize, picture_shape, to_uint8
 from diffusion import SampleNoise, SampleSpec, sample
 from diffusion.few_calls import levels
-from diffusion.gaussian import GaussianDiffusion, Model
+from diffusion.gaussian import GaussianDiffusion
 from diffusion.interpolation import partial_spec
 from files.atomic import clear_parts, write_file
 from files.errors import ConfigError
@@ -74,25 +73,25 @@ def draw_trajectories(
     classes or betas, or cannot be guided.
     """
     T, names, learned = recipe["timestep_num"], class_names(recipe), recipe["trajectories"]
-    count = learned + held_out_count(T)
+    count = learned + AT_ONCE * len(levels(T))  # held out: a batch of each level, whatever their first number is
     shape = picture_shape(recipe["image_size"], recipe["image_channel"])
     sizes = np.bincount(labels, minlength=len(names))[: len(names)].tolist() if names else []
     classes = np.array(in_proportion(sizes, count)) if names else None
     follows_from = [recipe[key] for key in ("teacher_sha256", "teacher_info", "teacher_guidance", "seed")]
     digest = hashlib.sha256(json.dumps([*follows_from, shape, sizes, levels(T)]).encode()).hexdigest()
-    earlier, folder = list(folder.glob("trajectories_*")), folder / f"trajectories_{digest[:16]}"
-    if earlier and folder not in earlier:
+    earlier, place = list(folder.glob("trajectories_*")), folder / f"trajectories_{digest[:16]}"
+    if earlier and place not in earlier:
         others = "as those in " + ", ".join(map(str, earlier))
         print(f"trajectories are not drawn {others}: a run that began with those ends on other bits")
-    folder.mkdir(exist_ok=True)
-    clear_parts(folder)
+    place.mkdir(exist_ok=True)
+    clear_parts(place)
     ends, teacher = [], None
     for numbers in tqdm(list(in_batches(count, PART)), desc="trajectories", unit="file", leave=False):
-        file = folder / f"{numbers.start:08d}.u8"
+        file = place / f"{numbers.start:08d}.u8"
         if not file.is_file() or file.stat().st_size != 2 * len(numbers) * np.prod(shape):
             if teacher is None:
                 teacher = teacher_of(recipe).to(device)
-                print(f"drawing {learned:,} trajectories and {count - learned} to hold out into {folder}")
+                print(f"drawing {learned:,} trajectories and {count - learned} to hold out into {place}")
             parts = [range(i, min(i + AT_ONCE, numbers.stop)) for i in range(numbers.start, numbers.stop, AT_ONCE)]
             first = [ends_of(teacher, recipe, part, classes) for part in parts]
             again = [ends_of(teacher, recipe, part, classes, x) for part, x in zip(parts, first, strict=True)]
@@ -118,11 +117,6 @@ def teacher_of(recipe: dict) -> Run:
     return teacher
 
 
-def held_out_count(timestep_num: int) -> int:
-    """How many trajectories are held out: a batch of each level, whatever their first number is."""
-    return AT_ONCE * len(levels(timestep_num))
-
-
 def level_of(number: int, timestep_num: int) -> int:
     """The timestep at which the trajectory with this number is drawn again."""
     return levels(timestep_num)[number // AT_ONCE % len(levels(timestep_num))]
@@ -135,16 +129,17 @@ def ends_of(
 
     They start from noise. With `before`, where they ended, they are drawn again: from there with new noise.
     """
-    t, T, labels = recipe["timestep_num"] - 1, recipe["timestep_num"], None if classes is None else classes.tolist()
-    x_t, noise = teacher.noise((i + AGAIN * (before is not None) for i in numbers), recipe["seed"] + APART)
+    T, labels = recipe["timestep_num"], None if classes is None else classes.tolist()
+    drawn, noise = teacher.noise((i + AGAIN * (before is not None) for i in numbers), recipe["seed"] + APART)
     try:
         network = teacher.labelled(numbers, labels, recipe["teacher_guidance"])
     except ValueError as error:
         raise ConfigError(f"teacher_guidance: {error}") from error
-    if before is not None:
-        t = level_of(numbers.start, T)
-        x_start = normalize(torch.from_numpy(before)).to(teacher.device)
-        x_t = teacher.diffusion.q_sample(x_start, torch.full((len(numbers),), t, device=teacher.device), x_t)
+    if before is None:
+        t, x_t = T - 1, drawn
+    else:
+        t, x_start = level_of(numbers.start, T), normalize(torch.from_numpy(before)).to(teacher.device)
+        x_t = teacher.diffusion.q_sample(x_start, torch.full((len(numbers),), t, device=teacher.device), drawn)
     spec = partial_spec(SampleSpec.parse(recipe["teacher_info"]), t + 1, T, inverted=False)
     return to_uint8(sample(teacher.diffusion, network, x_t, spec, noise, t + 1)).cpu().numpy()
 
@@ -166,10 +161,6 @@ def starts_of(
 class TrajectoryBatches(Batches):
     """Batches of trajectories: x_start is where each ends."""
 
-    def __init__(self, images: np.ndarray, recipe: dict, *args, **kwargs):
-        super().__init__(images, recipe, *args, **kwargs)
-        self.diffusion = plan(recipe)[1].to(self.device)
-
     def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(x_end, t, noise), see `starts_of`: nothing is left to be drawn, and nothing is flipped."""
         rows, half = self.indices(step)[self.share], len(self.images) // 2
@@ -182,19 +173,11 @@ class TrajectoryBatches(Batches):
 class HeldOutTrajectories(HeldOut):
     """The loss of the trajectories that `draw_trajectories` held out."""
 
-    def __init__(
-        self, recipe: dict, ends: np.ndarray, network: Model, losses: Callable[..., Tensor], device: torch.device,
-        labels: np.ndarray | None = None,
-    ):  # fmt: skip
+    def __init__(self, recipe: dict, ends: np.ndarray, *args):
         # with "all" it takes these as they are, instead of pictures of another split
-        super().__init__(recipe | {"split": "all"}, ends, network, losses, device, labels)
-        half, diffusion = len(ends) // 2, plan(recipe)[1].to(device)
+        super().__init__(recipe | {"split": "all"}, ends, *args)
+        half, device = len(ends) // 2, self.x_start.device
         before = normalize(torch.from_numpy(ends[self.rows % half])).to(device)
         numbers = self.rows % half + recipe["trajectories"] + AGAIN * (self.rows >= half)
         self.name = "held_out_loss"
-        self.t, self.noise = starts_of(recipe, diffusion, self.x_start, before, numbers)
-
-
-def kinds(recipe: dict) -> tuple[type[Batches], type[HeldOut]]:
-    """What a training sees, and what its held-out loss is of."""
-    return (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
+        self.t, self.noise = starts_of(recipe, plan(recipe)[1].to(device), self.x_start, before, numbers)

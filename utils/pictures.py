@@ -82,13 +82,11 @@ def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[
     if len(x) >= 2 * len(labels.unique()) or len(x) <= MOST_ROWS:
         rows, columns = labels.unique().tolist(), labels.bincount().max().item()
         return save_table([[grid(x[labels == row], columns)] for row in rows], [names[row] for row in rows], [""], file)
-    side = grid_columns(len(x))
-    starts, pictures = range(0, len(x), side), [grid(picture[None], 1) for picture in x]
-    below, pad = [names[label][: pictures[0].width // 7] for label in labels], [None] * (-len(x) % side)  # 7 a letter
-    return save_table(
-        [(pictures + pad)[start : start + side] for start in starts], [""] * len(starts), [""] * side, file,
-        notes=[(below + [""] * len(pad))[start : start + side] for start in starts],
-    )  # fmt: skip
+    side, pictures = grid_columns(len(x)), [grid(picture[None], 1) for picture in x]
+    below = [names[label][: pictures[0].width // 7] for label in labels]  # 7 pixels a letter
+    rows = [slice(start, start + side) for start in range(0, len(x), side)]
+    cells, notes = [pictures[row] for row in rows], [below[row] for row in rows]
+    return save_table(cells, [""] * len(rows), [""] * side, file, notes)
 
 
 def png(image: Image.Image) -> bytes:
