@@ -37,12 +37,12 @@ def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Skips torch.nn.init: weights that have no values need no initial ones, and on the meta device random numbers
-    alone would import torch.compile, for seconds."""
+    """Skips torch.nn.init on the meta device: weights that have no values need no initial ones, and random numbers
+    alone would import torch.compile there, for seconds."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if getattr(func, "__module__", None) == "torch.nn.init" and kwargs.get("tensor", *args[:1]).is_meta:
             return kwargs.get("tensor", *args[:1])
         return func(*args, **kwargs)
 

@@ -172,7 +172,7 @@ def test_held_out_pictures_are_not_trained_on():
     assert (torch.histc(ours.t.float(), 10, 0, 1000) >= 25).all()
 
 
-def test_no_more_held_out_pictures_are_computed_at_once_than_in_training():
+def test_no_more_held_out_pictures_are_computed_at_once_than_one_process_trains_on():
     sizes, (ours, _) = [], held_out(batch_size=64, gradient_accumulation=8)
     ours.network, losses = lambda x, t: torch.zeros_like(x), ours.losses
     ours.losses = lambda network, x, *others: sizes.append(len(x)) or losses(network, x, *others)

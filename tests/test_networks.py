@@ -32,6 +32,7 @@ class Mixer(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(pixels + 8, hidden), nn.LeakyReLU(slope or 0.1), nn.Linear(hidden, pixels)
         )
+        self.register_buffer("constant", nn.init.constant_(torch.empty(1, device="cpu"), 0.5), persistent=False)
 
     def forward(self, x, t):
         return self.layers(torch.cat([x.flatten(1), timestep_embedding(t, 8)], dim=1)).view(x.shape)
@@ -98,6 +99,10 @@ def test_a_planned_network_draws_no_weights(network, monkeypatch):
         monkeypatch.setattr(torch.Tensor, method, None)
     model, _ = plan(plain_recipe("Digits", network=network, num_classes=10))
     assert all(weight.is_meta for weight in model.parameters())
+
+
+def test_a_planned_network_has_its_constants(mixer):
+    assert plan(plain_recipe("Digits", network="mixer"))[0].constant == 0.5
 
 
 def test_a_recipe_names_the_keys_that_its_network_does_not_use():

@@ -71,8 +71,9 @@ class Batches:
         self.batch_size, self.seed = recipe["batch_size"], recipe["seed"]
         self.share = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         self.steps_per_epoch = len(images) // self.batch_size
+        seed, count = self.seed, len(images)  # of self the cache would keep all pictures
         # two epochs, since pictures are fetched ahead
-        self.order = lru_cache(2)(lambda epoch: np.random.default_rng([self.seed, epoch]).permutation(len(images)))
+        self.order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(count))
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start to stop - 1.

@@ -30,7 +30,7 @@ class HeldOut:
     ):  # fmt: skip
         self.name, self.network, self.losses = "held_out_loss", network, losses
         self.timestep_num = recipe["timestep_num"]
-        self.batch_size = recipe["batch_size"] // recipe["gradient_accumulation"]  # which fits into the memory
+        self.batch_size = recipe["batch_size"] // recipe["gradient_accumulation"]  # a part, as memory may demand
         try:
             data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
             data += (recipe["image_size"], recipe["image_channel"])
