@@ -114,8 +114,9 @@ def plot_minutes(text: str) -> Figure:
         for axes, (kind, curves) in zip(line, of_data.items(), strict=True):
             for label, points in curves.items():
                 values, errors = zip(*points.values(), strict=True)
-                color = f"C{labels.index(label) % 10}"
-                axes.errorbar(list(points), values, errors, fmt="o", markersize=4, color=color, label=label)
+                ten, number = divmod(labels.index(label), 10)
+                look = {"fmt": "osd"[ten], "color": f"C{number}", "markersize": 4 + ten}
+                axes.errorbar(list(points), values, errors, label=label, **look)
             real = re.search(rf"{data} \(real images: Fréchet {MEASURED}, kernel {MEASURED}\)", text).groups()
             value, error = map(float, real[:2] if kind == "Fréchet" else real[2:])
             if value > 0:  # a kernel distance of about 0 has no logarithm
