@@ -19,6 +19,7 @@ from runs.labels import class_names
 from test_modes import bits, random_gen
 from test_modes.given_pictures import real_data, samples_in
 from test_modes.job import Job
+from test_modes.sample_dir import sample_file
 from utils.device import rank_and_world
 from utils.pictures import save_grid
 
@@ -42,7 +43,7 @@ def run(job: Job) -> list[Path]:
         random_gen.fill_sample_dir(replace(job, labels=labels, names=names), count)
         if rank_and_world()[0]:
             return files
-        found = [args.sample_dir / f"{i:06d}.png" for i in range(count)]
+        found = [sample_file(args.sample_dir, i) for i in range(count)]
         while not all(file.exists() for file in found):
             time.sleep(1)  # the other processes draw theirs
         given = samples_in(found, count, "--sample_dir", recipe)

@@ -28,6 +28,10 @@ def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: l
     return identity | {key: run.recipe[key] for key in (*MODEL_KEYS, *DIFFUSION_KEYS) if key != "dropout"}
 
 
+def sample_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
 class SampleDir:
     """000000.png, 000001.png, … and samples.json, which holds the samples' `identity`.
 
@@ -58,14 +62,11 @@ class SampleDir:
 
     def has(self, index: int) -> bool:
         """Whether this sample exists and is complete."""
-        return is_complete_png(self._file(index))
+        return is_complete_png(sample_file(self.folder, index))
 
     def save(self, indices: Iterable[int], pixels: Tensor) -> None:
         """Writes uint8 pixels (B, 1 or 3, H, W), each under its number; complete files are kept."""
         for index, picture in zip(indices, pixels.numpy(), strict=True):
             if not self.has(index):
                 picture = picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0))
-                write_file(self._file(index), png(Image.fromarray(picture)), sync=False)  # see `has`
-
-    def _file(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.png"
+                write_file(sample_file(self.folder, index), png(Image.fromarray(picture)), sync=False)  # see `has`
