@@ -75,7 +75,8 @@ def plot_few_steps(text: str) -> Figure:
         for sampler, points in curves.items():
             colour, calls = COLOURS[sampler.split()[0]], list(points)
             low, high = ([value + sign * error for value, error in points.values()] for sign in (-1, 1))
-            axes.plot(calls, [value for value, _ in points.values()], "o-", markersize=4, color=colour, label=sampler)
+            values, label = [value for value, _ in points.values()], sampler.split(",")[0]
+            axes.plot(calls, values, "o-", markersize=4, color=colour, label=label)
             axes.fill_between(calls, low, high, color=colour, alpha=0.2, linewidth=0)
         ticks = sorted({calls for points in curves.values() for calls in points})
         axes.set(title=title, xscale="log", yscale="log", xlabel="calls of the network")
@@ -145,7 +146,7 @@ def main() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for name, (title, plot) in PLOTS.items():
         plot(section(text, title)).savefig(buffer := io.BytesIO(), dpi=168, format="png")
-        small = Image.open(buffer).convert("RGB").quantize(64)  # a third of the bytes
+        small = Image.open(buffer).convert("RGB").quantize(256)  # half of the bytes
         small.save(buffer := io.BytesIO(), format="png", optimize=True)
         write_file(file := args.save_dir / f"{name}.png", buffer.getvalue())
         print(file)

@@ -35,11 +35,12 @@ def diffusers_walk(diffusion, method, steps, seed=3):
     spec = SampleSpec.parse(method.format(steps))
     timesteps = np.floor(np.linspace(-1, T - 1, steps + 1))[:0:-1].astype(int).tolist()
     shared = {"num_train_timesteps": T, "prediction_type": PREDICTION_TYPES.get(diffusion.objective, "epsilon")}
-    if spec.method in ("DDPM", "NaiveDDPM"):
+    if "DDPM" in spec.method:
         # Two of its conventions differ, without consequence: its variance is never below 1e-20, and it adds
         # noise of that size in a last step that goes from t > 0 to x_start. That moves x by 1e-10.
-        scheduler = DDPMScheduler(variance_type="fixed_small", clip_sample=True, **shared)
-        if spec.method == "DDPM":  # without a list of timesteps it steps from t to t - 1
+        variance = "fixed_large" if spec.method == "DDPMlarge" else "fixed_small"
+        scheduler = DDPMScheduler(variance_type=variance, clip_sample=True, **shared)
+        if spec.method != "NaiveDDPM":  # without a list of timesteps it steps from t to t - 1
             scheduler.set_timesteps(timesteps=timesteps)
         extra = {}
     else:
@@ -58,7 +59,9 @@ def diffusers_walk(diffusion, method, steps, seed=3):
             p, q = (target_of(diffusion.objective, *ends, ac) for ends in ((1, 0), (0, 1)))
             output = (ac.sqrt() * output - p * x) / (q * ac.sqrt() - p * (1 - ac).sqrt())
         step = scheduler.step(output, t, x, generator=generator, **extra)
-        x = step.prev_sample
+        # With the large variance it adds noise even to x_start, where that is reached from t > 0; ours ends there.
+        ends = spec.method == "DDPMlarge" and t_prev < 0
+        x = step.pred_original_sample if ends else step.prev_sample
         yield t, x, step.pred_original_sample
 
 
@@ -114,7 +117,7 @@ def diffusers_unipc_walk(diffusion, method, steps):
         yield t, x, outputs[-1]
 
 
-EVERY_METHOD = [*METHODS, NAIVE, "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad", "UniPC_{}_0p0_quad"]
+EVERY_METHOD = [*METHODS, NAIVE, "DDPMlarge_{}_0p0", "DPMpp_{}_0p0_quad", "DPMpp_{}_1p0_quad", "UniPC_{}_0p0_quad"]
 ALL_STEPS = [(f"{method}_{{}}_0p0", T, "cosine", "pred_v") for method in ("DDPM", "DPMpp", "UniPC")]
 WALKS = {"DPMpp": diffusers_dpm_walk, "UniPC": diffusers_unipc_walk}
 
