@@ -15,11 +15,12 @@ import torch
 
 from files.atomic import part_folder
 from files.errors import ConfigError
+from runs.published import add_recipe_flags, recipe_flags
 from runs.run import check_given, checkpoint_of, load_run
 from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import export_folder, import_folder
 from sharing.model_card import write_card
-from utils.command_line import ArgumentParser, add_recipe_flags, recipe_flags, run
+from utils.command_line import ArgumentParser, run
 
 
 def parse_arguments():

@@ -19,12 +19,13 @@ from diffusion import SAMPLERS, SampleSpec, SpecError
 from evaluation.distances import GROUPS
 from files.atomic import clear_parts, own_stem
 from files.errors import ConfigError
+from runs.published import add_recipe_flags, recipe_flags
 from runs.recipe import parse_spec
 from runs.run import checkpoint_of, load_run
 from test_modes import compare, edit, evaluate, inpaint, interpolate, random_gen
 from test_modes.flags import FLAGS, labels_and_guidance
 from test_modes.job import Job
-from utils.command_line import ArgumentParser, add_recipe_flags, number, recipe_flags, run
+from utils.command_line import ArgumentParser, number, run
 from utils.device import PRECISIONS, one_thread_if_faster, pick_device, rank_and_world, sampling_precision
 
 MODES = {"random_gen": random_gen, "compare": compare, "interpolate": interpolate, "inpaint": inpaint, "edit": edit}

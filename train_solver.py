@@ -18,15 +18,15 @@ from files.errors import Stopped
 from runs.config import load_recipe, quicker
 from runs.network import build, plan
 from training.batches import Batches
-from training.held_out import HeldOut
+from training.held_out import HeldOut, held_out_pictures
 from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
-from training.plan import describe, dry_run, total_steps
+from training.plan import check_batch, describe, dry_run, total_steps
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, begun, load_pretrained, pretrained_recipe
-from training.speed import best_way, measure
+from training.speed import best_way, say_time, steps_per_minute
 from training.step import TrainingStep
 from training.trajectories import HeldOutTrajectories, TrajectoryBatches, with_teacher
 from utils.command_line import ArgumentParser, run
@@ -84,8 +84,9 @@ def train(
         if lead:
             until_exit.enter_context(alone_in(folder))
         recipe, last = begun(recipe, folder, resume)
-        images, labels, other_images, other_labels = training_pictures(recipe, found, folder, device)
+        images, labels, held = training_pictures(recipe, found, folder, device)
         del found
+        check_batch(recipe, len(images), processes.world, device)
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
     batches_of, held_out_of = (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
     batches = batches_of(images, recipe, diffusion, device, processes.rank, processes.world, labels)
@@ -97,21 +98,25 @@ def train(
     until_exit.callback(torch.set_num_threads, torch.get_num_threads())
     way = best_way(recipe, model, diffusion, processes, batches, last)
     step = TrainingStep(recipe, model, diffusion, processes, way)
-    measure(step, batches, new=not last)
+    if recipe["max_minutes"] and not recipe["steps_per_minute"]:
+        recipe["steps_per_minute"] = steps_per_minute(step, batches)
+    elif not (last or recipe["max_minutes"]):
+        say_time(step, batches)
     state, steps = TrainingState(folder, step, images, until_exit), total_steps(recipe, batches.steps_per_epoch)
     start = state.restore(last, batches.steps_per_epoch) if last else 0
     del last
 
     # --- stopping, log and previews ---
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
-    held_out = held_out_of(recipe, other_images, sampler, step.losses, device, other_labels) if lead else None
-    log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
-    until_exit.enter_context(log.bar)
-    preview = Preview(folder, recipe, sampler, diffusion, processes, stop, steps, labels)
+    held = held or (held_out_pictures(recipe, images, labels) if lead else None)
+    held_out = held_out_of(recipe, held, sampler, step.losses, device) if lead else None
+    preview = Preview(folder, recipe, sampler, step.diffusion, processes, stop, steps, labels)
     if lead and start < steps:
         state.save_recipe()
     if start and preview.missing(start):
         preview.draw(start)
+    log = TrainingLog(folder, recipe, processes, batches.steps_per_epoch, start, steps, held_out)
+    until_exit.enter_context(log.bar)
 
     loop(recipe, batches, step, start, steps, state, log, preview, stop)
     state.writing.wait()
@@ -136,13 +141,13 @@ def loop(
         log.add(losses, batch.t, norm, taken)
 
         done, signum = batch.step + 1, stop.agreed()
-        drawing = preview.due(done) and not signum
-        saving = drawing or done % recipe["save_every"] == 0 or signum != 0
+        ends = signum or done == steps
+        saving = ends or preview.due(done) or done % recipe["save_every"] == 0
         if saving or done % recipe["log_every"] == 0:
             log.write(done, rate, with_held_out=saving and not signum)
-        if saving and (taken or signum or done == steps):  # what led to a bad step is not saved over what is good
+        if saving and (taken or ends):  # what led to a bad step is not saved over what is good
             state.save(done)
-            if drawing:
+            if preview.due(done) and not signum:
                 state.writing.wait()  # so that there is no preview without its checkpoint
                 preview.draw(done)
                 signum = stop.agreed()

@@ -40,8 +40,9 @@ from runs.recipe import plain_recipe
 from runs.run import Run
 from sharing.diffusers_folder import to_unet2d
 from training.log import read_log
+from training.way import compiled, prepare, usual_way
 from utils.command_line import ArgumentParser, number, run
-from utils.device import autocast, compiled, pick_device, prepare, resolve_precision, usual_way
+from utils.device import autocast, pick_device, resolve_precision
 
 try:
     import denoising_diffusion_pytorch as lucidrains

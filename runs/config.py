@@ -53,8 +53,8 @@ def load_recipe(
     layers.insert(0, ("--set", _parse_overrides(overrides) | (flags or {})))
 
     layers = [{key: coerce(where, key, value) for key, value in layer.items()} for where, layer in layers]
-    if "train_epoch" in layers[0]:  # given by hand, it wins over steps that a block inherits
-        layers[0] = {"max_steps": None} | layers[0]
+    # train_epoch wins over max_steps of an earlier layer, such as that of a base
+    layers = [{"max_steps": None} | layer if "train_epoch" in layer else layer for layer in layers]
     if "beta_schedule" in layers[0]:  # over betas of init_from, too
         layers[0] = {"betas": None} | layers[0]
     recipe = _resolved(config, chain, layers)

@@ -8,12 +8,12 @@ import numpy as np
 
 def usual_guidance(recipe: dict) -> float:
     """The guidance of a network's samples where none is asked for."""
-    return recipe.get("guidance", 1.0) if class_names(recipe) else 1.0
+    return recipe["guidance"] if recipe["num_classes"] else 1.0
 
 
 def class_names(recipe: dict) -> list[str]:
     """The names of a network's classes; [] if it has none."""
-    return recipe.get("class_names") or [str(i) for i in range(recipe.get("num_classes") or 0)]
+    return recipe["class_names"] or [str(i) for i in range(recipe["num_classes"] or 0)]
 
 
 def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guidance: float = 1.0) -> list[int] | None:

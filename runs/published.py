@@ -3,12 +3,14 @@
 Weights alone count as one, too, and so does one with other entries, or that was saved from a wrapped network.
 """
 
+import argparse
 import itertools
 import re
 from pathlib import Path
 
 from torch import Tensor
 
+from diffusion.schedule import BETA_SCHEDULES
 from files.errors import CheckpointError, ConfigError
 from models.blocks import height_and_width
 from runs.recipe import coerce, plain_recipe
@@ -16,6 +18,21 @@ from runs.recipe import coerce, plain_recipe
 NORM_GROUPS = 32  # at every width. Their other settings (4 heads, noise, 1000 steps, cosine betas) are our defaults.
 WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")  # names from DistributedDataParallel and torch.compile
 COLOURS = {"down_blocks.0.0.weight": 1, "out.2.weight": 0, "out.2.bias": 0}  # weight: its axis of colour channels
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that describe a published checkpoint on the command line."""
+    group = "for a checkpoint without a recipe; must agree with the recipe of any other"
+    add = parser.add_argument_group(group).add_argument
+    add("--image_size", metavar="S", help="pixels a side, or HEIGHT,WIDTH")
+    add("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
+    add("--training_timestep_num", type=int, dest="timestep_num", help="T of the training, 1000 by default")
+    add("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")
+
+
+def recipe_flags(args: argparse.Namespace) -> dict:
+    """The recipe keys that `add_recipe_flags` was given on the command line, None where a flag is missing."""
+    return {key: getattr(args, key) for key in ("image_size", "image_channel", "timestep_num", "beta_schedule")}
 
 
 def is_published(content) -> bool:

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -159,9 +159,9 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: background must be a colour, such as white or '#ff8800': {error}") from None
     if (names := checked["class_names"]) and checked["num_classes"] not in ("auto", len(names)):
         raise ConfigError(f"{where}: {len(names)} class_names do not fit num_classes={checked['num_classes']}")
-    if checked.get("num_classes") and checked.get("guidance", 1) != 1 and not checked["label_dropout"]:
+    if checked["num_classes"] and checked["guidance"] != 1 and not checked["label_dropout"]:
         raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set guidance=1")
-    if (betas := checked.get("betas")) is not None and len(betas) != checked["timestep_num"]:
+    if (betas := checked["betas"]) is not None and len(betas) != checked["timestep_num"]:
         raise ConfigError(f"{where}: its {len(betas):,} betas do not fit timestep_num={checked['timestep_num']}")
     if checked["channel_mult"] == []:
         raise ConfigError(f"{where}: channel_mult needs one number per level, such as [1, 2, 2, 2]")
@@ -184,7 +184,7 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
     return spec
 
 
-def changed_keys(old: dict, new: dict, among: set[str]) -> list[str]:
-    """What differs between two recipes, as "key: was …, is …" for each key."""
-    keys = [key for key in new if (key in among or key not in KEYS) and old.get(key) != new[key]]
+def changed_keys(old: dict, new: dict, among: Collection[str]) -> list[str]:
+    """What differs between two recipes in the keys `among` all, as "key: was …, is …"."""
+    keys = [key for key in new if key in among and old.get(key) != new[key]]
     return [f"{key}: was {short(old.get(key))}, is {short(new[key])}" for key in keys]

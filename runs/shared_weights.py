@@ -1,7 +1,7 @@
 """Weights to share: one set of weights as safetensors, with the recipe in the file's metadata."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import safetensors
 import safetensors.torch
@@ -28,7 +28,7 @@ def _without_paths(recipe: dict) -> dict:
     folder = Path(recipe["data_name"]).name if recipe["dataset"] == "Folder" else recipe["dataset"]
     paths = {"data_path": f"data/{folder.lower()}", "save_dir": "train_results", "cache_dir": None}
     if recipe["init_from"]:
-        paths["init_from"] = Path(recipe["init_from"]).name
+        paths["init_from"] = PureWindowsPath(recipe["init_from"]).name  # splits at both separators
     return recipe | paths
 
 

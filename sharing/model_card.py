@@ -1,7 +1,7 @@
 """The README of an exported folder: what the network is, how it was trained and how to use it."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from datasets import picture_shape
 from diffusion import SampleSpec
@@ -90,6 +90,6 @@ def _rows(run: Run) -> list[tuple[str, str]]:
     if not run.step:
         return [*rows, ("trained", "elsewhere; the details are unknown")]
     seen = f"{run.step:,} steps of {recipe['batch_size']}: {run.step * recipe['batch_size']:,} pictures seen"
-    rows += [("trained", seen + (f", from {Path(recipe['init_from']).name}" if recipe["init_from"] else ""))]
+    rows += [("trained", seen + (f", from {PureWindowsPath(recipe['init_from']).name}" if recipe["init_from"] else ""))]
     averaged = f"averaged, decay {recipe['ema_decay']}"
     return [*rows, ("weights", averaged if run.weights == "ema" else "of the last step")]

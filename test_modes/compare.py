@@ -1,14 +1,20 @@
 """Draws a table of samples over samplers and steps, or over guidance."""
 
+import csv
+import io
 import time
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from diffusion import SampleSpec
+from diffusion.samplers import USES_ETA
+from files.atomic import write_file
 from test_modes.job import Job
-from utils.pictures import grid, grid_columns, save_comparison, save_table
+from utils.pictures import grid, grid_columns, save_table
 
 
 def run(job: Job) -> list[Path]:
@@ -43,3 +49,18 @@ def over_guidance(job: Job, spec: SampleSpec, count: int) -> Path:
         table.append([grid(x[i :: len(names)], -(-count // len(names))) for i in range(min(count, len(names)))])
     rows, columns = list(zip(*table, strict=True)), [f"guidance {weight}".removesuffix(".0") for weight in job.guidance]
     return save_table(rows, names[: len(rows)], columns, job.path(spec, "guidance"))
+
+
+def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Path, **facts) -> list[Path]:
+    """A table of each sampler's picture and seconds per image, and the same as CSV, with `facts` as further columns."""
+    methods = list(dict.fromkeys(replace(spec, steps=1) for spec in cells))
+    steps = sorted({spec.steps for spec in cells})
+    table = [[cells.get(replace(method, steps=n)) for n in steps] for method in methods]
+    rows = [f"{m.method}{f' eta {m.eta:g}' * (m.method in USES_ETA)}{' quad' * m.quad}" for m in methods]
+    notes = [[f"{cell[1]:.2g} s each" if cell else "" for cell in row] for row in table]
+    cells_only = [[cell and cell[0] for cell in row] for row in table]
+    save_table(cells_only, rows, [f"{n} step{'s' * (n > 1)}" for n in steps], file, notes)
+    lines = [["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts]]
+    lines += [[spec, *astuple(spec), f"{seconds:.6f}", *facts.values()] for spec, (_, seconds) in cells.items()]
+    csv.writer(text := io.StringIO(newline="")).writerows(lines)
+    return [file, write_file(file.with_suffix(".csv"), text.getvalue())]

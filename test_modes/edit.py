@@ -8,8 +8,8 @@ from torch import Tensor
 
 from datasets import normalize
 from diffusion import SampleSpec, edit
+from test_modes.flags import depths
 from test_modes.given_pictures import given_pictures
-from test_modes.interpolate import depths
 from test_modes.job import Job
 from utils.pictures import check_size, grid, save_film, save_table
 

@@ -1,6 +1,7 @@
 """Measures how close the samples are to real pictures."""
 
 import time
+from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -29,24 +30,17 @@ def run(job: Job) -> list[Path]:
     if job.args.bits:
         return bits.run(job)
     args, trained, recipe = job.args, job.trained, job.trained.recipe
-    files, (data, split), count, given = [], real_data(args, recipe), args.sample_num or 2000, None
+    files, (data, split), count = [], real_data(args, recipe), args.sample_num or 2000
     extractor = extractor_for(data["dataset"], recipe["image_channel"], trained.device, args.features or "auto")
     published = statistics(args.statistics, extractor, recipe) if args.statistics else None
     labels, how = (None, "") if args.samples else drawn_labels(job, data, split, count)
     names = [class_names(recipe)[i] for i in labels or []]
-    if args.samples:
-        found = find_images("Folder", args.samples, "all", False)
-        found = [found[i] for i in shuffled(len(found))[: args.sample_num]]  # theirs may be sorted by class
-        given = samples_in(found, args.sample_num or GROUPS, "--samples", recipe)
-        count = len(given)
-    elif args.sample_dir:
+    if args.sample_dir:
         random_gen.fill_sample_dir(replace(job, labels=labels, names=names), count)
         if rank_and_world()[0]:
             return files
-        found = [sample_file(args.sample_dir, i) for i in range(count)]
-        while not all(file.exists() for file in found):
-            time.sleep(1)  # the other processes draw theirs
-        given = samples_in(found, count, "--sample_dir", recipe)
+    given = given_samples(args, count, recipe)
+    count = count if given is None else len(given)
     real = real_pictures(data, split, data["split"])
     evaluation = Evaluation(real, extractor, count, recipe["horizontal_flip"], published)
     asked, classes, accuracy = asked_for(names, count, extractor, data)
@@ -67,6 +61,20 @@ def run(job: Job) -> list[Path]:
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
         files.append(save_grid(torch.cat(rows), job.path(spec, "neighbours", weight), len(first)))
     return files
+
+
+def given_samples(args: Namespace, count: int, recipe: dict) -> torch.Tensor | None:
+    """The samples of --samples, or the first `count` of --sample_dir: uint8 (N, C, H, W). None without these flags."""
+    if args.samples:
+        found = find_images("Folder", args.samples, "all", False)
+        found = [found[i] for i in shuffled(len(found))[: args.sample_num]]  # theirs may be sorted by class
+        return samples_in(found, args.sample_num or GROUPS, "--samples", recipe)
+    if not args.sample_dir:
+        return None
+    found = [sample_file(args.sample_dir, i) for i in range(count)]
+    while not all(file.exists() for file in found):
+        time.sleep(1)  # the other processes draw theirs
+    return samples_in(found, count, "--sample_dir", recipe)
 
 
 def statistics(file: Path, extractor: Extractor | None, recipe: dict) -> Statistics:

@@ -50,3 +50,10 @@ def labels_and_guidance(args: Namespace, recipe: dict) -> dict:
     except ValueError as error:
         raise ConfigError(f"{path}, --labels and --guidance: {error}") from error
     return {"labels": numbers, "names": [names[i] for i in numbers or []], "guidance": weights}
+
+
+def depths(args: Namespace, T: int) -> list[int] | None:
+    """--diffusion_step, if given: at most the T timesteps of the training."""
+    if (depth := max(args.diffusion_step or [0])) > T:
+        raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
+    return args.diffusion_step

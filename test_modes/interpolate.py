@@ -11,6 +11,7 @@ from tqdm import tqdm
 from datasets import normalize
 from diffusion import interpolate
 from files.errors import ConfigError
+from test_modes.flags import depths
 from test_modes.given_pictures import given_pictures
 from test_modes.job import Job
 from utils.pictures import TABLE_GAP, check_size, grid, grid_columns, plotted, save_film, save_table
@@ -51,13 +52,6 @@ def pairs(args: Namespace, recipe: dict) -> Tensor:
         raise ConfigError(f"interpolate takes pairs, and {len(x)} is an odd number of pictures")
     chosen = args.image_files or args.image_indices
     return torch.stack([x[::2], x[1::2]]) if chosen else x.reshape(2, -1, *x.shape[1:])
-
-
-def depths(args: Namespace, T: int) -> list[int] | None:
-    """--diffusion_step, if given: at most the T timesteps of the training."""
-    if (depth := max(args.diffusion_step or [0])) > T:
-        raise ConfigError(f"--diffusion_step {depth}: {args.model_path} was trained with {T} timesteps")
-    return args.diffusion_step
 
 
 def step_sizes(rows: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from diffusion import Frame, SampleSpec
 from files.atomic import write_file
 from runs.run import Run, in_batches
-from utils.pictures import FILM_FRAMES, progress_frames
+from test_modes.progress import FILM_FRAMES, progress_frames
 
 
 @dataclass(frozen=True)

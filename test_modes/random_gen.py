@@ -11,9 +11,10 @@ from datasets import picture_shape, to_uint8
 from diffusion import SampleSpec, sample_progressive
 from runs.run import in_batches
 from test_modes.job import Job
+from test_modes.progress import save_progress
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
-from utils.pictures import check_size, grid_columns, save_by_class, save_progress
+from utils.pictures import check_size, grid_columns, save_by_class
 
 
 def run(job: Job) -> list[Path]:
@@ -22,10 +23,12 @@ def run(job: Job) -> list[Path]:
         return fill_sample_dir(job, job.args.sample_num or job.trained.recipe["sample_num"])
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]
     count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
-    check_size(count, grid_columns(count), picture_shape(job.trained.recipe["image_size"], 1)[1:])
+    columns = -(-count // len(names)) if names else grid_columns(count)  # a row for each class
+    check_size(count, columns, picture_shape(job.trained.recipe["image_size"], 1)[1:])
     for spec, weight in product(job.specs, job.guidance):
-        parts = [draw_batch(job, spec, weight, indices, files) for indices in in_batches(count, args.batch_size)]
-        files.append(save_by_class(torch.cat(parts), names, job.path(spec, "final", weight)))
+        drawn = [draw_batch(job, spec, weight, indices) for indices in in_batches(count, args.batch_size)]
+        pixels = torch.cat([pixels for pixels, _ in drawn])
+        files += [*drawn[0][1], save_by_class(pixels, names, job.path(spec, "final", weight))]
     return files
 
 
@@ -38,24 +41,25 @@ def fill_sample_dir(job: Job, count: int) -> list[Path]:
     batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]
     print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
     for indices in tqdm(batches, desc="batches", leave=False):
-        pixels = draw_batch(job, spec, weight, indices, files)
-        if indices[0] == 0:
-            files.append(save_by_class(pixels, job.names, job.path(spec, "final", weight)))
+        pixels, progress = draw_batch(job, spec, weight, indices)
+        if progress:
+            files += [*progress, save_by_class(pixels, job.names, job.path(spec, "final", weight))]
         folder.save(indices, pixels)  # last, so that a first batch in the folder has its pictures too
     return [*files, args.sample_dir]
 
 
-def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range, files: list[Path]) -> torch.Tensor:
-    """uint8 (B, C, H, W) on the CPU. Of the first batch it saves the progress too, and adds its files to `files`."""
-    trained = job.trained
+def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range) -> tuple[torch.Tensor, list[Path]]:
+    """(pixels, files): uint8 (B, C, H, W) on the CPU, and of the first batch the pictures of its progress."""
+    trained, files, columns = job.trained, [], grid_columns(len(indices))
     x_T, noise = trained.noise(indices, job.args.seed)
+    if indices[0] == 0:
+        check_size(len(indices), columns, x_T.shape[-2:], job.args.animate)
     network = trained.labelled(indices, job.labels, weight)
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        file, columns = job.path(spec, "progress", weight), grid_columns(len(indices))
-        x, written = save_progress(x_T, frames, spec.steps, columns, file, job.args.animate)
-        files += written
+        file = job.path(spec, "progress", weight)
+        x, files = save_progress(x_T, frames, spec.steps, columns, file, job.args.animate)
     else:
         x = deque(frames, maxlen=1).pop().sample
-    return to_uint8(x).cpu()
+    return to_uint8(x).cpu(), files

@@ -13,7 +13,7 @@ from diffusion import SampleSpec
 from files.atomic import PART, clear_parts, write_file
 from files.errors import ConfigError
 from files.seal import sha256_of
-from runs.recipe import DIFFUSION_KEYS, MODEL_KEYS, changed_keys
+from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, changed_keys
 from runs.run import Run
 from utils.pictures import is_complete_png, png
 
@@ -53,7 +53,8 @@ class SampleDir:
                 found = dict(json.loads(file.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
-            if changed := changed_keys(found, identity, among=set(found)):  # folders of earlier versions have fewer
+            later = KEYS.keys() - found.keys()  # keys that a folder of an earlier version does not have
+            if changed := changed_keys(found, identity, identity.keys() - later):
                 what = "; ".join(changed)
                 raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
         numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]

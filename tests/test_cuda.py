@@ -25,7 +25,7 @@ from training.batches import Batches
 from training.log import TrainingLog, read_log
 from training.processes import Processes
 from training.step import TrainingStep
-from utils.device import compile_outcome, usual_way
+from training.way import compile_outcome, usual_way
 
 pytestmark = pytest.mark.cuda
 SHIPPED = ROOT / "checkpoints" / "digits.safetensors"

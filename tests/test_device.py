@@ -10,19 +10,11 @@ from torch import nn
 
 import utils.device
 from diffusion import GaussianDiffusion
-from files.errors import TrainingError, out_of_memory_means
+from files.errors import ConfigError, TrainingError, out_of_memory_means
 from runs.run import load_run
 from training.plan import describe
-from utils.device import (
-    autocast,
-    compile_outcome,
-    compiled,
-    pick_device,
-    prepare,
-    resolve_precision,
-    use_tf32,
-    usual_way,
-)
+from training.way import compile_outcome, compiled, prepare, usual_way
+from utils.device import autocast, pick_device, resolve_precision, use_tf32
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:1"), torch.device("mps")
 CARDS = {"H100": (9, 0), "A100": (8, 0), "T4": (7, 5), "V100": (7, 0), "P100": (6, 0)}
@@ -104,6 +96,17 @@ def test_apples_gpu_is_used_where_there_is_one(monkeypatch):
     assert pick_device() == MPS == pick_device("mps") and pick_device("cpu") == CPU
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device() == CPU
+
+
+def test_processes_do_not_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert pick_device() == pick_device("cuda") == torch.device("cuda:1") and pick_device("cpu") == CPU
+    with pytest.raises(ConfigError, match="--device cuda:0: torchrun gives each process a device"):
+        pick_device("cuda:0")
 
 
 def test_a_training_takes_a_device(tmp_path):

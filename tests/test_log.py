@@ -14,7 +14,7 @@ from datasets import load_images
 from diffusion import GaussianDiffusion
 from files.errors import TrainingError
 from runs.config import load_recipe
-from training.held_out import HeldOut
+from training.held_out import HeldOut, held_out_pictures
 from training.log import TrainingLog, quarter_means, quarter_sums, read_log, save_loss_curve
 from training.processes import Processes
 
@@ -159,7 +159,8 @@ DIFFUSION = GaussianDiffusion(objective="pred_noise", loss_type="l2")
 def held_out(network=None, **recipe):
     recipe = load_recipe(ROOT / "config.yaml", "Digits") | recipe
     images = load_images("Digits", "none", "train", 8, 1)
-    return HeldOut(recipe, images, network, DIFFUSION.training_losses, torch.device("cpu")), images
+    pictures = held_out_pictures(recipe, images, None)
+    return HeldOut(recipe, pictures, network, DIFFUSION.training_losses, torch.device("cpu")), images
 
 
 def test_held_out_pictures_are_not_trained_on():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from multiprocessing import get_context
@@ -17,6 +18,7 @@ from PIL import Image
 import datasets.cache
 import training.preview
 from files.atomic import PART
+from training.log import read_log
 
 
 @pytest.fixture
@@ -170,6 +172,16 @@ def test_a_preview_that_a_signal_cuts_is_drawn_when_the_run_goes_on(with_preview
     assert not (tmp_path / preview).exists()
     assert resumes_to_the_same_end(tmp_path, PREVIEWS, state_hash(with_previews / "digits" / "digits.pt")) == step
     assert (tmp_path / preview).read_bytes() == (with_previews / preview).read_bytes()
+
+
+def test_a_preview_that_is_drawn_first_does_not_count_as_training(with_previews, tmp_path, monkeypatch):
+    shutil.copytree(with_previews, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "digits" / "preview_00000006.png").unlink()
+    now = [0]
+    monkeypatch.setattr(training.preview.Preview, "draw", lambda *_: now.append(now[-1] + 1000))
+    monkeypatch.setattr("training.log.time.perf_counter", lambda: now.append(now[-1] + 1) or now[-1])
+    assert train(tmp_path, settings=PREVIEWS | {"max_steps": 7}).returncode == 0
+    assert now[-1] > 2000 and read_log(tmp_path / "digits" / "metrics.jsonl")[-1]["seconds"] < 1000
 
 
 def test_a_preview_of_other_weights_is_replaced(tmp_path):

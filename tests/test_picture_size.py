@@ -51,3 +51,21 @@ def test_they_are_refused_before_the_first_call(trained, tmp_path, monkeypatch, 
         in_process("test_solver.py", *base, "--test_mode", mode, *args), 2, says, "larger than", "take fewer pictures"
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", [[], ["--sample_dir", "samples"]])
+def test_a_film_that_is_too_large_is_refused_before_it_is_drawn(trained, tmp_path, monkeypatch, where):
+    monkeypatch.setattr("diffusion.gaussian.GaussianDiffusion.predict", lambda *_: pytest.fail("the network is called"))
+    monkeypatch.setitem(MOST, "webp", 100)
+    base = ["--model_path", trained, "--save_dir", tmp_path, "--test_mode", "random_gen", "--animate", "webp"]
+    where = [*where[:1], *(tmp_path / name for name in where[1:])]
+    refused(
+        in_process("test_solver.py", *base, *where, "--sample_num", 9), 2, "film as webp of 104x104", "fewer pictures"
+    )
+
+
+def test_a_row_for_each_class_may_be_too_wide(labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion.gaussian.GaussianDiffusion.predict", lambda *_: pytest.fail("the network is called"))
+    monkeypatch.setitem(MOST, "png", 1000)  # a square of 100 has 342 pixels a side
+    base = ["--model_path", labelled, "--save_dir", tmp_path, "--test_mode", "random_gen", "--sample_num", 100]
+    refused(in_process("test_solver.py", *base, "--labels", 3), 2, "a picture of 3,402x36 pixels")

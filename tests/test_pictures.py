@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from utils.pictures import grid, grid_columns, progress_frames
+from test_modes.progress import progress_frames
+from utils.pictures import grid, grid_columns
 
 
 def test_progress_shows_noise_and_result_and_becomes_finer():

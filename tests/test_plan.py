@@ -11,7 +11,7 @@ from files.errors import ConfigError
 from models import build_model
 from runs.config import load_recipe
 from runs.network import build
-from training.plan import activation_bytes, describe, total_steps
+from training.plan import activation_bytes, check_batch, describe, total_steps
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 
@@ -22,6 +22,7 @@ def digits(*overrides):
 
 
 def described(*plan, images, world=1, device="cpu"):
+    check_batch(plan[0], images, world, torch.device(device))
     return describe(*plan, images, world, torch.device(device))
 
 
@@ -55,6 +56,14 @@ def test_cuda_graphs_need_one_process_on_cuda_and_whole_batches(parts, world, de
         return
     with pytest.raises(ConfigError, match=f"compile=graphs needs .*{says}.*: set compile=auto"):
         described(*plan, images=8, world=world, device=device)
+
+
+def test_a_block_with_train_epoch_does_not_inherit_max_steps(tmp_path):
+    text = "{Train_Setting: {max_steps: 5}, Train_Data: {A: {data_path: d, %s}, B: {base: A, %s}}}"
+    for of_a, of_b, known in (("max_steps: 9", "train_epoch: 7", None), ("train_epoch: 7", "max_steps: 9", 9)):
+        (tmp_path / "config.yaml").write_text(text % (of_a, of_b))
+        recipe = load_recipe(tmp_path / "config.yaml", "B")
+        assert (recipe["max_steps"], recipe["train_epoch"]) == (known, 7)
 
 
 def test_the_length_is_max_steps_or_else_train_epoch():

@@ -12,9 +12,11 @@ import test_solver
 from datasets import to_uint8
 from diffusion import GaussianDiffusion, SampleSpec
 from diffusion.gaussian import OBJECTIVES
+from runs.recipe import plain_recipe
 from runs.run import Run, in_batches, load_run
+from test_modes.progress import FILM_FRAMES, PROGRESS_ROWS, progress_frames
 from utils.device import resolve_precision, sampling_precision
-from utils.pictures import FILM_FRAMES, PROGRESS_ROWS, progress_frames, save_table
+from utils.pictures import save_table
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
@@ -63,7 +65,7 @@ def test_a_film_on_request(trained, tmp_path, kind):
 @pytest.mark.slow
 def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
     """random_gen itself, 20 pictures of 32x32 in 200 steps: big tensors are counted all along the way."""
-    recipe = {"image_size": 32, "image_channel": 1, "timestep_num": 1000, "sample_num": 20}
+    recipe = plain_recipe("x", image_size=32, image_channel=1, sample_num=20)
     recipe |= {"beta_schedule": "cosine", "objective": "pred_noise"}
     run = Run(torch.nn.Identity(), GaussianDiffusion(1000), recipe, 0, "raw")
     alive, shown = [], []
@@ -81,7 +83,7 @@ def test_sampling_keeps_only_the_frames_that_are_shown(tmp_path, monkeypatch):
 
     monkeypatch.setattr(test_solver, "load_run", lambda *args, **given: run)
     monkeypatch.setattr("runs.run.ready_to_sample", lambda *args: network)
-    monkeypatch.setattr("utils.pictures.save_table", save)
+    monkeypatch.setattr("test_modes.progress.save_table", save)
     gc.collect()
     gc.freeze()  # what was there before is not looked through each time
     sample("x.pt", tmp_path, "--sample_info", "DDPM_200_0p0")

@@ -16,7 +16,8 @@ import training.speed
 from runs.config import quicker
 from training.processes import Processes
 from training.speed import best_way
-from utils.device import keep_freed_memory, one_thread_if_faster, usual_way
+from training.way import usual_way
+from utils.device import keep_freed_memory, one_thread_if_faster
 
 CPU = torch.device("cpu")
 USUAL = {"device": "cpu", "precision": "bf16", "channels_last": False, "threads": 4}  # a CPU whose flags say bfloat16
@@ -179,16 +180,30 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(by_hand):
     assert (after < before / 10) == (not by_hand)
 
 
+@pytest.mark.parametrize("device, seconds, steps", [("cpu", 1, 23), ("cpu", 20, 1), ("cuda", 20, 23)])
+def test_slow_steps_of_a_cpu_are_timed_once(monkeypatch, device, seconds, steps):
+    """max_minutes=20 would otherwise begin with more minutes than it lasts."""
+    now, taken = 0.0, []
+
+    def step(batch, rate):
+        nonlocal now
+        now += seconds
+        taken.append(batch.step)
+        return None, torch.tensor(0.0), None
+
+    monkeypatch.setattr(training.speed.time, "perf_counter", lambda: now)
+    step.scaler, step.optimizers, step.processes = torch.amp.GradScaler("cpu", enabled=False), [], Processes(CPU)
+    step.way = {"device": device}
+    batches = SimpleNamespace(steps=lambda start, stop: [SimpleNamespace(step=i) for i in range(start, stop)])
+    assert training.speed.steps_per_minute(step, batches) == pytest.approx(60 / seconds)
+    assert taken == list(range(steps))
+
+
 def test_what_does_not_run_on_a_cpu_is_timed_before_its_first_step(monkeypatch, capsys):
     recipe, way = {"max_minutes": None, "max_steps": 600, "steps_per_minute": None}, {"device": "mps"}
     step, batches = SimpleNamespace(recipe=recipe, way=way), SimpleNamespace(steps_per_epoch=1)
     monkeypatch.setattr(training.speed, "steps_per_minute", lambda *args, trial: 10)
-    training.speed.measure(step, batches, new=False)
-    way["device"] = "cpu"
-    training.speed.measure(step, batches, new=True)  # `best_way` has said it
-    assert capsys.readouterr().out == ""
-    way["device"] = "mps"
-    training.speed.measure(step, batches, new=True)
+    training.speed.say_time(step, batches)
     assert capsys.readouterr().out == "time        600 steps take about 60 minutes here\n"
 
 

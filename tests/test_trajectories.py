@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import pixels
-from helpers.scripts import AT_ONCE, LABELLED, call, refused, resumes_to_the_same_end, state_hash, train
+from helpers.scripts import (
+    AT_ONCE,
+    LABELLED,
+    ROOT,
+    call,
+    in_process,
+    refused,
+    resumes_to_the_same_end,
+    state_hash,
+    train,
+)
 
 import test_solver
 from datasets import Reading, load_labelled
@@ -49,8 +59,9 @@ def test_trajectories_end_where_the_teachers_sampler_does(teacher, tuned, monkey
     assert drawn(tuned)[1].shape[1] == count
     data = ("Digits", recipe["data_path"], "train", recipe["image_size"], recipe["image_channel"])
     data_labels = load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))[1]
-    learned, own, held_out, theirs = draw_trajectories(recipe, tuned, data_labels, run.device)
+    learned, own, held_out = draw_trajectories(recipe, tuned, data_labels, run.device)
     labels = torch.tensor(labels_like(recipe, "train", recipe["class_names"], count))
+    theirs = held_out[2]
     assert own.tolist() == [*labels[:40], *labels[:40]] and theirs.tolist() == [*labels[40:], *labels[40:]]
 
     as_one = recipe | {"batch_size": 80}
@@ -58,7 +69,7 @@ def test_trajectories_end_where_the_teachers_sampler_does(teacher, tuned, monkey
     shares = [batch.drawn(0, next(batch.pixels(0, 1)), None) for batch in batches]
     order = np.argsort(batches[0].indices(0))
     monkeypatch.setattr("training.held_out.PICTURES", 60)
-    unseen = HeldOutTrajectories(recipe, held_out, None, None, run.device, theirs)
+    unseen = HeldOutTrajectories(recipe, held_out, None, None, run.device)
     seen = [torch.cat(parts)[order] for parts in zip(*shares, strict=True)], (unseen.x_start, unseen.t, unseen.noise)
     levels_of = [249] * 10 + [499] * 10 + [749] * 10
     assert seen[0][1].tolist() == [999] * 40 + levels_of + [249] * 10
@@ -125,6 +136,13 @@ def test_a_dry_run_counts_what_a_training_sees(teacher, tmp_path):
     assert lines[0] == lines[1] and lines[0][0].split() == ["images", "80"]
 
 
+def test_a_dry_run_does_not_need_the_data(tmp_path):
+    base = ["--data_name", "Cifar10_laptop", "--data_path", tmp_path, "--save_dir", tmp_path, "--dry_run"]
+    file, settings = ROOT / "checkpoints" / "cifar10.safetensors", ["trajectories=200"]
+    planned = in_process("train_solver.py", *base, "--init_from", file, "--set", *settings)
+    assert planned.returncode == 0 and "images      not found yet" in planned.stdout, planned.stderr
+
+
 def test_a_run_with_a_critic_resumes_to_the_same_end_and_one_without_may_get_one(teacher, tuned, tmp_path):
     settings = SETTINGS | {"init_from": teacher, "critic_weight": 0.05}
     for place, steps in (("whole", 6), ("cut", 3)):
@@ -173,6 +191,7 @@ def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_p
 @pytest.mark.parametrize(
     "settings, code, says",
     [
+        ({"trajectories": "null", "critic_weight": 0.1}, 2, "critic_weight is for a training on trajectories"),
         ({}, 2, "trajectories needs init_from"),
         ({"objective": "pred_noise"}, 2, "objective=pred_noise predicts no picture"),
         ({"num_classes": "null"}, 2, "has other classes"),

@@ -12,6 +12,9 @@ from helpers.windows import as_on_windows
 from PIL import Image
 
 from datasets import load_images
+from runs.recipe import plain_recipe
+from runs.shared_weights import facts_of
+from training.resume import begun
 
 
 @pytest.fixture
@@ -42,6 +45,14 @@ def test_the_emulation_refuses_what_windows_refuses(windows, tmp_path):
     assert stream.closed and mapped[0] == ord("1")
     del mapped
     (tmp_path / "b").replace(tmp_path / "a")
+
+
+def test_a_run_that_began_on_windows_goes_on_elsewhere(tmp_path, monkeypatch):
+    recipe = plain_recipe("A", init_from=r"C:\Users\me\x.safetensors")
+    moved = recipe | {"init_from": "/home/me/x.safetensors"}
+    monkeypatch.setattr("training.resume.find_checkpoint", lambda *_: {"recipe": recipe})
+    assert begun(moved, tmp_path, "auto")[0] == moved
+    assert facts_of(recipe, "ema", 1)["recipe"]["init_from"] == "x.safetensors"
 
 
 @linux

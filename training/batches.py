@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets import normalize
 from diffusion import GaussianDiffusion
-from utils.device import variable
+from utils.device import from_torchrun
 
 IN_MEMORY = 4 << 30  # bytes of pictures to keep in the host's memory; on a GPU it is a quarter of what is free
 WORKERS = 2  # threads that fetch pictures which do not fit
@@ -60,7 +60,7 @@ class Batches:
         self, images: np.ndarray, recipe: dict, diffusion: GaussianDiffusion, device: torch.device, rank: int = 0,
         world: int = 1, labels: np.ndarray | None = None,
     ):  # fmt: skip
-        on_cpu, self.num_workers = IN_MEMORY // variable("LOCAL_WORLD_SIZE", 1), recipe["num_workers"]
+        on_cpu, self.num_workers = IN_MEMORY // from_torchrun("LOCAL_WORLD_SIZE", 1), recipe["num_workers"]
         fit = images.nbytes <= (torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else on_cpu)
         if self.num_workers is None:
             self.num_workers = 0 if fit else WORKERS

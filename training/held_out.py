@@ -1,6 +1,7 @@
 """A validation loss that is comparable over a training: always the same pictures, timesteps and noise."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -12,34 +13,37 @@ from diffusion.guidance import with_labels
 from training.batches import seed_of
 
 PICTURES = 256
+Pictures = tuple[str, np.ndarray, np.ndarray | None]  # the name of their loss; uint8 (N, C, H, W); labels (N,) or None
+
+
+def held_out_pictures(recipe: dict, images: np.ndarray, labels: np.ndarray | None) -> Pictures:
+    """Pictures that are not trained on, for a "held_out_loss"; if there are none the others, for a "fixed_noise_loss".
+
+    images: the training pictures. labels: theirs, for a network with labels.
+    """
+    if split := OTHER_SPLIT.get(recipe["split"]):
+        data = (recipe["dataset"], recipe["data_path"], split, recipe["image_size"], recipe["image_channel"])
+        with suppress(DataError):  # they are not here
+            if labels is None:
+                return "held_out_loss", load_images(*data, download=False, reading=Reading.of(recipe)), None
+            return "held_out_loss", *load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))[:2]
+    return "fixed_noise_loss", images, labels
 
 
 class HeldOut:
-    """The loss of 256 pictures that are not trained on; if the data set has none, of 256 training pictures.
+    """The loss of 256 pictures. Their timesteps are spread evenly over all T, and the noise follows from the seed, so
+    that two values differ only by the network.
 
-    `name` is "held_out_loss" or "fixed_noise_loss" accordingly. The timesteps are spread evenly over all T, and the
-    noise follows from the seed, so that two values differ only by the network.
-
-    images: the training pictures, uint8 (N, C, H, W). labels: theirs, int64 (N,), for a network with labels.
-    network: the one to evaluate, usually the average. losses: as of `GaussianDiffusion.training_losses`.
+    pictures: as of `held_out_pictures`. network: the one to evaluate, usually the average. losses: as of
+    `GaussianDiffusion.training_losses`.
     """
 
     def __init__(
-        self, recipe: dict, images: np.ndarray, network: Model, losses: Callable[..., Tensor], device: torch.device,
-        labels: np.ndarray | None = None,
-    ):  # fmt: skip
-        self.name, self.network, self.losses = "held_out_loss", network, losses
+        self, recipe: dict, pictures: Pictures, network: Model, losses: Callable[..., Tensor], device: torch.device
+    ):
+        (self.name, images, labels), self.network, self.losses = pictures, network, losses
         self.timestep_num = recipe["timestep_num"]
         self.batch_size = recipe["batch_size"] // recipe["gradient_accumulation"]  # a part, as memory may demand
-        try:
-            data = (recipe["dataset"], recipe["data_path"], OTHER_SPLIT[recipe["split"]])
-            data += (recipe["image_size"], recipe["image_channel"])
-            if labels is None:
-                images = load_images(*data, download=False, reading=Reading.of(recipe))
-            else:
-                images, labels, _ = load_labelled(*data, recipe["class_names"], False, Reading.of(recipe))
-        except (KeyError, DataError):  # split=all has no other split, or its pictures are not here
-            self.name = "fixed_noise_loss"
         self.rows = rows = np.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().astype(np.int64)
         self.x_start = normalize(torch.from_numpy(np.array(images[rows]))).to(device)
         self.labels = None if labels is None else torch.from_numpy(labels[rows]).to(device)

@@ -50,7 +50,7 @@ class TrainingLog:
                 self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
         quiet = {} if processes.rank == 0 and sys.stderr.isatty() else {"disable": True}  # else TQDM_DISABLE decides
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, **quiet)
-        self.images, self.took, self.first = 0, 0.0, 0.0  # pictures seen, seconds, those of the first step
+        self.images, self.took, self.first_seconds = 0, 0.0, 0.0  # pictures seen, seconds, those of the first step
         self.speeds = []  # images per second of each line
         self.skipped_in_a_row = torch.zeros((), device=processes.device)
         self.sums = torch.zeros(10, device=processes.device)  # quarter_sums, gradient norms, steps taken
@@ -67,7 +67,7 @@ class TrainingLog:
         self.skipped_in_a_row = torch.where(taken, 0, self.skipped_in_a_row + 1)
         self.bar.update()
         if not self.images:  # the first step may compile for minutes
-            self.first = time.perf_counter() - self.began
+            self.first_seconds = time.perf_counter() - self.began
         self.images += self.recipe["batch_size"]
 
     def write(self, step: int, learning_rate: float, with_held_out: bool = False) -> dict:
@@ -89,8 +89,8 @@ class TrainingLog:
                 "finite. Such steps change nothing and are not saved: lower learning_rate, set grad_clip, use "
                 "precision=fp32, and run the command again; it resumes from the last checkpoint, if there is one"
             )
-        left_out = bool(self.first) and steps > 1  # the first step, which may compile
-        self.speeds.append((steps - left_out) * self.recipe["batch_size"] / (seconds - left_out * self.first))
+        left_out = bool(self.first_seconds) and steps > 1  # the first step, which may compile
+        self.speeds.append((steps - left_out) * self.recipe["batch_size"] / (seconds - left_out * self.first_seconds))
         line = {
             "step": step,
             "epoch": math.ceil(step / self.steps_per_epoch),
@@ -102,7 +102,7 @@ class TrainingLog:
             "seconds": round(self.seconds, 3),
             "skipped": steps - taken,
         }
-        self.step, self.first = step, 0.0
+        self.step, self.first_seconds = step, 0.0
         if self.processes.rank == 0:
             line |= self.held_out.loss() if with_held_out and self.held_out else {}
             append(self.file, json.dumps(line) + "\n")

@@ -8,6 +8,7 @@ import torch
 from datasets import DataError, Reading, find_images, find_labels, fit_images
 from files.errors import ConfigError
 from runs.recipe import check_recipe
+from training.held_out import Pictures
 from training.trajectories import draw_trajectories
 
 
@@ -48,9 +49,9 @@ def find_pictures(recipe: dict, folder: Path, download: bool = True) -> np.ndarr
 
 def training_pictures(
     recipe: dict, found: np.ndarray | list[Path], folder: Path, device: torch.device
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, Pictures | None]:
     """The pictures that a training learns from, uint8 (N, C, H, W), and their labels, int64 (N,) or None for a network
-    without labels; and those that its held-out ones are taken from, which are other ones only of trajectories.
+    without labels; and those that are held out, where they are ends of trajectories, too.
 
     found: by `find_pictures`. folder, device: where trajectories are kept, and drawn.
     """
@@ -59,4 +60,4 @@ def training_pictures(
     labels = find_labels(recipe["dataset"], *data, recipe["class_names"])[0][rows] if recipe["num_classes"] else None
     if recipe["trajectories"]:
         return draw_trajectories(recipe, folder, labels, device)
-    return images, labels, images, labels
+    return images, labels, None

@@ -31,25 +31,28 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
     except DataError as error:
         print(f"data        {error}")
         images = None
+    check_batch(recipe, images, world, device)
     print(describe(recipe, model, diffusion, images, world, device))
+
+
+def check_batch(recipe: dict, images: int | None, world: int, device: torch.device) -> None:
+    """ConfigError for a batch_size or CUDA graphs that cannot be. images: their number, None if unknown."""
+    B, parts = recipe["batch_size"], world * recipe["gradient_accumulation"]
+    factors = f"{world} process(es) times gradient_accumulation={recipe['gradient_accumulation']}"
+    if images is not None and images < B:
+        raise ConfigError(f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: lower it")
+    if B % parts:
+        raise ConfigError(f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {factors}")
+    if recipe["compile"] == "graphs" and (parts > 1 or device.type != "cuda"):
+        raise ConfigError(f"compile=graphs needs whole batches on CUDA, not {device} in {factors}: set compile=auto")
 
 
 def describe(
     recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, images: int | None, world: int, device: torch.device
 ) -> str:
-    """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown.
-
-    Raises ConfigError for a batch_size or CUDA graphs that cannot be.
-    """
+    """Batch, parameters, memory, precision, images and steps, one line each. images: their number, None if unknown."""
     B, shape = recipe["batch_size"], picture_shape(recipe["image_size"], recipe["image_channel"])
-    if images is not None and images < B:
-        raise ConfigError(f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: lower it")
     parts = world * recipe["gradient_accumulation"]
-    factors = f"{world} process(es) times gradient_accumulation={recipe['gradient_accumulation']}"
-    if B % parts:
-        raise ConfigError(f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {factors}")
-    if recipe["compile"] == "graphs" and (parts > 1 or device.type != "cuda"):
-        raise ConfigError(f"compile=graphs needs whole batches on CUDA, not {device} in {factors}: set compile=auto")
     parameters, unused = sum(p.numel() for p in model.parameters()), ", ".join(unused_keys(recipe))
     precision = resolve_precision(recipe["precision"], device)
     tf32 = precision == "fp32" and capability(device) >= (8, 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from files.errors import ConfigError, Stopped
-from utils.device import rank_and_world, variable
+from utils.device import from_torchrun, rank_and_world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,13 +32,13 @@ class Processes:
     def __enter__(self) -> "Processes":
         if self.world > 1:
             if self.device.type == "cuda":
-                here, count = variable("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
+                here, count = from_torchrun("LOCAL_WORLD_SIZE", 1), torch.cuda.device_count()
                 if here > count:
                     raise ConfigError(f"{here} processes need a CUDA device each, and this machine has {count}")
                 torch.cuda.set_device(self.device)
-            # a long timeout: the others wait while rank 0 downloads, decodes or draws a preview
+            # a long timeout: the others wait while rank 0 downloads, decodes, or draws trajectories for hours
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2)
+                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7)
             )
         if self.rank:
             sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from runs.checkpoint import load_checkpoint, save_checkpoint
 from runs.config import read_yaml_file
 from runs.labels import class_names
 from runs.network import EXPLODED, largest_weight, load_state
-from runs.recipe import KEYS, RESUMABLE, changed_keys, complete_recipe
+from runs.recipe import RESUMABLE, changed_keys, complete_recipe
 from runs.run import load_run
 from training.background import Background
 from training.optimizer import learning_rate
@@ -100,17 +100,14 @@ def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
 
     Of a run that has begun the recipe has the speed that was measured then. Prints the keys that differ from the
     checkpoint's; CheckpointError for those that must not. Of init_from only the name counts: the file may have been
-    moved.
+    moved, and the run, too, from Windows to Linux.
     """
     last = find_checkpoint(folder / f"{folder.name}.pt", resume)
     if last is None:
         return recipe.copy(), None
     recipe = recipe | {key: recipe[key] or last["recipe"].get(key) for key in ("steps_per_minute", "teacher_sha256")}
-    was, now = (  # runs from before feature_weight learned from pixels alone
-        r | {"init_from": r["init_from"] and Path(r["init_from"]).name, "feature_weight": r["feature_weight"] or 0.0}
-        for r in (last["recipe"], recipe)
-    )
-    if changed := changed_keys(was, now, set(KEYS) - RESUMABLE):
+    was, now = _compared(last["recipe"]), _compared(recipe)
+    if changed := changed_keys(was, now, now.keys() - RESUMABLE):
         less_memory = " (gradient_accumulation may change, and saves memory)" * (was["batch_size"] != now["batch_size"])
         gone = set(was["class_names"] or ()) - set(now["class_names"] or was["class_names"] or ())
         no_pictures = f" (a folder without pictures is no class: {', '.join(sorted(gone))})" if gone else ""
@@ -122,6 +119,12 @@ def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
     for change in changed_keys(was, now, RESUMABLE):
         print(change)
     return recipe, last
+
+
+def _compared(recipe: dict) -> dict:
+    """The recipe as `begun` compares it. Runs from before feature_weight learned from pixels alone."""
+    name = recipe["init_from"] and PureWindowsPath(recipe["init_from"]).name  # splits at both separators
+    return recipe | {"init_from": name, "feature_weight": recipe["feature_weight"] or 0.0}
 
 
 def fingerprint(images: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from training.batches import Batches
 from training.plan import total_steps
 from training.processes import Processes
 from training.step import TrainingStep
-from utils.device import usual_way
+from training.way import usual_way
 
 TRIAL = 20  # steps that are timed
 FEW = 2  # pictures that stand for a batch which would take LONG
@@ -33,8 +33,9 @@ def best_way(
     """
     usual = usual_way(recipe, processes.device)
     auto, free = recipe["precision"] == "auto", "OMP_NUM_THREADS" not in os.environ
-    if usual["device"] == "cpu" == (last or {}).get("device"):
-        way = usual | {key: last[key] for key in ("precision",) * auto + ("channels_last",) + ("threads",) * free}
+    if last and last.get("device") == usual["device"] == "cpu":
+        kept = {"precision": auto, "channels_last": True, "threads": free}
+        way = usual | {key: last[key] for key, keep in kept.items() if keep}
         print(f"computes    in {_words(way)}, as before")
         return way
     steps, share = total_steps(recipe, batches.steps_per_epoch), recipe["batch_size"] // processes.world
@@ -42,10 +43,8 @@ def best_way(
     if usual["device"] != "cpu" or last or not worth or recipe["compile"] is True:
         return usual
 
-    count, best = min(FEW, share), math.inf  # of the trials below
-
-    def trial(way: dict) -> float:
-        """The seconds of the fastest of three steps of `count` pictures, or of the first if that is slow."""
+    def trial(way: dict, count: int, limit: float = math.inf) -> float:
+        """The seconds of the fastest of three steps of `count` pictures; of the first if that is beyond the limit."""
         parts = recipe["gradient_accumulation"] if count == share else 1
         trained = recipe | {"gradient_accumulation": parts}
         step, seconds = TrainingStep(trained, copy.deepcopy(model), diffusion, processes, way), []
@@ -53,32 +52,31 @@ def best_way(
             began = time.perf_counter()
             step(batch.first(count), rate=0.0)
             seconds.append(processes.largest(round(1e6 * (time.perf_counter() - began))) / 1e6)
-            if seconds[0] > min(2 * best, LONG / 3):
+            if seconds[0] > min(limit, LONG / 3):
                 break
         return min(seconds)
 
-    way = usual | {"precision": "fp32"} if auto else usual
-    count = count if trial(way) * share / count > LONG else share
-    first, slowest = way, (best := trial(way))
+    way, few = usual | {"precision": "fp32"} if auto else usual, min(FEW, share)
+    count = few if trial(way, few) * share / few > LONG else share
+    first, slowest = way, trial(way, count)
+    best = slowest
     for other in ({"threads": 1}, {"precision": usual["precision"]}, {"channels_last": True}):
-        if way | other != way and (free or "threads" not in other) and (taken := trial(way | other)) < best / 1.1:
-            way, best = way | other, taken
+        if way | other != way and (free or "threads" not in other):
+            if (taken := trial(way | other, count, limit=2 * best)) < best / 1.1:
+                way, best = way | other, taken
     print(f"computes    in {_words(way)}: {slowest / best:.2f} times as fast as {_words(first)}")
     if not recipe["max_minutes"]:
-        _say_time(steps, best * share / count)
+        _print_time(steps, best * share / count)
     return way
 
 
-def measure(step: TrainingStep, batches: Batches, new: bool) -> None:
-    """Sets steps_per_minute of a recipe with max_minutes, once. Else, on a GPU, prints how long a new run takes."""
-    recipe = step.recipe
-    if recipe["max_minutes"]:
-        recipe["steps_per_minute"] = recipe["steps_per_minute"] or steps_per_minute(step, batches)
-    elif new and step.way["device"] != "cpu":
-        _say_time(total_steps(recipe, batches.steps_per_epoch), 60 / steps_per_minute(step, batches, trial=2))
+def say_time(step: TrainingStep, batches: Batches) -> None:
+    """Prints how long a run takes on a GPU. (On a CPU `best_way` does.)"""
+    if step.way["device"] != "cpu":
+        _print_time(total_steps(step.recipe, batches.steps_per_epoch), 60 / steps_per_minute(step, batches, trial=2))
 
 
-def _say_time(steps: int, seconds: float) -> None:
+def _print_time(steps: int, seconds: float) -> None:
     """seconds: of a step."""
     units = {"days": 86400, "hours": 3600, "minutes": 60}
     if unit := next((name for name, size in units.items() if steps * seconds > 2 * size), None):
@@ -91,17 +89,21 @@ def _words(way: dict) -> str:
 
 
 def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -> float:
-    """The speed of `trial` steps, after three that may compile or record. All processes get the same number.
+    """The speed of `trial` steps, after three that may compile or record; on a CPU of the first step, if it is LONG.
 
-    A run then trains as if there had been no trial: the learning rate is 0, and no state of the optimizer is left.
+    All processes get the same number. A run then trains as if there had been no trial: the learning rate is 0, and no
+    state of the optimizer is left.
     """
-    scale, times = step.scaler.state_dict(), []
+    scale, began, seconds = step.scaler.state_dict(), time.perf_counter(), 0.0
     for batch in batches.steps(0, trial + 3):
         _, norm, _ = step(batch, rate=0.0)
-        if batch.step in (2, trial + 2):
+        if batch.step in (0, 2, trial + 2):
             norm.item()  # waits for the device
-            times.append(time.perf_counter())
-    seconds = step.processes.largest(max(1, round(1e6 * (times[1] - times[0])))) / 1e6
+            seconds = step.processes.largest(max(1, round(1e6 * (time.perf_counter() - began)))) / 1e6
+            if batch.step == 0 and step.way["device"] == "cpu" and seconds > LONG:
+                trial = 1
+                break
+            began = time.perf_counter()
     for optimizer in step.optimizers:
         optimizer.zero_grad(set_to_none=True)
         optimizer.state.clear()

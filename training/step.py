@@ -17,7 +17,8 @@ from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
 from training.processes import Processes
-from utils.device import autocast, compile_outcome, compiled, prepare, ready_to_sample, sampling_precision
+from training.way import compile_outcome, compiled, prepare
+from utils.device import autocast, ready_to_sample, sampling_precision
 
 TOO_LARGE = (
     "batch_size={batch_size}, gradient_accumulation={gradient_accumulation} and precision={precision} need more memory "
@@ -80,7 +81,7 @@ class TrainingStep:
                     backward(losses[-1].mean() / parts, self.scaler)
             norm, taken = update(self.optimizer, rate, self.recipe["grad_clip"], self.scaler)
             if self.critic:
-                # a sum, not the mean: a factor, as the scaler's, does not change Adam's steps
+                # a sum, not the mean: a constant factor does not change Adam's steps
                 self.processes.add([weight.grad for weight in self.critic.parameters()])
                 update(self.optimizers[1], FASTER * rate, None)
             self.ema.update(batch.step, taken)

@@ -27,7 +27,7 @@ from runs.labels import class_names, in_proportion, usual_guidance
 from runs.network import plan
 from runs.run import Run, checkpoint_of, in_batches, load_run
 from training.batches import Batches
-from training.held_out import HeldOut
+from training.held_out import HeldOut, Pictures
 
 PART, AT_ONCE = 1000, 125  # trajectories in a file, and in a batch of the teacher, which has one level
 FEATURE_WEIGHT = 2.0  # of 0 and 2, which was better on Fashion_Mnist
@@ -42,6 +42,8 @@ def with_teacher(recipe: dict) -> dict:
     ConfigError where a network cannot learn from trajectories.
     """
     if not recipe["trajectories"]:
+        if of_others := [key for key in ("teacher_guidance", "feature_weight", "critic_weight") if recipe[key]]:
+            raise ConfigError(f"{of_others[0]} is for a training on trajectories: set trajectories, or leave it out")
         return recipe
     if not recipe["init_from"]:
         raise ConfigError("trajectories needs init_from: the network that draws them and that the training starts from")
@@ -64,7 +66,7 @@ def with_teacher(recipe: dict) -> dict:
 
 def draw_trajectories(
     recipe: dict, folder: Path, labels: np.ndarray | None, device: torch.device
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, Pictures]:
     """The ends of N trajectories to learn from, as many as the recipe says, uint8 (2 N, C, H, W): first those from
     noise, then those that were drawn again; their labels, int64 (2 N,) or None; and the same of those held out.
 
@@ -102,7 +104,7 @@ def draw_trajectories(
     def both(part: slice) -> tuple[np.ndarray, np.ndarray | None]:
         return ends[:, part].reshape(-1, *shape), None if classes is None else np.tile(classes[part], 2)
 
-    return *both(slice(learned)), *both(slice(learned, None))
+    return *both(slice(learned)), ("held_out_loss", *both(slice(learned, None)))
 
 
 def teacher_of(recipe: dict) -> Run:
@@ -173,11 +175,10 @@ class TrajectoryBatches(Batches):
 class HeldOutTrajectories(HeldOut):
     """The loss of the trajectories that `draw_trajectories` held out."""
 
-    def __init__(self, recipe: dict, ends: np.ndarray, *args):
-        # with "all" it takes these as they are, instead of pictures of another split
-        super().__init__(recipe | {"split": "all"}, ends, *args)
+    def __init__(self, recipe: dict, pictures: Pictures, *args):
+        super().__init__(recipe, pictures, *args)
+        _, ends, _ = pictures
         half, device = len(ends) // 2, self.x_start.device
         before = normalize(torch.from_numpy(ends[self.rows % half])).to(device)
         numbers = self.rows % half + recipe["trajectories"] + AGAIN * (self.rows >= half)
-        self.name = "held_out_loss"
         self.t, self.noise = starts_of(recipe, plan(recipe)[1].to(device), self.x_start, before, numbers)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from datasets import DataError
-from diffusion.schedule import BETA_SCHEDULES
 from files.errors import CheckpointError, ConfigError, Stopped, TrainingError, out_of_memory_means
 from utils.device import keep_freed_memory, rank_and_world
 from utils.interruptible import quit_quietly, replace_handler
@@ -49,21 +48,6 @@ def number(least: int, most: float = math.inf, kind: type = int) -> Callable[[st
         return value
 
     return number
-
-
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that describe a checkpoint without a recipe."""
-    group = "for a checkpoint without a recipe; must agree with the recipe of any other"
-    add = parser.add_argument_group(group).add_argument
-    add("--image_size", metavar="S", help="pixels a side, or HEIGHT,WIDTH")
-    add("--image_channel", type=int, help="1 (grey) or 3 (RGB)")
-    add("--training_timestep_num", type=int, dest="timestep_num", help="T of the training, 1000 by default")
-    add("--beta_schedule", help=f"{' | '.join(BETA_SCHEDULES)}; default: cosine")
-
-
-def recipe_flags(args: argparse.Namespace) -> dict:
-    """The recipe keys that `add_recipe_flags` was given on the command line, None where a flag is missing."""
-    return {key: getattr(args, key) for key in ("image_size", "image_channel", "timestep_num", "beta_schedule")}
 
 
 def run(main: Callable[[], None]) -> None:

@@ -18,12 +18,15 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 def pick_device(name: str | None = None) -> torch.device:
     """cpu, cuda, cuda:N or mps (Apple's GPU); the first that there is of cuda, mps and cpu if none is named.
 
-    Under torchrun each process takes its own device. ConfigError for a device that is not available.
+    Under torchrun each process takes its own device. ConfigError for a device that is not available, and for a numbered
+    one that all processes would share.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available = [f"cuda:{i}" for i in range(count)] + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if count and name in (None, "cuda"):
-        name = available[variable("LOCAL_RANK", 0) % count]
+        name = available[from_torchrun("LOCAL_RANK", 0) % count]
+    elif name in available[:count] and from_torchrun("WORLD_SIZE", 1) > 1:
+        raise ConfigError(f"--device {name}: torchrun gives each process a device of its own: leave the number out")
     if name not in (None, *available):
         raise ConfigError(f"device {name!r} is not available; this machine has {', '.join(available)}")
     return torch.device(name or available[0])
@@ -31,10 +34,10 @@ def pick_device(name: str | None = None) -> torch.device:
 
 def rank_and_world() -> tuple[int, int]:
     """The number of this process, from 0, and the number of processes: RANK and WORLD_SIZE of torchrun, or 0 and 1."""
-    return variable("RANK", 0), variable("WORLD_SIZE", 1)
+    return from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
 
 
-def variable(name: str, default: int) -> int:
+def from_torchrun(name: str, default: int) -> int:
     """A number that torchrun sets in the environment."""
     return int(os.environ.get(name, default))
 
@@ -68,51 +71,9 @@ def use_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed  # PyTorch allows it for convolutions unless told otherwise
 
 
-def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> None:
-    """On CUDA: TF32 for float32, and, if asked for, deterministic kernels, so that a run can be repeated exactly.
-
-    ours: whether the network is ours, whose operations all have one. Of others the rest is deterministic.
-    """
-    if device.type == "cuda":
-        import torch._inductor.config as compiler  # here because it takes a second
-
-        use_tf32(True)
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
-        torch.use_deterministic_algorithms(deterministic, warn_only=not ours)
-        compiler.deterministic = deterministic  # no choice between sums by their speed at that moment
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        torch.backends.cudnn.benchmark = not deterministic  # the fastest kernel of this run may be another's second
-
-
 def capability(device: torch.device) -> tuple[int, int]:
     """Of CUDA, else (0, 0). (7, 0) is Volta, whose tensor cores compute only float16; (8, 0) is Ampere."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-
-
-def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[..., Tensor]:
-    """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled.
-
-    "graphs": with CUDA graphs, each of which launches the hundreds of kernels of a step at once.
-    """
-    automatic, graphs = compile == "auto" and device.type == "cuda", compile == "graphs"
-    if not (automatic or graphs or compile is True):
-        return network
-    torch._dynamo.config.suppress_errors = automatic
-    torch._dynamo.utils.counters.clear()
-    fast = torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # shapes do not change
-
-    def call(*inputs: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # the gradients of the step before are not used any more
-        return fast(*inputs)
-
-    return call if graphs else fast
-
-
-def compile_outcome() -> bool:
-    """Whether all that was to be compiled since the last call of `compiled` was, and with CUDA graphs if asked for."""
-    counters = torch._dynamo.utils.counters
-    return counters["frames"]["total"] == counters["frames"]["ok"] and not counters["inductor"]["cudagraph_skips"]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -123,23 +84,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if on_cpu or capability(device) >= (8, 0) else "fp16" if capability(device) >= (7, 0) else "fp32"
 
 
-def usual_way(recipe: dict, device: torch.device) -> dict:
-    """How a training computes where nothing was measured: device, precision, memory layout and threads of the CPU.
-
-    The layout in which convolutions are fastest is channels last on tensor cores.
-    """
-    precision = resolve_precision(recipe["precision"], device)
-    last = capability(device) >= ((7, 0) if precision == "fp16" else (8, 0))
-    threads = torch.get_num_threads() if device.type == "cpu" else None
-    return {"device": device.type, "precision": precision, "channels_last": last, "threads": threads}
-
-
 def sampling_precision(precision: str, device: torch.device, objective: str) -> str:
     """`resolve_precision` for sampling, where "auto" is fp32 if x_start magnifies the network's rounding errors.
 
     Where the network predicts noise, x_start = (x_t - σ ε) / a multiplies them by up to 2e4 at the noisy end.
     """
-    a, sigma = torch.tensor([5e-5, 1.0])  # at the noisy end of cosine betas
+    a, sigma = 5e-5, 1.0  # at the noisy end of cosine betas
     p, q = OBJECTIVES[objective](a, sigma)
     magnified = abs(q * a - p * sigma) < 0.1 * sigma
     return "fp32" if precision == "auto" and magnified else resolve_precision(precision, device)

@@ -1,12 +1,9 @@
-"""Pictures for people: grids, tables of grids, films, and how a sample or an interpolation develops."""
+"""Pictures for people: grids, tables of grids, films and plots."""
 
-import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,15 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets import to_uint8
-from diffusion import Frame, SampleSpec
-from diffusion.samplers import USES_ETA
 from files.atomic import write_file
 from files.errors import ConfigError
 
 MOST = {"gif": 65_535, "webp": 16_383, "png": 65_535}  # pixels a side, by their formats; PNG's: what programs open
 MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
 PNG_END = b"IEND\xae\x42\x60\x82"
-PROGRESS_ROWS, FILM_FRAMES = 10, 40
 TABLE_GAP = 8  # pixels between the pictures of a table
 Cells = Sequence[Sequence[Image.Image | None]]  # of a table, row by row
 
@@ -128,52 +122,6 @@ def save_table(
     if red.tobytes() == green.tobytes() == blue.tobytes():
         table = red  # a grey file is half the size
     return write_file(file, png(table))
-
-
-def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Path, **facts) -> list[Path]:
-    """A table of each sampler's picture and seconds per image, and the same as CSV, with `facts` as further columns."""
-    methods = list(dict.fromkeys(replace(spec, steps=1) for spec in cells))
-    steps = sorted({spec.steps for spec in cells})
-    table = [[cells.get(replace(method, steps=n)) for n in steps] for method in methods]
-    rows = [f"{m.method}{f' eta {m.eta:g}' * (m.method in USES_ETA)}{' quad' * m.quad}" for m in methods]
-    notes = [[f"{cell[1]:.2g} s each" if cell else "" for cell in row] for row in table]
-    cells_only = [[cell and cell[0] for cell in row] for row in table]
-    save_table(cells_only, rows, [f"{n} step{'s' * (n > 1)}" for n in steps], file, notes)
-    lines = [["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts]]
-    lines += [[spec, *astuple(spec), f"{seconds:.6f}", *facts.values()] for spec, (_, seconds) in cells.items()]
-    csv.writer(text := io.StringIO(newline="")).writerows(lines)
-    return [file, write_file(file.with_suffix(".csv"), text.getvalue())]
-
-
-def progress_frames(steps: int, rows: int) -> list[int]:
-    """Which states to show, from 0 (pure noise) to `steps` (the result): coarse at first, then fine.
-
-    They are at linspace(0, 1, rows) ** 0.3 of the way, the second of ten at 52 %: with cosine betas the noise outweighs
-    the signal before.
-    """
-    way = torch.linspace(0, 1, rows, dtype=torch.float64) ** 0.3
-    return sorted({round(float(part) * steps) for part in way} | {steps})
-
-
-def save_progress(
-    x_T: Tensor, frames: Iterable[Frame], steps: int, columns: int, file: Path, animation: str | None
-) -> tuple[Tensor, list[Path]]:
-    """Runs a sampler from x_T (B, C, H, W) to its end; returns the result, and the pictures of how it develops.
-
-    The first `columns` samples, x_t beside the predicted x_start, time running down; and a film of all if asked for.
-    Only what is shown is kept, as small pictures.
-    """
-    rows, film = progress_frames(steps, PROGRESS_ROWS), progress_frames(steps, FILM_FRAMES) if animation else []
-    cells, labels, pictures, x = [], [], [], x_T
-    for done, frame in enumerate(chain(frames, [None])):  # None: the end
-        if done in rows:
-            cells.append([grid(part[:columns], columns) for part in (x, frame.pred_x_start if frame else x)])
-            labels.append(f"t = {frame.t}" if frame else "the end")
-        if done in film:
-            pictures.append(grid(x, columns))
-        x = frame.sample if frame else x
-    files = [save_table(cells, labels, ["x_t", "predicted x_start"], file)]
-    return x, files + save_film(pictures, file, animation)
 
 
 def save_film(frames: Iterable[Image.Image], picture: Path, animation: str | None) -> list[Path]:
