@@ -71,7 +71,7 @@ def test_max_minutes_become_a_number_of_steps_and_nothing_else_changes(tmp_path,
         measured.append(original(*args))
         return 1200.0
 
-    monkeypatch.setattr(training.speed, "steps_per_minute", trial)
+    monkeypatch.setattr(train_solver, "steps_per_minute", trial)
     times = settings | {"max_steps": "null", "max_minutes": 0.005, "save_every": 2}
     assert train(tmp_path / "steps", settings=settings | {"max_steps": 6}).returncode == 0 and not measured
     assert train(tmp_path / "whole", settings=times).returncode == 0 and measured[0] > 0
