@@ -16,19 +16,20 @@ from torch import nn
 from diffusion import GaussianDiffusion
 from files.errors import Stopped
 from runs.config import load_recipe, quicker
-from runs.network import build, plan
+from runs.network import build, without_weights
 from training.batches import Batches
 from training.held_out import HeldOut, held_out_pictures
 from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
 from training.plan import check_batch, describe, dry_run, total_steps
+from training.pretrained import load_pretrained, pretrained_recipe
 from training.preview import Preview
 from training.processes import Processes, StopRequest
-from training.resume import TrainingState, alone_in, begun, load_pretrained, pretrained_recipe
+from training.resume import TrainingState, alone_in, begun
 from training.speed import best_way, say_time, steps_per_minute
 from training.step import TrainingStep
-from training.trajectories import HeldOutTrajectories, TrajectoryBatches, with_teacher
+from training.trajectories import HeldOutTrajectories, TrajectoryBatches, compares_features, with_teacher
 from utils.command_line import ArgumentParser, run
 from utils.device import pick_device
 
@@ -52,12 +53,12 @@ def main() -> None:
     args = parse_arguments()
     flags = {key: getattr(args, key) for key in ("data_path", "save_dir", "init_from") if getattr(args, key)}
     recipe = load_recipe(args.config, args.data_name, args.set, flags, pretrained_recipe)
-    plan(recipe)  # what cannot be built ends here, before anything is downloaded
+    without_weights(recipe)  # what cannot be built ends here, before anything is downloaded
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
             recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
         torch.manual_seed(recipe["seed"])
-        model, diffusion = (plan if args.dry_run else build)(recipe)
+        model, diffusion = (without_weights if args.dry_run else build)(recipe)
         shown = recipe | {"betas": f"{len(recipe['betas'])} of its own"} if recipe["betas"] else recipe
         print(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None).rstrip())
         print(end=quicker(args.config, args.data_name))
@@ -92,8 +93,7 @@ def train(
     batches = batches_of(images, recipe, diffusion, device, processes.rank, processes.world, labels)
 
     # --- the network, its average and the optimizer ---
-    compares = recipe["trajectories"] and (recipe["feature_weight"] or recipe["critic_weight"])
-    if recipe["init_from"] and (not last or compares):  # in features of the first weights, also after a resume
+    if recipe["init_from"] and (not last or compares_features(recipe)):  # of the first weights, also after a resume
         load_pretrained(model, recipe)
     until_exit.callback(torch.set_num_threads, torch.get_num_threads())
     way = best_way(recipe, model, diffusion, processes, batches, last)

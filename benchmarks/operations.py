@@ -17,7 +17,7 @@ import yaml
 
 from datasets import picture_shape
 from runs.config import load_recipe
-from runs.network import plan
+from runs.network import without_weights
 from utils.command_line import ArgumentParser, run
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
@@ -26,7 +26,7 @@ BATCH = 8
 
 def operations(recipe: dict) -> tuple[int, float, float]:
     """Parameters, and 10⁹ operations for an image: of a call of the network, and of a training step."""
-    model, counts = plan(recipe)[0].train(), []
+    model, counts = without_weights(recipe)[0].train(), []
     x = torch.empty(BATCH, *picture_shape(recipe["image_size"], recipe["image_channel"]), device="meta")
     t = torch.zeros(BATCH, dtype=torch.long, device="meta")
     for train in (False, True):

@@ -18,11 +18,11 @@ EXPLODED = 100  # the weights of good networks stay below 10
 
 def build(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     """The network, freshly initialised, and the diffusion of a recipe. ConfigError if values do not fit."""
-    _, diffusion = plan(recipe)
+    _, diffusion = without_weights(recipe)
     return _network(recipe), diffusion
 
 
-def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
+def without_weights(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     """`build`, but with the network on PyTorch's meta device: its weights have shapes, and take no memory.
 
     Raises ConfigError for values that do not fit, and for more weights than the machine has memory for.
@@ -30,7 +30,7 @@ def plan(recipe: dict) -> tuple[nn.Module, GaussianDiffusion]:
     try:
         with _WithoutValues(), torch.device("meta"):
             network = _network(recipe)
-        check_size(network)
+        check_memory(network)
         return network, GaussianDiffusion(**{key: recipe[key] for key in DIFFUSION_KEYS})
     except ValueError as error:
         raise ConfigError(f"{recipe['data_name']}: {error}") from error
@@ -69,7 +69,7 @@ def unused_keys(recipe: dict) -> list[str]:
     return [key for key in MODEL_KEYS if key in others and recipe[key] != KEYS[key].default]
 
 
-def check_size(network: nn.Module) -> None:
+def check_memory(network: nn.Module) -> None:
     """ValueError if the weights of a network need more memory than this machine has, where the system says."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -83,16 +83,22 @@ def check_size(network: nn.Module) -> None:
 def load_state(model: nn.Module, tensors: dict, file: Path | str, assign: bool = False) -> None:
     """load_state_dict, strict. CheckpointError names the first tensor that does not fit or is not finite.
 
-    assign: the tensors become the weights of a network that has none yet, see `plan`.
+    assign: the tensors become the weights of a network that has none yet, see `without_weights`.
     """
     try:
         model.load_state_dict(tensors, assign=assign)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CheckpointError(f"{file}: its weights do not fit the network: {' '.join(lines[1:2] or lines)}") from error
-    for name, weight in model.named_parameters():
-        if assign:
+    if assign:
+        for weight in model.parameters():
             weight.data = weight.data.float().clone(memory_format=torch.contiguous_format)  # names may share a tensor
+    check_weights(model, file)
+
+
+def check_weights(model: nn.Module, file: Path | str) -> None:
+    """CheckpointError for a weight that is not finite; a line if the training has diverged."""
+    for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise CheckpointError(f"{file}: its weight {name} is not finite: use an older checkpoint")
     if (largest := largest_weight(model)) > EXPLODED:

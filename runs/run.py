@@ -15,7 +15,7 @@ from diffusion.guidance import with_labels
 from files.errors import CheckpointError, ConfigError
 from runs.checkpoint import checked, torch_load
 from runs.labels import class_names, class_numbers, usual_guidance
-from runs.network import build, load_state, plan
+from runs.network import build, load_state, without_weights
 from runs.published import from_published, is_published
 from runs.recipe import coerce
 from runs.shared_weights import load_shared_weights
@@ -126,7 +126,7 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
         step, has = content["step"], weights
     check_given(recipe, has, file, weights, given)
     try:
-        model, diffusion = plan(recipe)
+        model, diffusion = without_weights(recipe)
     except ConfigError as error:
         raise CheckpointError(f"{file}: its recipe: {error}") from error
     load_state(model, tensors, file, assign=True)

@@ -11,7 +11,7 @@ from torch import nn
 from files.atomic import write_file
 from files.errors import CheckpointError, ConfigError, short
 from models.diffusers_unet import arguments, diffusers, keywords_of, settings
-from runs.network import build, load_state
+from runs.network import build, check_weights
 from runs.recipe import MODEL_KEYS, plain_recipe
 from runs.run import Run
 from runs.shared_weights import check_facts, facts_of
@@ -80,7 +80,7 @@ def import_folder(folder: Path) -> Run:
             with torch.no_grad():
                 for tensor, peer in paired_tensors(model, theirs):
                     tensor.copy_(peer)
-        load_state(model, model.state_dict(), folder)  # checks that they are finite
+        check_weights(model, folder)
         check_same_output(model.eval(), theirs, recipe)
     except (CheckpointError, MemoryError):
         raise

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from datasets import DataError, load_images
 from files.errors import CheckpointError, ConfigError
 from runs.config import load_recipe
-from runs.network import plan
+from runs.network import without_weights
 from runs.recipe import KEYS
 from runs.run import load_run
 from runs.shared_weights import facts_of
@@ -147,7 +147,7 @@ def test_configurations(tmp_path, change, other):
     content = {"Train_Setting": {}, "Train_Data": {"X": {"data_path": "x"} | change, "Y": other}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     for name in ("X", "Y"):
-        loaded_or_refused(lambda name=name: plan(load_recipe(tmp_path / "c.yaml", name)), ConfigError)
+        loaded_or_refused(lambda name=name: without_weights(load_recipe(tmp_path / "c.yaml", name)), ConfigError)
 
 
 def one_block(line):

@@ -12,12 +12,12 @@ from files.errors import CheckpointError, ConfigError
 from models import NETWORKS, DiT, UNet, build_model
 from models.blocks import timestep_embedding
 from runs import recipe as recipes
-from runs.network import build, plan, unused_keys
+from runs.network import build, unused_keys, without_weights
 from runs.recipe import KEYS, MODEL_KEYS, network_keys, plain_recipe
 from runs.run import load_run
 from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import export_folder, import_folder
-from training.resume import load_pretrained
+from training.pretrained import load_pretrained
 
 DIT = {"network": "dit", "depth": 2}
 SHIPPED = "checkpoints/digits.safetensors"
@@ -97,12 +97,12 @@ def test_a_planned_network_draws_no_weights(network, monkeypatch):
     """On the meta device the first random numbers would import torch.compile, which takes seconds."""
     for method in ("normal_", "uniform_"):
         monkeypatch.setattr(torch.Tensor, method, None)
-    model, _ = plan(plain_recipe("Digits", network=network, num_classes=10))
+    model, _ = without_weights(plain_recipe("Digits", network=network, num_classes=10))
     assert all(weight.is_meta for weight in model.parameters())
 
 
 def test_a_planned_network_has_its_constants(mixer):
-    assert plan(plain_recipe("Digits", network="mixer"))[0].constant == 0.5
+    assert without_weights(plain_recipe("Digits", network="mixer"))[0].constant == 0.5
 
 
 def test_a_recipe_names_the_keys_that_its_network_does_not_use():

@@ -6,12 +6,12 @@ from helpers.scripts import in_process, refused
 from PIL import Image
 
 from files.errors import ConfigError
-from utils.pictures import MOST, check_size, grid
+from utils.pictures import MOST, check_size, grid, sheet_size
 
 
 @pytest.mark.parametrize("count, columns, size", [(10, 4, (8, 8)), (3, 7, (32, 20)), (2, 1, (5, 12)), (9, 9, (17, 17))])
 def test_the_size_is_that_of_the_grid(count, columns, size):
-    assert check_size(count, columns, size, None) == grid(torch.zeros(count, 1, *size), columns).size[::-1]
+    assert sheet_size(count, columns, size) == grid(torch.zeros(count, 1, *size), columns).size[::-1]
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])

@@ -22,8 +22,9 @@ from runs.config import load_recipe
 from runs.recipe import plain_recipe
 from runs.run import load_run
 from training.optimizer import UNSCALED, backward, make_optimizer, update
+from training.pretrained import pretrained_recipe
 from training.processes import Processes
-from training.resume import TrainingState, alone_in, find_checkpoint, fingerprint, pretrained_recipe
+from training.resume import TrainingState, alone_in, find_checkpoint, fingerprint
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), np.uint8)

@@ -17,6 +17,7 @@ from training.batches import Batch
 from training.ema import EMA
 from training.optimizer import backward, make_optimizer, update
 from training.processes import Processes
+from training.trajectories import compares_features
 from training.way import compile_outcome, compiled, prepare
 from utils.device import autocast, ready_to_sample, sampling_precision
 
@@ -52,15 +53,19 @@ class TrainingStep:
         self.network = compiled(self.parallel, recipe["compile"], device)  # the same, which a step calls
         self.losses, self.critic, self.optimizers = self.diffusion.training_losses, None, [self.optimizer]
         if recipe["trajectories"]:
-            weights = {key: recipe[key] for key in ("feature_weight", "critic_weight")}
-            features = deepcopy(self.model).eval().requires_grad_(False).features if any(weights.values()) else None
-            if recipe["critic_weight"]:
-                picture = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), device=device)
-                with torch.random.fork_rng(devices=[]), torch.no_grad():
-                    torch.manual_seed(recipe["seed"])
-                    self.critic = Critic(features(picture), recipe["num_classes"] or 0).to(device)
-                self.optimizers.append(make_optimizer(self.critic, recipe | CRITIC))
-            self.losses = partial(trajectory_losses, self.diffusion, features=features, critic=self.critic, **weights)
+            self.losses = self._losses_of_trajectories(recipe, device)
+
+    def _losses_of_trajectories(self, recipe: dict, device: torch.device) -> Callable[..., Tensor]:
+        """`trajectory_losses` with the features of the model as it is now, and with a new critic if there is one."""
+        weights = {key: recipe[key] for key in ("feature_weight", "critic_weight")}
+        features = deepcopy(self.model).eval().requires_grad_(False).features if compares_features(recipe) else None
+        if recipe["critic_weight"]:
+            picture = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), device=device)
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(recipe["seed"])
+                self.critic = Critic(features(picture), recipe["num_classes"] or 0).to(device)
+            self.optimizers.append(make_optimizer(self.critic, recipe | CRITIC))
+        return partial(trajectory_losses, self.diffusion, features=features, critic=self.critic, **weights)
 
     def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """(losses, norm, taken): of each picture of this process (B,), of the gradient before clipping (), and whether

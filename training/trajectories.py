@@ -24,7 +24,7 @@ from diffusion.interpolation import partial_spec
 from files.atomic import clear_parts, write_file
 from files.errors import ConfigError
 from runs.labels import class_names, in_proportion, usual_guidance
-from runs.network import plan
+from runs.network import without_weights
 from runs.run import Run, checkpoint_of, in_batches, load_run
 from training.batches import Batches
 from training.held_out import HeldOut, Pictures
@@ -62,6 +62,11 @@ def with_teacher(recipe: dict) -> dict:
         if recipe[key] and not has_features:
             raise ConfigError(f"{key}: only a unet of our own has features to compare: set {key}=0")
     return recipe | teacher | {"guidance": 1.0, "label_dropout": 0.0}  # it does not learn to draw without its label
+
+
+def compares_features(recipe: dict) -> bool:
+    """Whether a training compares pictures in features of the weights that it starts from."""
+    return bool(recipe["trajectories"] and (recipe["feature_weight"] or recipe["critic_weight"]))
 
 
 def draw_trajectories(
@@ -109,7 +114,7 @@ def draw_trajectories(
 
 def teacher_of(recipe: dict) -> Run:
     """The network that draws the trajectories. ConfigError if it knows other classes or betas than the recipe."""
-    teacher, diffusion = load_run(recipe["init_from"]), plan(recipe)[1]
+    teacher, diffusion = load_run(recipe["init_from"]), without_weights(recipe)[1]
     if class_names(teacher.recipe) != class_names(recipe):
         remedy = "set data_path and num_classes as in its training"
         raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
@@ -147,15 +152,16 @@ def ends_of(
 
 
 def starts_of(
-    recipe: dict, diffusion: GaussianDiffusion, x_end: Tensor, before: Tensor, numbers: np.ndarray
+    recipe: dict, diffusion: GaussianDiffusion, x_end: Tensor, before: Tensor, numbers: np.ndarray, again: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """(t, noise) of trajectories that end at x_end (B, C, H, W): the timestep that they start at, int64 (B,), and the
     noise that leads from x_end to x_t there, like x_end.
 
-    numbers: int64 (B,), with AGAIN added for those that were drawn again, from `before`; the others have x_end there.
+    numbers: int64 (B,). again: bool (B,), whether each was drawn again, from `before`; the others have x_end there.
     """
-    T, noise = recipe["timestep_num"], SampleNoise(recipe["seed"] + APART, numbers.tolist())
-    t = torch.tensor([T - 1 if i < AGAIN else level_of(i - AGAIN, T) for i in numbers.tolist()]).to(x_end.device)
+    T, noise = recipe["timestep_num"], SampleNoise(recipe["seed"] + APART, (numbers + AGAIN * again).tolist())
+    t = [level_of(i, T) if redrawn else T - 1 for i, redrawn in zip(numbers.tolist(), again, strict=True)]
+    t = torch.tensor(t).to(x_end.device)
     x_t = diffusion.q_sample(before, t, noise.draw(x_end.shape, x_end.dtype, x_end.device))
     return t, diffusion.predict_noise(x_end, x_t, t)
 
@@ -166,10 +172,8 @@ class TrajectoryBatches(Batches):
     def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(x_end, t, noise), see `starts_of`: nothing is left to be drawn, and nothing is flipped."""
         rows, half = self.indices(step)[self.share], len(self.images) // 2
-        before = next(self.fetched([rows % half]))
-        again = AGAIN * (rows >= half)
-        x_end = normalize(pixels)
-        return x_end, *starts_of(self.recipe, self.diffusion, x_end, normalize(before), rows % half + again)
+        x_end, before = normalize(pixels), normalize(next(self.fetched([rows % half])))
+        return x_end, *starts_of(self.recipe, self.diffusion, x_end, before, rows % half, again=rows >= half)
 
 
 class HeldOutTrajectories(HeldOut):
@@ -180,5 +184,5 @@ class HeldOutTrajectories(HeldOut):
         _, ends, _ = pictures
         half, device = len(ends) // 2, self.x_start.device
         before = normalize(torch.from_numpy(ends[self.rows % half])).to(device)
-        numbers = self.rows % half + recipe["trajectories"] + AGAIN * (self.rows >= half)
-        self.t, self.noise = starts_of(recipe, plan(recipe)[1].to(device), self.x_start, before, numbers)
+        numbers, diffusion = self.rows % half + recipe["trajectories"], without_weights(recipe)[1].to(device)
+        self.t, self.noise = starts_of(recipe, diffusion, self.x_start, before, numbers, again=self.rows >= half)

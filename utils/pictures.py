@@ -38,25 +38,24 @@ def grid(x: Tensor, columns: int) -> Image.Image:
     if len(pictures) == 1:
         return pictures[0].convert("RGB")
     columns, (width, height) = min(columns, len(pictures)), (2 + side for side in pictures[0].size)
-    sheet = Image.new("RGB", (2 + columns * width, 2 + -(-len(pictures) // columns) * height))
+    sheet = Image.new("RGB", sheet_size(len(pictures), columns, x.shape[2:])[::-1])
     for i, picture in enumerate(pictures):
         sheet.paste(picture, (2 + i % columns * width, 2 + i // columns * height))
     return sheet
 
 
-def check_size(
-    count: int, columns: int, size: Sequence[int], animation: str | None = None, gap: int = 2
-) -> tuple[int, int]:
-    """(height, width) of a `grid` of count > 1 pictures of this (height, width), `gap` pixels apart.
+def sheet_size(count: int, columns: int, size: Sequence[int], gap: int = 2) -> tuple[int, int]:
+    """(height, width) of a `grid` of count > 1 pictures of this (height, width), `gap` pixels apart."""
+    across, zoom = min(columns, count), max(1, 32 // max(size))
+    return -(-count // across) * (size[0] * zoom + gap) + gap, across * (size[1] * zoom + gap) + gap
 
-    ConfigError if it would be too large for its format: a PNG, or an `animation` ("gif" or "webp").
-    """
-    across, zoom, most = min(columns, count), max(1, 32 // max(size)), MOST[animation or "png"]
-    height, width = -(-count // across) * (size[0] * zoom + gap) + gap, across * (size[1] * zoom + gap) + gap
+
+def check_size(count: int, columns: int, size: Sequence[int], animation: str | None = None, gap: int = 2) -> None:
+    """ConfigError if a `sheet_size` is too large for its format: a PNG, or an `animation` ("gif" or "webp")."""
+    (height, width), most = sheet_size(count, columns, size, gap), MOST[animation or "png"]
     if max(height, width) > most:
         kind = f"a film as {animation}" if animation else "a picture"
         raise ConfigError(f"{kind} of {width:,}x{height:,} pixels is larger than {most:,}: take fewer pictures")
-    return height, width
 
 
 def save_grid(x: Tensor, file: Path, columns: int) -> Path:
