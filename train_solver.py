@@ -17,13 +17,13 @@ from diffusion import GaussianDiffusion
 from files.errors import Stopped
 from runs.config import load_recipe, quicker
 from runs.network import build, without_weights
+from runs.pretrained import load_pretrained, pretrained_recipe
 from training.batches import Batches
 from training.held_out import HeldOut, held_out_pictures
 from training.log import TrainingLog, read_log, save_loss_curve
 from training.optimizer import learning_rate
 from training.pictures import find_pictures, training_pictures, with_classes
-from training.plan import check_batch, describe, dry_run, total_steps
-from training.pretrained import load_pretrained, pretrained_recipe
+from training.plan import check_batch, describe, dry_run, total_steps, without_impossible_graphs
 from training.preview import Preview
 from training.processes import Processes, StopRequest
 from training.resume import TrainingState, alone_in, begun
@@ -57,6 +57,7 @@ def main() -> None:
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
             recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
+        recipe = without_impossible_graphs(recipe, processes.world, processes.device)
         torch.manual_seed(recipe["seed"])
         model, diffusion = (without_weights if args.dry_run else build)(recipe)
         shown = recipe | {"betas": f"{len(recipe['betas'])} of its own"} if recipe["betas"] else recipe
@@ -87,7 +88,7 @@ def train(
         recipe, last = begun(recipe, folder, resume)
         images, labels, held = training_pictures(recipe, found, folder, device)
         del found
-        check_batch(recipe, len(images), processes.world, device)
+        check_batch(recipe, len(images), processes.world)
         print(describe(recipe, model, diffusion, len(images), processes.world, device))
     batches_of, held_out_of = (TrajectoryBatches, HeldOutTrajectories) if recipe["trajectories"] else (Batches, HeldOut)
     batches = batches_of(images, recipe, diffusion, device, processes.rank, processes.world, labels)

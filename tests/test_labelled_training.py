@@ -7,8 +7,8 @@ from helpers.pictures import pixels
 from helpers.scripts import LABELLED, refused, state_hash, train, training
 
 from runs.network import build
+from runs.pretrained import load_pretrained
 from runs.run import load_run
-from training.pretrained import load_pretrained
 
 
 def test_a_training_stores_the_number_and_the_names_of_its_classes(labelled):

@@ -13,11 +13,11 @@ from models import NETWORKS, DiT, UNet, build_model
 from models.blocks import timestep_embedding
 from runs import recipe as recipes
 from runs.network import build, unused_keys, without_weights
+from runs.pretrained import load_pretrained
 from runs.recipe import KEYS, MODEL_KEYS, network_keys, plain_recipe
 from runs.run import load_run
 from runs.shared_weights import facts_of, save_shared_weights
 from sharing.diffusers_folder import export_folder, import_folder
-from training.pretrained import load_pretrained
 
 DIT = {"network": "dit", "depth": 2}
 SHIPPED = "checkpoints/digits.safetensors"

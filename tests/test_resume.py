@@ -19,10 +19,10 @@ from files.atomic import part_of
 from files.errors import CheckpointError, ConfigError
 from runs.checkpoint import save_checkpoint
 from runs.config import load_recipe
+from runs.pretrained import pretrained_recipe
 from runs.recipe import plain_recipe
 from runs.run import load_run
 from training.optimizer import UNSCALED, backward, make_optimizer, update
-from training.pretrained import pretrained_recipe
 from training.processes import Processes
 from training.resume import TrainingState, alone_in, find_checkpoint, fingerprint
 

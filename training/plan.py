@@ -31,20 +31,26 @@ def dry_run(recipe: dict, model: nn.Module, diffusion: GaussianDiffusion, world:
     except DataError as error:
         print(f"data        {error}")
         images = None
-    check_batch(recipe, images, world, device)
+    check_batch(recipe, images, world)
     print(describe(recipe, model, diffusion, images, world, device))
 
 
-def check_batch(recipe: dict, images: int | None, world: int, device: torch.device) -> None:
-    """ConfigError for a batch_size or CUDA graphs that cannot be. images: their number, None if unknown."""
+def without_impossible_graphs(recipe: dict, world: int, device: torch.device) -> dict:
+    """The recipe, with compile=auto for compile=graphs on other devices than CUDA, and where batches are divided."""
+    if recipe["compile"] != "graphs" or (device.type == "cuda" and world * recipe["gradient_accumulation"] == 1):
+        return recipe
+    print("compile=auto, as CUDA graphs need CUDA and whole batches in one process")
+    return recipe | {"compile": "auto"}
+
+
+def check_batch(recipe: dict, images: int | None, world: int) -> None:
+    """ConfigError for a batch_size that cannot be. images: their number, None if unknown."""
     B, parts = recipe["batch_size"], world * recipe["gradient_accumulation"]
     factors = f"{world} process(es) times gradient_accumulation={recipe['gradient_accumulation']}"
     if images is not None and images < B:
         raise ConfigError(f"{recipe['data_name']}: its {images} pictures are fewer than batch_size={B}: lower it")
     if B % parts:
         raise ConfigError(f"{recipe['data_name']}: batch_size={B} is not a multiple of {parts}, {factors}")
-    if recipe["compile"] == "graphs" and (parts > 1 or device.type != "cuda"):
-        raise ConfigError(f"compile=graphs needs whole batches on CUDA, not {device} in {factors}: set compile=auto")
 
 
 def describe(

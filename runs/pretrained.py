@@ -1,4 +1,4 @@
-"""Starting a training from the weights of another: init_from."""
+"""What a training starts from: the weights of another, init_from."""
 
 from pathlib import Path
 
