@@ -57,7 +57,6 @@ def main() -> None:
     with Processes(pick_device(args.device)) as processes, ExitStack() as until_exit:
         with processes.first():
             recipe = with_teacher(with_classes(recipe, download=not args.dry_run))
-        recipe = without_impossible_graphs(recipe, processes.world, processes.device)
         torch.manual_seed(recipe["seed"])
         model, diffusion = (without_weights if args.dry_run else build)(recipe)
         shown = recipe | {"betas": f"{len(recipe['betas'])} of its own"} if recipe["betas"] else recipe
@@ -79,6 +78,8 @@ def train(
     """
     folder = Path(recipe["save_dir"], recipe["pth_save_name"])
     device, lead = processes.device, processes.rank == 0  # of several processes only the lead writes files
+
+    recipe = without_impossible_graphs(recipe, processes.world, device)
 
     # --- the pictures and the checkpoint ---
     with processes.first():
@@ -109,8 +110,10 @@ def train(
 
     # --- stopping, log and previews ---
     stop, sampler = until_exit.enter_context(StopRequest(processes)), step.sampler()
-    held = held or (held_out_pictures(recipe, images, labels) if lead else None)
-    held_out = held_out_of(recipe, held, sampler, step.losses, device) if lead else None
+    held_out = None
+    if lead:
+        held_out = held_out_of(recipe, held or held_out_pictures(recipe, images, labels), sampler, step.losses, device)
+    del held
     preview = Preview(folder, recipe, sampler, step.diffusion, processes, stop, steps, labels)
     if lead and start < steps:
         state.save_recipe()

@@ -185,6 +185,6 @@ def parse_spec(text: str, timestep_num: int, where: str) -> SampleSpec:
 
 
 def changed_keys(old: dict, new: dict, among: Collection[str]) -> list[str]:
-    """What differs between two recipes in the keys `among` all, as "key: was …, is …"."""
+    """What differs between two recipes in the keys that are in `among`, as "key: was …, is …"."""
     keys = [key for key in new if key in among and old.get(key) != new[key]]
     return [f"{key}: was {short(old.get(key))}, is {short(new[key])}" for key in keys]

@@ -14,7 +14,7 @@ from test_modes.job import Job
 from test_modes.progress import save_progress
 from test_modes.sample_dir import SampleDir, identity_of
 from utils.device import rank_and_world
-from utils.pictures import check_size, grid_columns, save_by_class
+from utils.pictures import check_size, grid_columns, in_rows, save_by_class
 
 
 def run(job: Job) -> list[Path]:
@@ -23,8 +23,7 @@ def run(job: Job) -> list[Path]:
         return fill_sample_dir(job, job.args.sample_num or job.trained.recipe["sample_num"])
     args, names, files, count = job.args, job.names, [], job.trained.recipe["sample_num"]
     count = args.sample_num or (len(names) * min(10, max(1, count // len(names))) if names else count)
-    columns = -(-count // len(names)) if names else grid_columns(count)  # a row for each class
-    check_size(count, columns, picture_shape(job.trained.recipe["image_size"], 1)[1:])
+    check_pictures(job, count)
     for spec, weight in product(job.specs, job.guidance):
         drawn = [draw_batch(job, spec, weight, indices) for indices in in_batches(count, args.batch_size)]
         pixels = torch.cat([pixels for pixels, _ in drawn])
@@ -32,10 +31,20 @@ def run(job: Job) -> list[Path]:
     return files
 
 
+def check_pictures(job: Job, count: int) -> None:
+    """ConfigError if no file holds the picture of `count` samples, or the film of the first batch."""
+    size, rows, first = picture_shape(job.trained.recipe["image_size"], 1)[1:], len(job.names), job.args.batch_size
+    rows = min(count, rows) if rows and in_rows(count, min(count, rows)) else 0
+    columns = -(-count // rows) if rows else grid_columns(count)
+    check_size(rows * columns or count, columns, size)
+    check_size(min(count, first), grid_columns(min(count, first)), size, job.args.animate)
+
+
 def fill_sample_dir(job: Job, count: int) -> list[Path]:
     """Each sample that --sample_dir lacks, as its own file. The pictures show the first batch, when it is drawn."""
     args, trained, (spec,), (weight,) = job.args, job.trained, job.specs, job.guidance
     files, (rank, world) = [], rank_and_world()
+    check_pictures(job, min(count, args.batch_size))
     identity = identity_of(trained, spec, args.seed, job.precision, job.labels, weight)
     folder = SampleDir(args.sample_dir, identity, count)
     batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]
@@ -52,8 +61,6 @@ def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range) -> tup
     """(pixels, files): uint8 (B, C, H, W) on the CPU, and of the first batch the pictures of its progress."""
     trained, files, columns = job.trained, [], grid_columns(len(indices))
     x_T, noise = trained.noise(indices, job.args.seed)
-    if indices[0] == 0:
-        check_size(len(indices), columns, x_T.shape[-2:], job.args.animate)
     network = trained.labelled(indices, job.labels, weight)
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)

@@ -102,7 +102,7 @@ def test_processes_do_not_share_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:0") == torch.device("cuda:0")
-    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    for name, value in (("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     assert pick_device() == pick_device("cuda") == torch.device("cuda:1") and pick_device("cpu") == CPU
     with pytest.raises(ConfigError, match="--device cuda:0: torchrun gives each process a device"):

@@ -1,11 +1,15 @@
 """Pictures and films that no file can hold are refused before the network is called."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.scripts import in_process, refused
 from PIL import Image
 
 from files.errors import ConfigError
+from test_modes.random_gen import check_pictures
 from utils.pictures import MOST, check_size, grid, sheet_size
 
 
@@ -62,6 +66,7 @@ def test_a_film_that_is_too_large_is_refused_before_it_is_drawn(trained, tmp_pat
     refused(
         in_process("test_solver.py", *base, *where, "--sample_num", 9), 2, "film as webp of 104x104", "fewer pictures"
     )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_row_for_each_class_may_be_too_wide(labelled, tmp_path, monkeypatch):
@@ -69,3 +74,12 @@ def test_a_row_for_each_class_may_be_too_wide(labelled, tmp_path, monkeypatch):
     monkeypatch.setitem(MOST, "png", 1000)  # a square of 100 has 342 pixels a side
     base = ["--model_path", labelled, "--save_dir", tmp_path, "--test_mode", "random_gen", "--sample_num", 100]
     refused(in_process("test_solver.py", *base, "--labels", 3), 2, "a picture of 3,402x36 pixels")
+
+
+def test_many_classes_are_checked_as_they_are_drawn():
+    """One of each as a square; with more a row for each class, also where they are not equally many."""
+    for classes, count, size, fits in ((1000, 1000, 64, True), (600, 1201, 128, False), (500, 1001, 128, True)):
+        run, args = SimpleNamespace(recipe={"image_size": size}), SimpleNamespace(batch_size=9, animate=None)
+        job = SimpleNamespace(names=[""] * classes, trained=run, args=args)
+        with nullcontext() if fits else pytest.raises(ConfigError, match="392x78,002 pixels"):
+            check_pictures(job, count)

@@ -180,8 +180,11 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(by_hand):
     assert (after < before / 10) == (not by_hand)
 
 
-@pytest.mark.parametrize("device, seconds, steps", [("cpu", 1, 23), ("cpu", 20, 1), ("cuda", 20, 23)])
-def test_slow_steps_of_a_cpu_are_timed_once(monkeypatch, device, seconds, steps):
+@pytest.mark.parametrize(
+    "device, compiles, seconds, steps",
+    [("cpu", False, 1, 23), ("cpu", False, 20, 1), ("cpu", True, 20, 23), ("cuda", False, 20, 23)],
+)
+def test_slow_steps_of_a_cpu_are_timed_once(monkeypatch, device, compiles, seconds, steps):
     """max_minutes=20 would otherwise begin with more minutes than it lasts."""
     now, taken = 0.0, []
 
@@ -193,7 +196,7 @@ def test_slow_steps_of_a_cpu_are_timed_once(monkeypatch, device, seconds, steps)
 
     monkeypatch.setattr(training.speed.time, "perf_counter", lambda: now)
     step.scaler, step.optimizers, step.processes = torch.amp.GradScaler("cpu", enabled=False), [], Processes(CPU)
-    step.way = {"device": device}
+    step.way, step.parallel, step.network = {"device": device}, 0, int(compiles)
     batches = SimpleNamespace(steps=lambda start, stop: [SimpleNamespace(step=i) for i in range(start, stop)])
     assert training.speed.steps_per_minute(step, batches) == pytest.approx(60 / seconds)
     assert taken == list(range(steps))
@@ -203,6 +206,10 @@ def test_what_does_not_run_on_a_cpu_is_timed_before_its_first_step(monkeypatch, 
     recipe, way = {"max_minutes": None, "max_steps": 600, "steps_per_minute": None}, {"device": "mps"}
     step, batches = SimpleNamespace(recipe=recipe, way=way), SimpleNamespace(steps_per_epoch=1)
     monkeypatch.setattr(training.speed, "steps_per_minute", lambda *args, trial: 10)
+    way["device"] = "cpu"
+    training.speed.say_time(step, batches)  # `best_way` has said it
+    assert capsys.readouterr().out == ""
+    way["device"] = "mps"
     training.speed.say_time(step, batches)
     assert capsys.readouterr().out == "time        600 steps take about 60 minutes here\n"
 

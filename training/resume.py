@@ -93,7 +93,8 @@ def begun(recipe: dict, folder: Path, resume: str) -> tuple[dict, dict | None]:
 def _compared(recipe: dict) -> dict:
     """The recipe as `begun` compares it. Runs from before feature_weight learned from pixels alone."""
     name = recipe["init_from"] and PureWindowsPath(recipe["init_from"]).name  # splits at both separators
-    return recipe | {"init_from": name, "feature_weight": recipe["feature_weight"] or 0.0}
+    unused = {} if recipe["trajectories"] else {"feature_weight": None, "teacher_guidance": None}
+    return recipe | {"feature_weight": recipe["feature_weight"] or 0.0} | unused | {"init_from": name}
 
 
 def fingerprint(images: np.ndarray) -> str:

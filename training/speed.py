@@ -89,7 +89,8 @@ def _words(way: dict) -> str:
 
 
 def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -> float:
-    """The speed of `trial` steps, after three that may compile or record; on a CPU of the first step, if it is LONG.
+    """The speed of `trial` steps, after three that may compile or record; of the first, if it is LONG on a
+    CPU and compiles nothing.
 
     All processes get the same number. A run then trains as if there had been no trial: the learning rate is 0, and no
     state of the optimizer is left.
@@ -100,7 +101,7 @@ def steps_per_minute(step: TrainingStep, batches: Batches, trial: int = TRIAL) -
         if batch.step in (0, 2, trial + 2):
             norm.item()  # waits for the device
             seconds = step.processes.largest(max(1, round(1e6 * (time.perf_counter() - began)))) / 1e6
-            if batch.step == 0 and step.way["device"] == "cpu" and seconds > LONG:
+            if batch.step == 0 and seconds > LONG and step.way["device"] == "cpu" and step.network is step.parallel:
                 trial = 1
                 break
             began = time.perf_counter()

@@ -39,7 +39,7 @@ def with_teacher(recipe: dict) -> dict:
     """The recipe of a training on trajectories, with the teacher's guidance and the SHA-256 of its file.
 
     The guidance is in the pictures then, so that samples need none. Only a UNet has features to compare pictures in.
-    ConfigError where a network cannot learn from trajectories.
+    ConfigError where a network cannot learn from trajectories, and for their keys without them.
     """
     if not recipe["trajectories"]:
         if of_others := [key for key in ("teacher_guidance", "feature_weight", "critic_weight") if recipe[key]]:

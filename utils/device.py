@@ -25,7 +25,7 @@ def pick_device(name: str | None = None) -> torch.device:
     available = [f"cuda:{i}" for i in range(count)] + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if count and name in (None, "cuda"):
         name = available[from_torchrun("LOCAL_RANK", 0) % count]
-    elif name in available[:count] and from_torchrun("WORLD_SIZE", 1) > 1:
+    elif name in available[:count] and from_torchrun("LOCAL_WORLD_SIZE", 1) > 1:
         raise ConfigError(f"--device {name}: torchrun gives each process a device of its own: leave the number out")
     if name not in (None, *available):
         raise ConfigError(f"device {name!r} is not available; this machine has {', '.join(available)}")

@@ -63,6 +63,11 @@ def save_grid(x: Tensor, file: Path, columns: int) -> Path:
     return write_file(file, png(grid(x, columns)))
 
 
+def in_rows(count: int, classes: int) -> bool:
+    """Whether `save_by_class` draws so many samples of so many classes with a row for each class."""
+    return count >= 2 * classes or count <= MOST_ROWS
+
+
 def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[int] | None = None) -> Path:
     """Writes samples, of which number i is of the class names[labels[i]]: a row a class, with its name beside.
 
@@ -72,7 +77,7 @@ def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[
     if not names:
         return save_grid(x, file, grid_columns(len(x)))
     labels = torch.arange(len(x)) % len(names) if labels is None else torch.tensor(labels)
-    if len(x) >= 2 * len(labels.unique()) or len(x) <= MOST_ROWS:
+    if in_rows(len(x), len(labels.unique())):
         rows, columns = labels.unique().tolist(), labels.bincount().max().item()
         return save_table([[grid(x[labels == row], columns)] for row in rows], [names[row] for row in rows], [""], file)
     side, pictures = grid_columns(len(x)), [grid(picture[None], 1) for picture in x]
