@@ -110,6 +110,8 @@ def redraw(command: list[str], folder: Path, names: dict[str, str]) -> bool:
     for name, pattern in names.items():
         picture = Image.open(next(folder.glob(pattern)))
         picture = enlarged(picture) if name.endswith(".png") or name.startswith("cifar10") else picture
+        if "smoothness" in name:  # a plot, with few colours
+            picture = picture.convert("RGB").quantize(256)
         frames = getattr(picture, "n_frames", 1)
         film = {"save_all": True, "duration": [100] * (frames - 1) + [2000]} if frames > 1 else {}
         picture.save(IMAGES / name, optimize=True, quality=78, subsampling=0, progressive=True, **film)
