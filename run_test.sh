@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Samples from the shipped weights in every --test_mode but edit, in one or two minutes on two CPU cores:   bash run_test.sh
+# Samples from the shipped weights in every --test_mode but edit, in about two minutes on two CPU cores:   bash run_test.sh
 # To use your own network or other settings, edit this file.
 set -eu
 MODEL_PATH=${MODEL_PATH:-checkpoints/fashion_mnist.safetensors}  # or your train_results/<name>/<name>.pt
