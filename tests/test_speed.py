@@ -69,6 +69,12 @@ def test_the_fastest_way_is_chosen_and_a_slow_one_given_up_after_a_step(chosen, 
     assert "fp32, contiguous, 1 thread: 3.00 times as fast as fp32, contiguous, 4 threads" in said
     assert "time        10,000,000 steps take about 116 days here\n" in said  # of a second each
 
+    def contended(way):
+        return 1000.0 if way["threads"] > 1 else 1.0
+
+    assert chosen(contended)[1] == [2] * (1 + 1 + 3 + 3 + 3) + [100] * 3
+    assert "10,000,000 steps take about 116 days here\n" in capsys.readouterr().out
+
     def modern(way):
         return 1.0 / (2 if way["precision"] == "bf16" else 1) / (1.2 if way["channels_last"] else 1) / way["threads"]
 
