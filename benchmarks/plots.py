@@ -146,7 +146,7 @@ def main() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for name, (title, plot) in PLOTS.items():
         plot(section(text, title)).savefig(buffer := io.BytesIO(), dpi=168, format="png")
-        small = Image.open(buffer).convert("RGB").quantize(256)  # half of the bytes
+        small = Image.open(buffer).convert("RGB").quantize(256)  # two fifths of the bytes
         small.save(buffer := io.BytesIO(), format="png", optimize=True)
         write_file(file := args.save_dir / f"{name}.png", buffer.getvalue())
         print(file)

@@ -33,11 +33,12 @@ def run(job: Job) -> list[Path]:
 
 def check_pictures(job: Job, count: int) -> None:
     """ConfigError if no file holds the picture of `count` samples, or the film of the first batch."""
-    size, rows, first = picture_shape(job.trained.recipe["image_size"], 1)[1:], len(job.names), job.args.batch_size
-    rows = min(count, rows) if rows and in_rows(count, min(count, rows)) else 0
-    columns = -(-count // rows) if rows else grid_columns(count)
-    check_size(rows * columns or count, columns, size)
-    check_size(min(count, first), grid_columns(min(count, first)), size, job.args.animate)
+    size, first = picture_shape(job.trained.recipe["image_size"], 1)[1:], min(count, job.args.batch_size)
+    rows = min(count, len(job.names))
+    by_class = rows > 0 and in_rows(count, rows)
+    columns = -(-count // rows) if by_class else grid_columns(count)
+    check_size(rows * columns if by_class else count, columns, size)
+    check_size(first, grid_columns(first), size, job.args.animate)
 
 
 def fill_sample_dir(job: Job, count: int) -> list[Path]:
@@ -59,13 +60,13 @@ def fill_sample_dir(job: Job, count: int) -> list[Path]:
 
 def draw_batch(job: Job, spec: SampleSpec, weight: float, indices: range) -> tuple[torch.Tensor, list[Path]]:
     """(pixels, files): uint8 (B, C, H, W) on the CPU, and of the first batch the pictures of its progress."""
-    trained, files, columns = job.trained, [], grid_columns(len(indices))
+    trained, files = job.trained, []
     x_T, noise = trained.noise(indices, job.args.seed)
     network = trained.labelled(indices, job.labels, weight)
     frames = sample_progressive(trained.diffusion, network, x_T, spec, noise)
     frames = tqdm(frames, total=spec.steps, desc=f"{spec}, samples {indices[0]} to {indices[-1]}", leave=False)
     if indices[0] == 0:
-        file = job.path(spec, "progress", weight)
+        file, columns = job.path(spec, "progress", weight), grid_columns(len(indices))
         x, files = save_progress(x_T, frames, spec.steps, columns, file, job.args.animate)
     else:
         x = deque(frames, maxlen=1).pop().sample
