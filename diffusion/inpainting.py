@@ -14,16 +14,9 @@ from diffusion.spec import SampleSpec, SpecError
 
 
 def repaint(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    noise: Tensor,
-    x_start: Tensor,
-    hole: Tensor,
-    spec: SampleSpec,
-    generator: Source = None,
-    jump_length: int | None = None,
-    resamplings: int = 5,
-) -> Iterator[Frame]:
+    diffusion: GaussianDiffusion, model: Model, noise: Tensor, x_start: Tensor, hole: Tensor, spec: SampleSpec,
+    generator: Source = None, jump_length: int | None = None, resamplings: int = 5,
+) -> Iterator[Frame]:  # fmt: skip
     """Yields a `Frame` after each network call; the sample of the last one is x_start with its hole filled.
 
     noise: x_T, (B, C, H, W). x_start: the pictures, the same shape; outside the hole they come back exactly.

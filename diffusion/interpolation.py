@@ -17,16 +17,9 @@ EDIT_MODES = ("sdedit", "ddim")
 
 
 def interpolate(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    first: Tensor,
-    second: Tensor,
-    spec: SampleSpec,
-    depth: int,
-    lambdas: Sequence[float],
-    seed: int,
-    mode: str = "lerp",
-) -> Iterator[Tensor]:
+    diffusion: GaussianDiffusion, model: Model, first: Tensor, second: Tensor, spec: SampleSpec, depth: int,
+    lambdas: Sequence[float], seed: int, mode: str = "lerp",
+) -> Iterator[Tensor]:  # fmt: skip
     """For each lambda in [0, 1], mixes the x_t of both pictures and denoises the mixture: an iterator of (B, C, H, W).
 
     first, second: pairs of pictures, (B, C, H, W) in [-1, 1].
@@ -47,15 +40,9 @@ def interpolate(
 
 
 def edit(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    noise: Tensor,
-    x_start: Tensor,
-    spec: SampleSpec,
-    depth: int,
-    generator: SampleNoise,
-    mode: str = "sdedit",
-) -> Iterator[Frame]:
+    diffusion: GaussianDiffusion, model: Model, noise: Tensor, x_start: Tensor, spec: SampleSpec, depth: int,
+    generator: SampleNoise, mode: str = "sdedit",
+) -> Iterator[Frame]:  # fmt: skip
     """Goes `depth` timesteps from x_start (B, C, H, W) into the noise, and back with the sampler: yields its frames.
 
     mode:

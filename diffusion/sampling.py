@@ -15,13 +15,9 @@ from diffusion.spec import SampleSpec
 
 @torch.inference_mode()
 def sample_progressive(
-    diffusion: GaussianDiffusion,
-    model: Model,
-    x_T: Tensor,
-    spec: SampleSpec,
-    generator: Source = None,
+    diffusion: GaussianDiffusion, model: Model, x_T: Tensor, spec: SampleSpec, generator: Source = None,
     depth: int | None = None,
-) -> Iterator[Frame]:
+) -> Iterator[Frame]:  # fmt: skip
     """Yields a `Frame` after each step of the sampler; the sample of the last one is the result.
 
     x_T: (B, C, H, W), pure noise; with `depth`, the x_t after that many training timesteps of noise.

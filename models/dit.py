@@ -26,16 +26,10 @@ class DiT(nn.Module):
     """
 
     def __init__(
-        self,
-        image_size: int | tuple[int, int] = 32,
-        image_channel: int = 3,
-        model_channels: int = 128,
-        num_heads: int = 4,
-        dropout: float = 0.0,
-        patch_size: int | None = None,
-        num_classes: int | None = None,
+        self, image_size: int | tuple[int, int] = 32, image_channel: int = 3, model_channels: int = 128,
+        num_heads: int = 4, dropout: float = 0.0, patch_size: int | None = None, num_classes: int | None = None,
         depth: int = 12,
-    ):
+    ):  # fmt: skip
         super().__init__()
         size = height_and_width(image_size)
         width, patch_size = model_channels, patch_size or 2

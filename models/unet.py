@@ -53,19 +53,11 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        image_size: int | Sequence[int] = 32,
-        image_channel: int = 3,
-        model_channels: int = 128,
-        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
-        num_res_blocks: int = 2,
-        attention_resolutions: tuple[int, ...] | None = None,
-        num_heads: int = 4,
-        dropout: float = 0.0,
-        norm_groups: int | None = None,
-        patch_size: int | None = None,
-        num_classes: int | None = None,
-    ):
+        self, image_size: int | Sequence[int] = 32, image_channel: int = 3, model_channels: int = 128,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2), num_res_blocks: int = 2,
+        attention_resolutions: tuple[int, ...] | None = None, num_heads: int = 4, dropout: float = 0.0,
+        norm_groups: int | None = None, patch_size: int | None = None, num_classes: int | None = None,
+    ):  # fmt: skip
         super().__init__()
         (H, W), patch_size = height_and_width(image_size), patch_size or 1
         groups = norm_groups or usual_norm_groups(model_channels)

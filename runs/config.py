@@ -7,7 +7,6 @@ Train_Setting, the chain of `base`, the block of the data set, --set.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import yaml
 
@@ -20,12 +19,9 @@ DEFAULT = Path("config.yaml")
 
 
 def load_recipe(
-    config: Path,
-    data_name: str,
-    overrides: Sequence[str] = (),
-    flags: dict | None = None,
+    config: Path, data_name: str, overrides: Sequence[str] = (), flags: dict | None = None,
     pretrained: Callable[[dict], dict] | None = None,
-) -> dict:
+) -> dict:  # fmt: skip
     """The resolved recipe of one Train_Data block.
 
     config: a YAML file; where there is no config.yaml, the one beside train_solver.py is meant.
@@ -101,14 +97,9 @@ def read_yaml_file(file: Path):
     """The content of a YAML file. ConfigError if it cannot be read."""
     try:
         with open(file, "rb") as stream:
-            return read_yaml(stream)
+            return yaml.load(stream, _Loader)
     except Exception as error:  # PyYAML raises many types for odd tags, dates and numbers
         raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def read_yaml(text: str | BinaryIO):
-    """The content of a YAML text or file: plain values, lists and mappings. Raises yaml.YAMLError and many others."""
-    return yaml.load(text, _Loader)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # in C, where PyYAML has it: ten times as fast
@@ -131,7 +122,7 @@ def _parse_overrides(texts: Sequence[str]) -> dict:
             raise ConfigError(f"--set {text}: write it as KEY=VALUE")
         try:
             is_text = key in KEYS and KEYS[key].kind is str and value != "null"
-            values[key] = value if is_text else read_yaml(value)
+            values[key] = value if is_text else yaml.load(value, _Loader)
         except Exception as error:  # as above
             raise ConfigError(f"--set {text}: {error}") from error
     return values

@@ -115,12 +115,10 @@ def load_unet(folder: Path) -> nn.Module:
     # of model.safetensors: [], of model.fp16.safetensors: ["fp16"], of a part of several: ["fp16-00001-of-00002"]
     variant = min((file.name.split(".")[1:-1] for file in files), key=len, default=[])
     unet, report = diffusers().UNet2DModel.from_pretrained(
-        str(folder),
-        low_cpu_mem_usage=False,
-        output_loading_info=True,
+        str(folder), low_cpu_mem_usage=False, output_loading_info=True,
         use_safetensors=not files or files[0].suffix == ".safetensors",
         variant=variant[0].split("-")[0] if variant else None,
-    )
+    )  # fmt: skip
     for what in ("missing", "unexpected", "mismatched"):
         if names := [str(name) for name in report[f"{what}_keys"]]:
             raise ValueError(f"{what} tensor {names[0]} (of {len(names)})")

@@ -47,14 +47,9 @@ def is_ours(network: nn.Module) -> bool:
     return same and not any(bias.any() for bias in qkv_biases(network))
 
 
-def sections(network: nn.Module) -> list[nn.Module]:
-    """The down, middle and up blocks of a UNet2DModel, in the order of our UNet."""
-    return [*network.down_blocks, network.mid_block, *network.up_blocks]
-
-
 def qkv_biases(network: nn.Module) -> list[Tensor]:
     """The biases of query, key and value in a UNet2DModel, which our UNet lacks. Each (C,)."""
-    blocks = [block for section in sections(network) for block in getattr(section, "attentions", None) or []]
+    blocks = [block for block in network.modules() if hasattr(block, "to_q")]
     return [linear.bias for block in blocks for linear in (block.to_q, block.to_k, block.to_v)]
 
 
@@ -92,5 +87,6 @@ def paired_tensors(ours: UNet, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]
 def _paired_modules(ours: UNet, kind: type, theirs: nn.Module, name: str) -> list[tuple[nn.Module, nn.Module]]:
     """Our modules of one type, each with its counterpart among the modules `name` of their sections."""
     mine = [module for module in ours.modules() if isinstance(module, kind)]
-    peers = [peer for section in sections(theirs) for peer in getattr(section, name, None) or []]
+    sections = [*theirs.down_blocks, theirs.mid_block, *theirs.up_blocks]
+    peers = [peer for section in sections for peer in getattr(section, name, None) or []]
     return list(zip(mine, peers, strict=True))

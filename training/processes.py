@@ -36,10 +36,9 @@ class Processes:
                 if here > count:
                     raise ConfigError(f"{here} processes need a CUDA device each, and this machine has {count}")
                 torch.cuda.set_device(self.device)
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             # a long timeout: the others wait while rank 0 downloads, decodes, or draws trajectories for hours
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7)
-            )
+            dist.init_process_group(backend, timeout=timedelta(days=7))
         if self.rank:
             sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
         return self
