@@ -141,7 +141,7 @@ def loop(
     """The training itself: every step, and what follows it."""
     for batch in batches.steps(start, steps):
         rate = learning_rate(recipe, batch.step, steps)
-        losses, norm, taken = step(batch, rate)
+        losses, norm, taken = step(batch, rate, late=batch.step >= steps // 2)
         log.add(losses, batch.t, norm, taken)
 
         done, signum = batch.step + 1, stop.agreed()

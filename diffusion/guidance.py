@@ -33,3 +33,27 @@ def with_labels(network: Model, labels: Tensor | None, guidance: float = 1.0, no
         return unlabelled + guidance * (labelled - unlabelled)
 
     return guided
+
+
+def learning_guidance(network: Model, labels: Tensor, guidance: float, no_label: int) -> Model:
+    """network(x, t, labels) as a function of (x, t), whose training loss teaches the network to be guided (model
+    guidance, Tang et al. 2025).
+
+    The target of the loss is moved by (1 - 1 / guidance) times the network's own difference between label and no label,
+    which has no gradient. With a squared error this comes to rest where
+
+        output(label) = output(no label) + guidance * (mean of the targets with this label - output(no label)),
+
+    which is what `with_labels` makes of a network that was trained without it, in one call instead of two.
+    labels: int64 (B,); pictures whose label was left out have no such difference. no_label: the number for that.
+    """
+    weight, dropped = 1 - 1 / guidance, torch.full_like(labels, no_label)
+
+    def output(x: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            unlabelled = network(x, t, dropped).clone()  # CUDA graphs write their next output to the same place
+        torch.clear_autocast_cache()  # before 2.11 it keeps weights that were converted without a gradient
+        labelled = network(x, t, labels)
+        return labelled - weight * (labelled.detach() - unlabelled)
+
+    return output

@@ -81,6 +81,7 @@ KEYS = {
     "class_names": Key(list[str], most=CLASSES),
     "label_dropout": Key(float, 0.1, 0, 0.999),
     "guidance": Key(float, 1.0, 0, 1000),
+    "learned_guidance": Key(float, 1.0, 1, 1000),
     "sample_num": Key(int, 100, 1, 10_000),
     "save_dir": Key(str, "train_results"),
     "pth_save_name": Key(str),
@@ -159,8 +160,9 @@ def check_recipe(recipe: dict, where: str) -> dict:
         raise ConfigError(f"{where}: background must be a colour, such as white or '#ff8800': {error}") from None
     if (names := checked["class_names"]) and checked["num_classes"] not in ("auto", len(names)):
         raise ConfigError(f"{where}: {len(names)} class_names do not fit num_classes={checked['num_classes']}")
-    if checked["num_classes"] and checked["guidance"] != 1 and not checked["label_dropout"]:
-        raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set guidance=1")
+    for key in ("guidance", "learned_guidance"):
+        if checked["num_classes"] and checked[key] != 1 and not checked["label_dropout"]:
+            raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set {key}=1")
     if (betas := checked["betas"]) is not None and len(betas) != checked["timestep_num"]:
         raise ConfigError(f"{where}: its {len(betas):,} betas do not fit timestep_num={checked['timestep_num']}")
     if checked["channel_mult"] == []:

@@ -18,7 +18,7 @@ SPEC, COUNT, COLUMNS = SampleSpec.parse("DPMpp_20_0p0"), 16, 8
 BIND = """labels = torch.arange(16) % {classes}  # a class for each picture
 pipeline.unet.forward = partial(pipeline.unet.forward, class_labels=labels)
 """
-TRAINING = "optimizer learning_rate lr_schedule warmup_steps grad_clip horizontal_flip label_dropout"  # keys
+TRAINING = "optimizer learning_rate lr_schedule warmup_steps grad_clip horizontal_flip label_dropout learned_guidance"
 
 CARD = """---
 library_name: diffusers

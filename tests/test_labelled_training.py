@@ -1,14 +1,18 @@
 """Trainings with labels: what they store, resuming, several processes, and what is refused."""
 
+import signal
+
 import pytest
 import torch
 from helpers.networks import noisy
 from helpers.pictures import pixels
 from helpers.scripts import LABELLED, refused, state_hash, train, training
 
+import train_solver
 from runs.network import build
 from runs.pretrained import load_pretrained
 from runs.run import load_run
+from training.optimizer import learning_rate
 
 
 def test_a_training_stores_the_number_and_the_names_of_its_classes(labelled):
@@ -31,6 +35,27 @@ def test_a_training_with_labels_resumes_exactly(tmp_path):
     refused(train(tmp_path / "parts", settings=settings | {"num_classes": "null"}), 1, "num_classes")
 
 
+def test_the_second_half_of_a_training_learns_guidance_and_resumes_exactly(tmp_path, monkeypatch):
+    settings = LABELLED | {"learned_guidance": 3, "loss_type": "l2", "save_every": 3, "sample_every": 1000}
+    rate, ends = learning_rate, {}
+    for name, changed in (("whole", {}), ("parts", {}), ("plain", {"learned_guidance": 1})):
+        stop = [2, 4] if name == "parts" else []  # before and after the half
+
+        def stopping(recipe, step, steps, stop=stop):
+            if step in stop:
+                stop.remove(step)
+                signal.raise_signal(signal.SIGTERM)
+            return rate(recipe, step, steps)
+
+        monkeypatch.setattr(train_solver, "learning_rate", stopping)
+        codes = [train(tmp_path / name, settings=settings | changed).returncode for _ in range(len(stop) + 1)]
+        assert codes == [143] * (len(codes) - 1) + [0]
+        folder = tmp_path / name / "digits"
+        ends[name] = [state_hash(folder / file) for file in ("digits.pt", "digits.1.pt")]
+    assert ends["whole"][0] == ends["parts"][0] != ends["plain"][0]
+    assert ends["whole"][1] == ends["plain"][1]  # after three of six steps
+
+
 def test_trainings_that_cannot_have_labels_are_refused(tmp_path):
     block = f"data_path: {tmp_path / 'p'}, image_size: 8"
     (tmp_path / "config.yaml").write_text(f"{{Train_Setting: {{}}, Train_Data: {{Mine: {{{block}}}}}}}")
@@ -41,7 +66,8 @@ def test_trainings_that_cannot_have_labels_are_refused(tmp_path):
     refused(train(tmp_path, settings={"num_classes": 7}), 2, "num_classes=7", "10 classes")
     refused(train(tmp_path, settings={"num_classes": "many"}), 2, "num_classes must be", "or auto or null")
     refused(train(tmp_path, settings={"label_dropout": 1.5}), 2, "label_dropout must be")
-    refused(train(tmp_path, settings=LABELLED | {"label_dropout": 0, "guidance": 2}), 2, "set guidance=1")
+    for key in ("guidance", "learned_guidance"):
+        refused(train(tmp_path, settings=LABELLED | {"label_dropout": 0, key: 2}), 2, f"set {key}=1")
     plan = train(tmp_path, "--dry_run", "--data_path", tmp_path / "none", data_name="Cifar10", settings=LABELLED)
     assert plan.returncode == 0 and "not found yet" in plan.stdout and "num_classes: auto" in plan.stdout
 

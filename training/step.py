@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from datasets import picture_shape
 from diffusion import GaussianDiffusion
 from diffusion.few_calls import trajectory_losses
-from diffusion.guidance import with_labels
+from diffusion.guidance import learning_guidance, with_labels
 from files.errors import out_of_memory_means
 from models.critic import Critic
 from training.batches import Batch
@@ -67,20 +67,24 @@ class TrainingStep:
             self.optimizers.append(make_optimizer(self.critic, recipe | CRITIC))
         return partial(trajectory_losses, self.diffusion, features=features, critic=self.critic, **weights)
 
-    def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, batch: Batch, rate: float, late: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """(losses, norm, taken): of each picture of this process (B,), of the gradient before clipping (), and whether
         the step was taken: not if the loss or the gradient is not finite. Nothing waits for the device.
 
-        rate: the learning rate. TrainingError, with advice, if the memory is not enough.
+        rate: the learning rate. late: whether it is one of the second half of all steps, which learn guidance.
+        TrainingError, with advice, if the memory is not enough.
         """
-        parts, losses = self.recipe["gradient_accumulation"], []
+        parts, losses, learned = self.recipe["gradient_accumulation"], [], self.recipe["learned_guidance"]
         with out_of_memory_means(TOO_LARGE.format(**self.recipe)):
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
                     with autocast(self.precision, self.processes.device):
-                        network = with_labels(self.network, labels)
+                        if late and learned > 1 and labels is not None:
+                            network = learning_guidance(self.network, labels, learned, self.recipe["num_classes"])
+                        else:
+                            network = with_labels(self.network, labels)
                         of_class = {"labels": labels} if self.critic else {}
                         losses.append(self.losses(network, x_start, t, noise, **of_class))
                     backward(losses[-1].mean() / parts, self.scaler)

@@ -61,7 +61,8 @@ def with_teacher(recipe: dict) -> dict:
     for key in ("feature_weight", "critic_weight"):
         if recipe[key] and not has_features:
             raise ConfigError(f"{key}: only a unet of our own has features to compare: set {key}=0")
-    return recipe | teacher | {"guidance": 1.0, "label_dropout": 0.0}  # it does not learn to draw without its label
+    # it does not learn to draw without its label
+    return recipe | teacher | {"guidance": 1.0, "learned_guidance": 1.0, "label_dropout": 0.0}
 
 
 def compares_features(recipe: dict) -> bool:
