@@ -31,6 +31,7 @@ INTERPOLATION = "--test_mode interpolate --sample_info"
 COMPARISON = comparison(5, 10, 20, 50, 100, 200, 500, 800, 1000)
 COLOUR = "--test_mode random_gen --sample_info UniPC_20_0p0"
 CALLS = "--test_mode compare --sample_info UniPC_1_0p0 UniPC_2_0p0 UniPC_4_0p0 UniPC_10_0p0 --sample_num 30"
+FEW_CALLS = "--test_mode compare --sample_info DDPM_1_0p0 DDPM_2_0p0 DDPM_4_0p0 --sample_num 30"
 SMOOTHNESS = f"{INTERPOLATION} DDIM_50_0p0 --interp_mode lerp slerp ddim redrawn"
 FIGURES = {  # weights: {picture: flags of test_solver.py}
     "digits": {
@@ -47,7 +48,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         "smoothness": SMOOTHNESS,
         "calls": CALLS,
     },
-    "fashion_mnist_fast": {"calls": CALLS},
+    "fashion_mnist_fast": {"calls": FEW_CALLS},
     "cifar10": {
         "calls": f"{CALLS} --guidance 2",
         "final": f"{COLOUR} --guidance 2",
@@ -55,7 +56,7 @@ FIGURES = {  # weights: {picture: flags of test_solver.py}
         " --labels automobile bird frog horse ship",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 49",
     },
-    "cifar10_fast": {"calls": "--test_mode compare --sample_info DDPM_1_0p0 DDPM_2_0p0 DDPM_4_0p0 --sample_num 30"},
+    "cifar10_fast": {"calls": FEW_CALLS},
     "flower102": {
         "final": f"{COLOUR} --guidance 1.5 --sample_num 42",
         "interpolate": f"{INTERPOLATION} DDPM_250_0p0 --sample_num 64",
