@@ -163,6 +163,8 @@ def check_recipe(recipe: dict, where: str) -> dict:
     for key in ("guidance", "learned_guidance"):
         if checked["num_classes"] and checked[key] != 1 and not checked["label_dropout"]:
             raise ConfigError(f"{where}: label_dropout=0 allows no guidance: set {key}=1")
+    if checked["learned_guidance"] != 1 and not checked["num_classes"]:
+        raise ConfigError(f"{where}: learned_guidance needs labels: set num_classes=auto, or learned_guidance=1")
     if (betas := checked["betas"]) is not None and len(betas) != checked["timestep_num"]:
         raise ConfigError(f"{where}: its {len(betas):,} betas do not fit timestep_num={checked['timestep_num']}")
     if checked["channel_mult"] == []:

@@ -66,6 +66,7 @@ def test_trainings_that_cannot_have_labels_are_refused(tmp_path):
     refused(train(tmp_path, settings={"num_classes": 7}), 2, "num_classes=7", "10 classes")
     refused(train(tmp_path, settings={"num_classes": "many"}), 2, "num_classes must be", "or auto or null")
     refused(train(tmp_path, settings={"label_dropout": 1.5}), 2, "label_dropout must be")
+    refused(train(tmp_path, settings={"learned_guidance": 2}), 2, "learned_guidance needs labels")
     for key in ("guidance", "learned_guidance"):
         refused(train(tmp_path, settings=LABELLED | {"label_dropout": 0, key: 2}), 2, f"set {key}=1")
     plan = train(tmp_path, "--dry_run", "--data_path", tmp_path / "none", data_name="Cifar10", settings=LABELLED)

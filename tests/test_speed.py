@@ -46,6 +46,7 @@ def chosen(monkeypatch):
             "gradient_accumulation": 1,
             "batch_size": 100,
             "compile": "auto",
+            "learned_guidance": 1.0,
             "max_steps": steps,
             "max_minutes": None,
         } | recipe
@@ -194,7 +195,7 @@ def test_slow_steps_of_a_cpu_are_timed_once(monkeypatch, device, compiles, secon
     """max_minutes=20 would otherwise begin with more minutes than it lasts."""
     now, taken = 0.0, []
 
-    def step(batch, rate):
+    def step(batch, rate, late):
         nonlocal now
         now += seconds
         taken.append(batch.step)
