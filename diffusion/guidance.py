@@ -47,13 +47,13 @@ def learning_guidance(network: Model, labels: Tensor, guidance: float, no_label:
     which is what `with_labels` makes of a network that was trained without it, in one evaluation instead of two.
     labels: int64 (B,); pictures whose label was left out have no such difference. no_label: the number for that.
     """
-    weight, dropped = (1 - 1 / guidance) * (labels != no_label), torch.full_like(labels, no_label)
+    weight, dropped = (1 - 1 / guidance) * (labels != no_label)[:, None, None, None], torch.full_like(labels, no_label)
 
     def output(x: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
             unlabelled = network(x, t, dropped).clone()  # CUDA graphs write their next output to the same place
         torch.clear_autocast_cache()  # before 2.11 it keeps weights that were converted without a gradient
         labelled = network(x, t, labels)
-        return labelled - weight.view(-1, *[1] * (x.ndim - 1)) * (labelled.detach() - unlabelled)
+        return labelled - weight * (labelled.detach() - unlabelled)
 
     return output

@@ -149,7 +149,7 @@ def test_learned_guidance_comes_to_rest_where_guidance_leads(guidance):
 
 def test_learned_guidance_has_a_gradient_in_bfloat16():
     """Weights that autocast converts without a gradient must not be kept for the call that has one."""
-    linear, x, labels = torch.nn.Linear(3, 3), torch.ones(2, 3), torch.tensor([0, 1])
+    linear, x, labels = torch.nn.Linear(3, 3), torch.ones(2, 1, 3, 3), torch.tensor([0, 1])
     with torch.autocast("cpu", torch.bfloat16):
         learning_guidance(lambda x, t, labels: linear(x), labels, 2.0, no_label=2)(x, labels).sum().backward()
     assert linear.weight.grad.abs().min() > 0

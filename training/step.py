@@ -81,7 +81,7 @@ class TrainingStep:
             for i, (x_start, t, noise, labels) in enumerate(batch.split(parts), 1):
                 with self.processes.sync_gradients(self.parallel, now=i == parts):
                     with autocast(self.precision, self.processes.device):
-                        if late and learned > 1 and labels is not None:
+                        if late and learned > 1:  # which only networks with labels have
                             network = learning_guidance(self.network, labels, learned, self.recipe["num_classes"])
                         else:
                             network = with_labels(self.network, labels)
