@@ -80,6 +80,7 @@ def train(
     device, lead = processes.device, processes.rank == 0  # of several processes only the lead writes files
 
     recipe = without_impossible_graphs(recipe, processes.world, device)
+    check_batch(recipe, None, processes.world)  # before hours of drawing trajectories
 
     # --- the pictures and the checkpoint ---
     with processes.first():

@@ -28,8 +28,8 @@ def diffusers():
 def keywords_of(config: dict) -> dict:
     """The arguments of `UNet` that come closest to a UNet2DModel configuration; `is_ours` checks if they are exact.
 
-    Raises ValueError for a network with another condition than class labels, whose pictures are not grey or RGB, or
-    whose widths are not multiples of the first. The message names the setting.
+    Raises ValueError for a network with another condition than class labels, whose pictures are not grey or RGB, whose
+    times are Fourier features, or whose widths are not multiples of the first. The message names the setting.
     """
     size, channel = _plain(config["sample_size"]), config["in_channels"]
     if isinstance(size, list) and len(set(size)) == 1:
@@ -40,6 +40,7 @@ def keywords_of(config: dict) -> dict:
         f"in_channels {channel}": channel not in (1, 3),
         f"out_channels {config['out_channels']} with in_channels {channel}": config["out_channels"] != channel,
         f"class_embed_type {config['class_embed_type']}": config["class_embed_type"] is not None,
+        f"time_embedding_type {config['time_embedding_type']}": config["time_embedding_type"] == "fourier",
         f"block_out_channels {list(widths)} (not all multiples of the first)": any(w % widths[0] for w in widths),
     }
     for setting, wrong in unsupported.items():

@@ -34,7 +34,7 @@ def usual_norm_groups(model_channels: int) -> int:
 
 
 class UNet(nn.Module):
-    """Predicts noise, x_start or v, depending on its training, from a noisy picture and its timestep.
+    """Predicts noise, x_start, v or the flow, depending on its training, from a noisy picture and its timestep.
 
     image_size: pixels a side, or (height, width), divisible by 2 ** (len(channel_mult) - 1), times patch_size if given.
     image_channel: channels of the input and of the output, usually 1 or 3.
@@ -42,7 +42,7 @@ class UNet(nn.Module):
     channel_mult: one number per level, finest first: level i has model_channels * channel_mult[i] channels.
     num_res_blocks: residual blocks per level on the way down; the way up has one more.
     attention_resolutions: sizes in pixels, of the shorter side, of the feature maps with attention. None: only the
-        coarsest, which is 1/8 of the image with four levels. The middle block always has attention.
+        coarsest, 1/8 of the image with four levels and no patches. The middle block always has attention.
     num_heads: attention heads; they must divide the channels of every level with attention.
     dropout: its probability, inside the residual blocks.
     norm_groups: groups of every GroupNorm, a divisor of model_channels. None: `usual_norm_groups`.

@@ -23,7 +23,10 @@ def load_checkpoint(file: Path) -> dict:
 
 
 def save_checkpoint(file: Path, content: dict, keep: int) -> None:
-    """Writes the checkpoint so that a good one exists at any moment; the `keep` newest are kept, at least two."""
+    """Writes the checkpoint so that a good one exists at any moment; the `keep` newest are kept, at least two.
+
+    Those of a run that kept more before stay as they are.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writing(file, _bytes(content)) as stream:

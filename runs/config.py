@@ -1,7 +1,7 @@
 """From config.yaml and --set to a recipe.
 
 Later layers override earlier ones: the defaults of the keys (which Train_Setting in config.yaml spells out),
-Train_Setting, the chain of `base`, the block of the data set, --set.
+Train_Setting, the chain of `base`, the block of the data set, the weights of init_from, --set.
 """
 
 import os

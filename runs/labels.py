@@ -19,8 +19,9 @@ def class_names(recipe: dict) -> list[str]:
 def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guidance: float = 1.0) -> list[int] | None:
     """The classes that the samples of a network have in turn, by their numbers; None for a network without labels.
 
-    labels: names, or numbers from 0; None: every class. A number in a text is a name first. Raises ValueError, with the
-    classes that there are, for one that does not exist, and for labels or a guidance that the network cannot follow.
+    labels: names, or numbers from 0; None: every class; one text: this class. A number in a text is a name first.
+    Raises ValueError, with the classes that there are, for one that does not exist and for no class at all, and for
+    labels or a guidance that the network cannot follow.
     """
     names = class_names(recipe)
     if not names and (labels is not None or guidance != 1):
@@ -33,6 +34,9 @@ def class_numbers(recipe: dict, labels: Sequence[int | str] | None = None, guida
         return None
     if labels is None:
         return list(range(len(names)))
+    labels = [labels] if isinstance(labels, str) else labels
+    if not len(labels):
+        raise ValueError("labels must name at least one class")
     numbers = {label: _number(label, names) for label in dict.fromkeys(labels)}
     return [numbers[label] for label in labels]
 

@@ -1,7 +1,7 @@
 """A trained network that can be sampled from, and loading it from any file that holds one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class Run:
     step: int
     weights: str  # "ema" (averaged) or "raw"
     device: torch.device = torch.device("cpu")
-    network: Model = field(default=None)
+    network: Model | None = None
 
     def __post_init__(self):
         self.network = self.network or self.model
@@ -69,7 +69,7 @@ class Run:
         """
         guidance = usual_guidance(self.recipe) if guidance is None else guidance
         classes = class_numbers(self.recipe, labels, guidance)
-        if not classes:
+        if classes is None:
             return self.network
         numbers = torch.tensor([classes[i % len(classes)] for i in indices], device=self.device)
         return with_labels(self.network, numbers, guidance, no_label=len(class_names(self.recipe)))
@@ -99,7 +99,7 @@ class Run:
 def in_batches(count: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[range]:
     """0 to count - 1, cut into ranges of batch_size; the last may be shorter. Process `rank` gets each world-th."""
     for start in range(0, count, batch_size)[rank::world]:
-        yield range(start, min(start + batch_size, count))
+        yield range(count)[start : start + batch_size]
 
 
 def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
@@ -109,7 +109,10 @@ def load_run(file: str | Path, weights: str = "ema", **given) -> Run:
     weights: "ema" (averaged, where the file has them) or "raw" (of the last step).
     given: recipe keys or None. They must agree with the recipe in the file (ConfigError). A published checkpoint has no
     recipe: it takes these keys instead, and needs image_size.
+    Raises CheckpointError for a file that is missing, damaged or of another kind.
     """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be ema or raw, not {weights!r}")
     file, step = checkpoint_of(file), 0
     if not file.exists():
         raise CheckpointError(f"{file} does not exist")

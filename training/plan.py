@@ -11,6 +11,7 @@ from diffusion import GaussianDiffusion
 from files.errors import ConfigError
 from runs.network import unused_keys
 from training.pictures import find_pictures
+from training.trajectories import compares_features
 from utils.device import capability, resolve_precision
 
 
@@ -77,8 +78,13 @@ def describe(
             f"batch       {(B, *shape)}" + f", {B // parts} at a time in {world} process(es)" * (parts > 1),
             f"parameters  {parameters:,}" + f"; network={recipe['network']} does not use {unused}" * bool(unused),
             f"memory      about {(fixed + activations) / 2**20:,.0f} MiB in float32 "
-            f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)",
-            f"precision   {precision} on {device}" + ", with TF32 in matrix products and convolutions" * tf32,
+            f"({fixed / 2**20:,.0f} for weights, gradients, Adam and EMA; {activations / 2**20:,.0f} for activations)"
+            + ", and more to compare features"
+            * compares_features(recipe),
+            f"precision   {precision} on {device}"
+            + ", or fp32 if it is faster"
+            * (recipe["precision"] == "auto" and precision == "bf16" and device.type == "cpu")
+            + ", with TF32 in matrix products and convolutions" * tf32,
             f"images      {images:,}" if images else "images      not found yet",
             f"steps       {length}",
         ]

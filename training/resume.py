@@ -140,19 +140,19 @@ class TrainingState:
 
     def restore(self, content: dict, steps_per_epoch: int) -> int:
         """Restores a checkpoint and prints what is different now. Returns the steps done. CheckpointError if unfit."""
-        model, optimizer = self.step.model, self.step.optimizer
-        load_state(model, content["model"], "the checkpoint")
+        load_state(self.step.model, content["model"], "the checkpoint")
         load_state(self.step.ema.model, content["ema"], "the checkpoint")
-        # only the state comes from the file; the settings of the optimizer come from the recipe
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": content["optimizer"]["state"]})
-        for weight, known in optimizer.state.items():
-            for name, value in known.items():
-                if value.shape == weight.shape:  # an average: fused kernels need the memory layout of the weight
-                    known[name] = torch.empty_like(weight).copy_(value)
         if self.step.critic and "critic" in content:  # it may have been switched on since
             self.step.critic.load_state_dict(content["critic"])
-            adam, state = self.step.optimizers[1], content["critic_optimizer"]["state"]
-            adam.load_state_dict({**adam.state_dict(), "state": state})
+        for name, optimizer in zip(("optimizer", "critic_optimizer"), self.step.optimizers, strict=False):
+            if name not in content:
+                continue
+            # only the state comes from the file; the settings of the optimizer come from the recipe
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": content[name]["state"]})
+            for weight, known in optimizer.state.items():
+                for key, value in known.items():
+                    if value.shape == weight.shape:  # an average: fused kernels need the memory layout of the weight
+                        known[key] = torch.empty_like(weight).copy_(value)
         scaler = content.get("scaler") or {}
         if "loss_scale" in content:  # of an earlier version
             scaler = {"scale": float(content["loss_scale"]), "_growth_tracker": int(content["loss_scale_good_steps"])}

@@ -41,14 +41,13 @@ def prepare(device: torch.device, deterministic: bool, ours: bool = True) -> Non
 
 
 def compiled(network: nn.Module, compile: bool | str, device: torch.device) -> Callable[..., Tensor]:
-    """torch.compile for True. For "auto": on CUDA only, where parts that cannot be compiled run uncompiled.
-
-    "graphs": with CUDA graphs, each of which launches the hundreds of kernels of a step at once.
+    """torch.compile for True, which raises its errors. For "auto": on CUDA only. "graphs": with CUDA graphs, each of
+    which launches the hundreds of kernels of a step at once. With both, parts that cannot be compiled run uncompiled.
     """
     automatic, graphs = compile == "auto" and device.type == "cuda", compile == "graphs"
     if not (automatic or graphs or compile is True):
         return network
-    torch._dynamo.config.suppress_errors = automatic
+    torch._dynamo.config.suppress_errors = compile is not True
     torch._dynamo.utils.counters.clear()
     fast = torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # shapes do not change
 
