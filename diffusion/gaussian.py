@@ -77,14 +77,17 @@ class GaussianDiffusion:
             setattr(self, name, getattr(self, name).to(dtype).to(device))
         return self
 
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """The timesteps of a training step: int64 (count,), on the device of the generator."""
-        return TIMESTEP_DENSITIES[self.timestep_density](count, self.timestep_num, generator)
+    def draw_timesteps(self, count: int, generator: torch.Generator, progress: float = 0.0) -> Tensor:
+        """The timesteps of a training step: int64 (count,), on the device of the generator.
 
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        progress: the share of the training that was before this step, from 0 to 1.
+        """
+        return TIMESTEP_DENSITIES[self.timestep_density](count, self.timestep_num, generator, progress)
+
+    def q_sample(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε  (Ho et al. 2020, eq. 4).
 
-        x_start, noise and the result: (B, C, H, W); t: int64 (B,).
+        x_start, noise and the result: (B, C, H, W); t: int64 (B,), or one int for all.
         """
         signal, sigma, *_ = self._coefficients(t, x_start)
         return signal * x_start + sigma * noise

@@ -42,8 +42,7 @@ def _walk(diffusion, model, x_t, x_start, hole, path, eta, draw) -> Iterator[Fra
             continue
         pred_x_start = diffusion.predict(model, x_t, t)
         unknown = ddim_step(diffusion, pred_x_start, x_t, t, t_next, eta, draw)
-        ac = diffusion.alpha_bar(t_next)
-        known = ac**0.5 * x_start + (1 - ac) ** 0.5 * draw(x_start) if t_next >= 0 else x_start
+        known = diffusion.q_sample(x_start, t_next, draw(x_start)) if t_next >= 0 else x_start
         x_t = torch.where(hole, unknown, known)  # eq. 8
         yield Frame(t, x_t, pred_x_start)
 

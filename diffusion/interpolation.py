@@ -56,7 +56,7 @@ def edit(
     if mode == "ddim":
         x_t = invert(diffusion, model, x_start, spec, depth)
     else:
-        x_t = diffusion.q_sample(x_start, torch.full((len(x_start),), depth - 1, device=x_start.device), noise)
+        x_t = diffusion.q_sample(x_start, depth - 1, noise)
     return sample_progressive(diffusion, model, x_t, spec, generator, depth)
 
 
@@ -74,14 +74,13 @@ def partial_spec(spec: SampleSpec, depth: int, timestep_num: int, inverted: bool
 
 def _mixtures(diffusion, model, first, second, spec, depth, lambdas, seed, mode) -> Iterator[Tensor]:
     """The work of `interpolate`, apart from its checks: a generator would run those only at its first item."""
-    t = torch.full((len(first),), depth - 1, device=first.device)
     if mode == "ddim":
         ends = [invert(diffusion, model, x, spec, depth) for x in (first, second)]
     for k, lam in enumerate(lambdas):
         pairs = range(len(first)) if mode != "redrawn" else range(k * len(first), (k + 1) * len(first))
         source = SampleNoise(seed, pairs)
         if mode != "ddim":
-            ends = [diffusion.q_sample(x, t, source.draw(x.shape, x.dtype, x.device)) for x in (first, second)]
+            ends = [diffusion.q_sample(x, depth - 1, source.draw(x.shape, x.dtype, x.device)) for x in (first, second)]
         mixed = (torch.lerp if mode in ("lerp", "redrawn") else slerp)(*ends, lam)
         yield sample(diffusion, model, mixed, spec, source, depth)
 
@@ -107,6 +106,5 @@ def invert(diffusion: GaussianDiffusion, model: Model, x_start: Tensor, spec: Sa
     for t, t_next in zip([-1, *timesteps[:-1]], timesteps, strict=True):
         pred_x_start = diffusion.predict(model, x_t, max(t, 0))
         pred_noise = diffusion.predict_noise(pred_x_start, x_t, max(t, 0))
-        ac_next = diffusion.alpha_bar(t_next)
-        x_t = ac_next**0.5 * (x_start if t < 0 else pred_x_start) + (1 - ac_next) ** 0.5 * pred_noise
+        x_t = diffusion.q_sample(x_start if t < 0 else pred_x_start, t_next, pred_noise)
     return x_t

@@ -27,9 +27,7 @@ def predictions(
         raise SpecError(f"the bound is that of DDPM in at least 2 steps, such as DDPM_1000_0p0, and not of {spec}")
     noise = partial(randn_like, generator=generator)
     for t in reversed(spec.timesteps(diffusion.timestep_num)):
-        ac = diffusion.alpha_bar(t)
-        x_t = ac**0.5 * x_start + (1 - ac) ** 0.5 * noise(x_start)
-        yield diffusion.predict(model, x_t, t)
+        yield diffusion.predict(model, diffusion.q_sample(x_start, t, noise(x_start)), t)
 
 
 def bound_terms(

@@ -1,5 +1,5 @@
 """Noise schedules: the variances β_t of the forward process, float64 tensors of shape (T,). And densities of timesteps:
-how training draws them, int64 tensors of shape (count,).
+how training draws them, int64 tensors of shape (count,), at its `progress` from 0 to 1.
 """
 
 import math
@@ -15,7 +15,7 @@ MAX_BETA = 0.999  # the cap of Improved DDPM: the last cosine beta would be 1, w
 def linear_betas(timestep_num: int) -> Tensor:
     """Ho et al. 2020: β from 1e-4 to 0.02 in equal steps for T = 1000.
 
-    For any other T both ends are scaled by 1000 / T, so that x_T is close to pure noise for every T.
+    For any other T both ends are scaled by 1000 / T, so that x_T is close to pure noise for every T from 2.
     """
     scale = 1000 / timestep_num
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, timestep_num, dtype=torch.float64)
@@ -46,15 +46,20 @@ def betas_of(alpha_bar: Callable[[float], float], timestep_num: int) -> Tensor:
 BETA_SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "flow": flow_betas}
 
 
-def uniform(count: int, timestep_num: int, generator: torch.Generator) -> Tensor:
+def uniform(count: int, timestep_num: int, generator: torch.Generator, progress: float = 0.0) -> Tensor:
     """Every timestep is equally likely (Ho et al. 2020, algorithm 1)."""
     return torch.randint(timestep_num, (count,), generator=generator, device=generator.device)
 
 
-def logit_normal(count: int, timestep_num: int, generator: torch.Generator) -> Tensor:
+def logit_normal(count: int, timestep_num: int, generator: torch.Generator, progress: float = 0.0) -> Tensor:
     """More from the middle: the time from 0 to 1 is sigmoid(z) with z ~ N(0, 1) (Esser et al. 2024, section 3.1)."""
     time = torch.randn(count, generator=generator, device=generator.device).sigmoid()
     return (time * timestep_num).long()
 
 
-TIMESTEP_DENSITIES = {"uniform": uniform, "logit_normal": logit_normal}
+def logit_normal_first(count: int, timestep_num: int, generator: torch.Generator, progress: float = 0.0) -> Tensor:
+    """`logit_normal` for two thirds of a training, then `uniform`, so that it ends on the loss of all timesteps."""
+    return (logit_normal if progress < 2 / 3 else uniform)(count, timestep_num, generator)
+
+
+TIMESTEP_DENSITIES = {"uniform": uniform, "logit_normal": logit_normal, "logit_normal_first": logit_normal_first}

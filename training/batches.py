@@ -76,7 +76,7 @@ class Batches:
         self.order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(count))
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start to stop - 1.
+        """The batches of steps start to stop - 1, of a training that ends there.
 
         Flips, timesteps and noise are drawn from (seed, step), for the batch of all processes; dropout draws from
         torch's global generator, which is seeded from (seed, step, rank).
@@ -85,14 +85,17 @@ class Batches:
         for step, pixels in enumerate(self.pixels(start, stop), start):
             generator.manual_seed(seed_of(self.seed, step))
             torch.manual_seed(seed_of(self.seed, step, self.rank))
-            yield Batch(step, *self.drawn(step, pixels, generator), self.labels(step))
+            yield Batch(step, *self.drawn(step, pixels, generator, step / stop), self.labels(step))
 
-    def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_start, t, noise) of this process's share of a step. pixels: as `pixels` yields them."""
+    def drawn(
+        self, step: int, pixels: Tensor, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_start, t, noise) of this process's share of a step. pixels: as `pixels` yields them. progress: from 0 to 1,
+        see `draw_timesteps`."""
         if self.recipe["horizontal_flip"]:  # half of the pictures
             flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
             pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-        t = self.diffusion.draw_timesteps(self.batch_size, generator)
+        t = self.diffusion.draw_timesteps(self.batch_size, generator, progress)
         noise = torch.randn((self.batch_size, *pixels.shape[1:]), generator=generator, device=self.device)
         return normalize(pixels), t[self.share], noise[self.share]
 

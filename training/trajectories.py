@@ -100,7 +100,7 @@ def draw_trajectories(
             if teacher is None:
                 teacher = teacher_of(recipe).to(device)
                 print(f"drawing {learned:,} trajectories and {count - learned} to hold out into {place}")
-            parts = [range(i, min(i + AT_ONCE, numbers.stop)) for i in range(numbers.start, numbers.stop, AT_ONCE)]
+            parts = [numbers[i : i + AT_ONCE] for i in range(0, len(numbers), AT_ONCE)]
             first = [ends_of(teacher, recipe, part, classes) for part in parts]
             again = [ends_of(teacher, recipe, part, classes, x) for part, x in zip(parts, first, strict=True)]
             write_file(file, np.concatenate(first + again).tobytes())
@@ -147,7 +147,7 @@ def ends_of(
         t, x_t = T - 1, drawn
     else:
         t, x_start = level_of(numbers.start, T), normalize(torch.from_numpy(before)).to(teacher.device)
-        x_t = teacher.diffusion.q_sample(x_start, torch.full((len(numbers),), t, device=teacher.device), drawn)
+        x_t = teacher.diffusion.q_sample(x_start, t, drawn)
     spec = partial_spec(SampleSpec.parse(recipe["teacher_info"]), t + 1, T, inverted=False)
     return to_uint8(sample(teacher.diffusion, network, x_t, spec, noise, t + 1)).cpu().numpy()
 
@@ -170,7 +170,9 @@ def starts_of(
 class TrajectoryBatches(Batches):
     """Batches of trajectories: x_start is where each ends."""
 
-    def drawn(self, step: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def drawn(
+        self, step: int, pixels: Tensor, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(x_end, t, noise), see `starts_of`: nothing is left to be drawn, and nothing is flipped."""
         rows, half = self.indices(step)[self.share], len(self.images) // 2
         x_end, before = normalize(pixels), normalize(next(self.fetched([rows % half])))
