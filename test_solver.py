@@ -67,8 +67,9 @@ def main() -> None:
     clear_parts(args.save_dir)
     trained.to(device, precision, args.compile)
     if device.type == "cpu" and not args.samples:
-        x_T, _ = trained.noise(range(8), args.seed)
-        one_thread_if_faster(lambda: trained.network(x_T, torch.zeros(8, dtype=torch.int64)))
+        x_T, _ = trained.noise(range(min(8, args.batch_size)), args.seed)
+        t = torch.zeros(len(x_T), dtype=torch.int64)
+        one_thread_if_faster(torch.inference_mode()(lambda: trained.network(x_T, t)))
     began, rank = time.monotonic(), rank_and_world()[0]
     stem = f"{datetime.now():%Y%m%d%H%M%S}_seed{args.seed}" + f"_rank{rank}" * (rank > 0)
     with own_stem(args.save_dir, stem) as stem:
@@ -95,7 +96,8 @@ def check_arguments(args: Namespace) -> None:
     if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
         raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
     if args.test_mode in ("random_gen", "compare") and not args.sample_dir and (args.sample_num or 0) > 10_000:
-        raise ConfigError(f"--sample_num {args.sample_num:,} is too much for a picture: --sample_dir takes that many")
+        remedy = ": --sample_dir takes that many" * (args.test_mode == "random_gen")
+        raise ConfigError(f"--sample_num {args.sample_num:,} is too much for a picture{remedy}")
     if rank_and_world()[1] > 1 and not args.sample_dir:
         raise ConfigError("several processes can only share the work of a --sample_dir")
 

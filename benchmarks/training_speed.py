@@ -166,7 +166,8 @@ def their_trainer(recipe: dict, results: Path) -> Callable[[bool, int], float]:
 
 def matrix_product_speed(device: torch.device, precision: str) -> float:
     """Operations per second in the product of two large matrices."""
-    n, dtype = 8192 if device.type == "cuda" else 1024, torch.bfloat16 if precision == "bf16" else torch.float32
+    n, half = 8192 if device.type == "cuda" else 1024, {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = half.get(precision, torch.float32)
     a = torch.randn(n, n, device=device, dtype=dtype)
     return 2 * n**3 / min(seconds_of(lambda: (a @ a)[0, 0].item()) for _ in range(10))
 

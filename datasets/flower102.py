@@ -21,7 +21,7 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     def find() -> list[Path]:
         return sorted(file for file in data_path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
 
-    wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; subfolders are allowed)"
+    wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; in subfolders, too), setid.mat and imagelabels.mat"
     files = find_or_fetch("Flower102", data_path, wanted, find, download, "Flowers102")
     if len(files) != 8189:
         warn(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189")

@@ -25,11 +25,16 @@ def repaint(
     jump_length, resamplings: see `way`. With 1 resampling only the known part is replaced in each step.
     Raises ValueError for another method, and for more steps than timesteps.
     """
-    if spec.method not in ("DDPM", "DDIM"):
-        raise SpecError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
+    check_repaint(spec)
     path = way(spec.timesteps(diffusion.timestep_num), jump_length, resamplings)
     eta = 1.0 if spec.method == "DDPM" else spec.eta  # DDIM with eta 1 is DDPM
     return _walk(diffusion, model, noise, x_start, hole, path, eta, partial(randn_like, generator=generator))
+
+
+def check_repaint(spec: SampleSpec) -> None:
+    """SpecError for a sampler that RePaint cannot use."""
+    if spec.method not in ("DDPM", "DDIM"):
+        raise SpecError(f"inpainting jumps between the steps of DDPM or DDIM, such as DDPM_50_0p0, and not of {spec}")
 
 
 @torch.inference_mode()

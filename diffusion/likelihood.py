@@ -23,11 +23,16 @@ def predictions(
     x_start and pred_x_start: (B, C, H, W). spec: DDPM in 2 or more steps; if they are fewer than T, the bound is that
     of the respaced model. Raises ValueError for another spec. generator: see `sample_progressive`.
     """
-    if spec.method != "DDPM" or spec.steps < 2:
-        raise SpecError(f"the bound is that of DDPM in at least 2 steps, such as DDPM_1000_0p0, and not of {spec}")
+    check_bound(spec)
     noise = partial(randn_like, generator=generator)
     for t in reversed(spec.timesteps(diffusion.timestep_num)):
         yield diffusion.predict(model, diffusion.q_sample(x_start, t, noise(x_start)), t)
+
+
+def check_bound(spec: SampleSpec) -> None:
+    """SpecError for a sampler that has no bound."""
+    if spec.method != "DDPM" or spec.steps < 2:
+        raise SpecError(f"the bound is that of DDPM in at least 2 steps, such as DDPM_1000_0p0, and not of {spec}")
 
 
 def bound_terms(

@@ -130,7 +130,7 @@ def summary(report: dict) -> str:
     """A report of test_solver.py in a few lines, with the values of real pictures in brackets."""
     real, used, floor = report["reference"], report["extractor"], report.get("floor")
     sampler = f"{report.get('sample_info')}" + (f", guidance {report['guidance']:g}" if "guidance" in report else "")
-    drawn = sampler + ", seed {seed}: {n:,} samples of {model} in {seconds} s"
+    drawn = sampler + ", seed {seed}: {n:,} samples of {model}" + " in {seconds} s" * ("seconds" in report)
     lines = [("{n:,} pictures in {samples}" if "samples" in report else drawn).format(**report)]
     lines[0] += f", against {real['n']:,} pictures of {report['data']}'s {report['split']} split"
     lines[0] += f"; classes {report['classes_drawn']}" if "labels" in report else ""

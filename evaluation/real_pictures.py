@@ -74,18 +74,19 @@ def real_pictures(data: dict, split: str, trained_split: str) -> RealPictures:
     return RealPictures(splits[split], splits[trained_split], splits.get(held_out), folders)
 
 
-def labels_like(data: dict, split: str, names: list[str], count: int) -> list[int] | None:
+def labels_like(data: dict, split: str, names: list[str], count: int, download: bool = True) -> list[int] | None:
     """The classes of `count` samples in the proportions of a split, as numbers of names; see `in_proportion`.
 
-    None, with a line that says so, where the data have no such classes.
+    None, with a line that says so, where the data have no such classes. DataError where there are no data.
     """
-    where = data["dataset"], data["data_path"], split
+    dataset, data_path = data["dataset"], data["data_path"]
+    found = find_images(dataset, data_path, split, download)
     try:
-        numbers, _ = find_labels(where[0], find_images(*where, download=False), *where[1:], names)
+        numbers, _ = find_labels(dataset, found, data_path, split, names)
         sizes = np.bincount(numbers, minlength=len(names))[: len(names)]
     except DataError:
         sizes = np.zeros(len(names))
     if not sizes.any():
-        print(f"samples are of every class evenly: the {split} split of {where[1]} has no labels of these classes")
+        print(f"samples are of every class evenly: the {split} split of {data_path} has no labels of these classes")
         return None
     return in_proportion(sizes, count)

@@ -18,6 +18,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from datasets import picture_shape
+from files.errors import ConfigError
 from runs import load_run
 from runs.labels import class_names
 from runs.run import Run
@@ -40,6 +41,10 @@ def main() -> None:
     networks = []
     for checkpoint in args.checkpoints:
         trained = load_run(checkpoint)
+        if class_names(trained.recipe) and not trained.recipe["label_dropout"]:
+            raise ConfigError(f"{checkpoint}: the page has guidance, and this network knows only guidance 1")
+        if not isinstance(trained.recipe["image_size"], int):
+            raise ConfigError(f"{checkpoint}: the page shows square pictures, not {trained.recipe['image_size']}")
         write(args.folder / f"{checkpoint.stem}.onnx", as_onnx(trained, args.folder / "part.onnx"))
         facts = {"name": checkpoint.stem, "classes": class_names(trained.recipe)}
         facts |= {key: trained.recipe[key] for key in FACTS}

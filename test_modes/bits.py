@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 from datasets import normalize
 from diffusion import VARIANCES, SampleNoise, SampleSpec, bound_terms, predictions
+from diffusion.likelihood import check_bound
 from evaluation.real_pictures import load
+from files.errors import ConfigError
 from runs.run import in_batches
 from test_modes.given_pictures import real_data
 from test_modes.job import Job
@@ -26,8 +28,12 @@ def run(job: Job) -> list[Path]:
     """The bound on `sample_num` pictures, the same ones for every seed: as JSON, and a plot of its terms by t."""
     args, trained, files, curves = job.args, job.trained, [], {}
     recipe = trained.recipe
+    for spec in job.specs:  # all, before hours are spent on the first
+        check_bound(spec)
     data, split = real_data(args, recipe)
     pictures = load(data, split)
+    if len(pictures) < 2:
+        raise ConfigError("--bits needs two pictures or more: the best variance for each is that of the others")
     pictures = pictures[np.random.default_rng(0).permutation(len(pictures))[: args.sample_num or PICTURES]]
     for spec in job.specs:
         began = time.monotonic()

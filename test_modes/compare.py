@@ -57,7 +57,7 @@ def save_comparison(cells: dict[SampleSpec, tuple[Image.Image, float]], file: Pa
     steps = sorted({spec.steps for spec in cells})
     table = [[cells.get(replace(method, steps=n)) for n in steps] for method in methods]
     rows = [f"{m.method}{f' eta {m.eta:g}' * (m.method in USES_ETA)}{' quad' * m.quad}" for m in methods]
-    notes = [[f"{cell[1]:.2g} s each" if cell else "" for cell in row] for row in table]
+    notes = [[f"{cell[1]:.{2 if cell[1] < 99 else 3}g} s each" if cell else "" for cell in row] for row in table]
     cells_only = [[cell and cell[0] for cell in row] for row in table]
     save_table(cells_only, rows, [f"{n} step{'s' * (n > 1)}" for n in steps], file, notes)
     lines = [["sample_info", "method", "steps", "eta", "quad", "seconds_per_image", *facts]]

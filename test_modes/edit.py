@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datasets import normalize
 from diffusion import SampleSpec, edit
+from diffusion.interpolation import partial_spec
 from test_modes.flags import depths
 from test_modes.given_pictures import given_pictures
 from test_modes.job import Job
@@ -21,11 +22,14 @@ def run(job: Job) -> list[Path]:
     args, trained = job.args, job.trained
     T, edits, files = trained.recipe["timestep_num"], args.sample_num or 1, []
     rows = depths(args, T) or [-(-T * tenths // 10) for tenths in (2, 4, 6, 8)]
+    asked = list(product(job.specs, args.edit_mode or ["sdedit"]))
+    for spec, mode in asked:  # all, before the first is used
+        partial_spec(spec, max(rows), T, inverted=mode == "ddim")
     pictures = given_pictures(args, trained.recipe, PICTURES)
     columns = edits * len(pictures)
     check_size(columns * (1 + len(rows)), columns, pictures.shape[-2:], args.animate)
     x_start = normalize(pictures.repeat_interleave(edits, 0)).to(trained.device)
-    for spec, mode in product(job.specs, args.edit_mode or ["sdedit"]):
+    for spec, mode in asked:
         states = [edit_states(job, x_start, spec, depth, mode) for depth in rows]
         file = job.path(spec, "edit" if mode == "sdedit" else f"{mode}_edit")
         cells = [[grid(x, len(x_start))] for x in (x_start, *(parts[-1] for parts in states))]

@@ -36,7 +36,7 @@ def run(job: Job) -> list[Path]:
     labels, how = (None, "") if args.samples else drawn_labels(job, data, split, count)
     names = [class_names(recipe)[i] for i in labels or []]
     if args.sample_dir:
-        random_gen.fill_sample_dir(replace(job, labels=labels, names=names), count)
+        *files, _ = random_gen.fill_sample_dir(replace(job, labels=labels, names=names), count)
         if rank_and_world()[0]:
             return files
     given = given_samples(args, count, recipe)
@@ -49,13 +49,13 @@ def run(job: Job) -> list[Path]:
         if samples is None:
             batches = trained.batches(count, spec, args.seed, args.batch_size, labels=labels, guidance=weight)
             samples = torch.cat([to_uint8(x) for x in batches])
-        seconds = round(time.monotonic() - began, 1)  # without the evaluation
+        took = {} if given is not None else {"seconds": round(time.monotonic() - began, 1)}  # without the evaluation
         report, apart, number = evaluation(samples, asked, classes)
         if labels:
             report |= {"labels": job.names, "classes_drawn": how, "guidance": weight}
         if "as_asked" in report:
             report["as_asked"]["real"] = accuracy
-        facts = {"seconds": seconds, "data": data["data_name"], "split": split}
+        facts = took | {"data": data["data_name"], "split": split}
         files.append(job.report(summary, spec, "evaluate", weight, **facts, **report))
         first, closest = torch.arange(len(samples))[:10], apart.argsort()[:10]
         rows = [pictures for which in (first, closest) for pictures in (samples[which], real.training[number[which]])]
@@ -79,8 +79,10 @@ def given_samples(args: Namespace, count: int, recipe: dict) -> torch.Tensor | N
 
 def statistics(file: Path, extractor: Extractor | None, recipe: dict) -> Statistics:
     """mu and sigma in an .npz. ConfigError if they are not those of these features."""
+    if not extractor:
+        raise ConfigError("--statistics: there are no features for these pictures: try --features imagenet")
     blank = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), dtype=torch.uint8)
-    size = extractor.features(blank).shape[1] if extractor else 0
+    size = extractor.features(blank).shape[1]
     try:
         mean, covariance = (torch.from_numpy(np.load(file)[key]).reshape(size, -1) for key in ("mu", "sigma"))
         return Statistics(mean[:, 0], covariance)
@@ -97,7 +99,8 @@ def drawn_labels(job: Job, data: dict, split: str, count: int) -> tuple[list[int
     if args.classes and (args.labels or not names):
         raise ConfigError("--classes needs a network with labels, and no --labels, which the samples have in turn")
     proportional = names and not args.labels and args.classes != "even"
-    drawn = labels_like(data, split, names, count) if proportional else None
+    alone = rank_and_world()[1] == 1  # several processes would download the same files
+    drawn = labels_like(data, split, names, count, download=alone) if proportional else None
     how = f"in the proportions of the {split} split" if drawn else "in turn"
     in_turn = not drawn or drawn == [i % len(names) for i in range(count)]  # then as random_gen draws into a folder
     return job.labels if in_turn else drawn, how

@@ -36,7 +36,7 @@ def given_pictures(args: Namespace, recipe: dict, count: int) -> Tensor:
     if outside := [i for i in indices or [] if not 0 <= i < len(images)]:
         raise ConfigError(f"--image_indices {outside[0]}: there are {len(images)} pictures, numbered from 0")
     if not indices and len(images) < count:
-        raise ConfigError(f"there are only {len(images)}, not {count} pictures: use --sample_num or --image_indices")
+        raise ConfigError(f"there are only {len(images)}, not {count} pictures: choose some with --image_indices")
     indices = indices or np.random.default_rng(args.seed).choice(len(images), count, replace=False)
     return images[torch.as_tensor(indices)]
 

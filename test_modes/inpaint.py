@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets import normalize, picture_shape
 from datasets.pixels import Size, fit_mask
 from diffusion import Frame, SampleNoise, SampleSpec, repaint
-from diffusion.inpainting import way
+from diffusion.inpainting import check_repaint, way
 from files.errors import ConfigError
 from test_modes.given_pictures import given_pictures, opened
 from test_modes.job import Job
@@ -27,6 +27,8 @@ def run(job: Job) -> list[Path]:
     """A row per picture: the picture, the picture with its hole, and `sample_num` fillings."""
     args, trained = job.args, job.trained
     fillings, files = args.sample_num or FILLINGS, []
+    for spec in job.specs:  # all, before the first is used
+        check_repaint(spec)
     hole = hole_of(args, trained.recipe["image_size"]).to(trained.device)
     x_start = normalize(given_pictures(args, trained.recipe, ROWS)).to(trained.device)
     check_size(len(x_start) * (fillings + 2), fillings + 2, x_start.shape[-2:], args.animate)

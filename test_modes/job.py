@@ -34,6 +34,11 @@ class Job:
     names: list[str]
     guidance: list[float]
 
+    def rows(self, count: int) -> tuple[list[str], list[int]]:
+        """The names of the rows that show the first `count` samples by class, and in which of them each sample is."""
+        names = list(dict.fromkeys(self.names))
+        return names, [names.index(self.names[i % len(self.names)]) for i in range(count)] if names else []
+
     def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
         """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1.
 

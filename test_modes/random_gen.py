@@ -1,6 +1,6 @@
 """Draws pictures, and shows how they develop from noise."""
 
-from collections import deque
+from collections import Counter, deque
 from itertools import product
 from pathlib import Path
 
@@ -27,17 +27,20 @@ def run(job: Job) -> list[Path]:
     for spec, weight in product(job.specs, job.guidance):
         drawn = [draw_batch(job, spec, weight, indices) for indices in in_batches(count, args.batch_size)]
         pixels = torch.cat([pixels for pixels, _ in drawn])
-        files += [*drawn[0][1], save_by_class(pixels, names, job.path(spec, "final", weight))]
+        rows, of_row = job.rows(count)
+        files += [*drawn[0][1], save_by_class(pixels, rows, job.path(spec, "final", weight), of_row)]
     return files
 
 
 def check_pictures(job: Job, count: int) -> None:
     """ConfigError if no file holds the picture of `count` samples, or the film of the first batch."""
     size, first = picture_shape(job.trained.recipe["image_size"], 1)[1:], min(count, job.args.batch_size)
-    rows = min(count, len(job.names))
-    by_class = rows > 0 and in_rows(count, rows)
-    columns = -(-count // rows) if by_class else grid_columns(count)
-    check_size(rows * columns if by_class else count, columns, size)
+    sizes = Counter(job.rows(count)[1])
+    if sizes and in_rows(count, len(sizes)):
+        columns = max(sizes.values())
+        check_size(len(sizes) * columns, columns, size)
+    else:
+        check_size(count, grid_columns(count), size)
     check_size(first, grid_columns(first), size, job.args.animate)
 
 
@@ -53,7 +56,8 @@ def fill_sample_dir(job: Job, count: int) -> list[Path]:
     for indices in tqdm(batches, desc="batches", leave=False):
         pixels, progress = draw_batch(job, spec, weight, indices)
         if progress:
-            files += [*progress, save_by_class(pixels, job.names, job.path(spec, "final", weight))]
+            rows, of_row = job.rows(len(pixels))
+            files += [*progress, save_by_class(pixels, rows, job.path(spec, "final", weight), of_row)]
         folder.save(indices, pixels)  # last, so that a first batch in the folder has its pictures too
     return [*files, args.sample_dir]
 

@@ -17,7 +17,7 @@ from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, changed_keys
 from runs.run import Run
 from utils.pictures import is_complete_png, png
 
-IDENTITY = "samples.json"
+IDENTITY, SAMPLE = "samples.json", re.compile(r"[0-9]+\.png")
 
 
 def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: list[int] | None, weight: float) -> dict:
@@ -30,6 +30,14 @@ def identity_of(run: Run, spec: SampleSpec, seed: int, precision: str, labels: l
 
 def sample_file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
+
+
+def same_classes(was: list[int] | None, now: list[int] | None, numbers: Iterable[int]) -> bool:
+    """Whether the samples with these numbers have the same classes by two lists, whose classes they have in turn.
+
+    Of classes in proportion the list is as long as the samples: with more of them it begins as before.
+    """
+    return isinstance(was, list) and bool(was and now) and all(was[i % len(was)] == now[i % len(now)] for i in numbers)
 
 
 class SampleDir:
@@ -46,18 +54,22 @@ class SampleDir:
         names = {other.name for other in folder.iterdir() if not PART.fullmatch(other.name)}
         if names and IDENTITY not in names:  # it is always written first
             raise ConfigError(f"{folder} holds files but no {IDENTITY}: choose an empty or new folder as --sample_dir")
+        numbers, content = [int(name[:-4]) for name in names if SAMPLE.fullmatch(name)], json.dumps(identity, indent=1)
         try:
-            write_file(file, json.dumps(identity, indent=1) + "\n", exclusive=True)  # by one of several processes
+            write_file(file, content + "\n", exclusive=True)  # by one of several processes
         except FileExistsError:
             try:
                 found = dict(json.loads(file.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
+            longer = numbers and same_classes(found.get("labels"), identity.get("labels"), numbers)
+            found |= {"labels": identity["labels"]} if longer else {}
             later = KEYS.keys() - found.keys()  # keys that a folder of an earlier version does not have
             if changed := changed_keys(found, identity, identity.keys() - later):
                 what = "; ".join(changed)
                 raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
-        numbers = [int(name[:-4]) for name in names if re.fullmatch(r"[0-9]+\.png", name)]
+            if longer:
+                write_file(file, content + "\n")
         if numbers and max(numbers) >= count:
             raise ConfigError(f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another")
 

@@ -159,9 +159,10 @@ def test_what_could_not_be_compiled_runs_and_is_reported(monkeypatch):
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda network, **keys: original(network, backend=broken, **keys))
-    torch._dynamo.reset()
-    bad = compiled(network, "auto", CUDA)
-    assert torch.equal(bad(x), network(x)) and not compile_outcome()
+    for how in ("auto", "graphs"):
+        torch._dynamo.reset()
+        bad = compiled(network, how, CUDA)
+        assert torch.equal(bad(x), network(x)) and not compile_outcome()
     asked = []
     monkeypatch.setattr(torch, "compile", lambda network, **keys: asked.append(keys) or network)
     assert torch.equal(compiled(lambda x, t: network(x), "graphs", CUDA)(x, None), network(x))

@@ -121,6 +121,16 @@ def test_logit_normal_timesteps_have_the_density_of_the_paper(timestep_num):
     assert (found - torch.from_numpy(norm.cdf(torch.logit(border)))).abs().max() < 1.95 / n**0.5
 
 
+def test_the_middle_comes_first_and_every_timestep_at_the_end():
+    drawn = {}
+    for density in ("uniform", "logit_normal", "logit_normal_first"):
+        d = GaussianDiffusion(timestep_density=density)
+        drawn[density] = [d.draw_timesteps(64, seeded(7), progress) for progress in (0.0, 0.66, 0.67, 1.0)]
+    early, late = drawn["logit_normal"][0], drawn["uniform"][0]
+    assert all(map(torch.equal, drawn["logit_normal_first"], [early, early, late, late]))
+    assert not torch.equal(early, late)
+
+
 # --- betas that are given ---
 
 

@@ -79,6 +79,9 @@ def test_classes_have_names_and_numbers(names, given, numbers):
     recipe = {"num_classes": 3, "class_names": names, "label_dropout": 0.1}
     assert class_numbers(recipe, given) == numbers
     assert class_numbers(recipe) == [0, 1, 2]
+    assert class_numbers(recipe, str(given[0])) == numbers[:1]  # one text is one class, not its letters
+    with pytest.raises(ValueError, match="at least one class"):
+        class_numbers(recipe, [])
     for wrong in ("0" if names[0] == "3" else "3", "shirt", 3, "-1", "9" * 5000):
         with pytest.raises(ValueError, match=f"not one of the 3 classes.*{names[2]}"):
             class_numbers(recipe, [wrong])
@@ -109,7 +112,7 @@ def test_random_gen_draws_a_row_a_class(labelled, tmp_path):
 
 def test_many_classes_are_drawn_as_a_square(tmp_path):
     x, names = torch.rand(30, 3, 16, 16) * 2 - 1, [f"a class of the number {i}" for i in range(30)]
-    image = pixels(save_by_class(x, names, tmp_path / "a.png"))
+    image = pixels(save_by_class(x, names, tmp_path / "a.png", range(30)))
     assert image.shape[1] > image.shape[0] * 0.5 and image.shape[0] < 500
 
 

@@ -1,10 +1,12 @@
 """Pictures for people: grids, and which states of a sampler are shown."""
 
+import matplotlib.font_manager
 import numpy as np
 import torch
+from PIL import Image, ImageFont
 
 from test_modes.progress import progress_frames
-from utils.pictures import grid, grid_columns
+from utils.pictures import grid, grid_columns, save_table
 
 
 def test_progress_shows_noise_and_result_and_becomes_finer():
@@ -36,3 +38,27 @@ def test_small_pictures_are_enlarged_by_a_whole_factor():
     assert drawn.shape == (10 * zoom + 4, 20 * zoom + 6, 3) and zoom > 1
     first = np.kron(pictures[0].permute(1, 2, 0), np.ones((zoom, zoom, 1)))
     assert (drawn[2:-2, 2 : 2 + 10 * zoom] == first).all()
+
+
+def test_columns_are_as_wide_as_their_labels(tmp_path):
+    """Which would lie on each other and be cut off above small pictures."""
+    cells = [[Image.new("L", (20, 20), 0), Image.new("L", (20, 20), 0)]]
+    alone, both = (
+        np.asarray(Image.open(save_table([row], ["row"], ["a wide label", "another"][: len(row)], tmp_path / "a.png")))
+        for row in (cells[0][:1], cells[0])
+    )
+    width = both.shape[1] - alone.shape[1]  # of a column and its gap
+    assert width > ImageFont.load_default(14).getlength("a wide label")
+    assert (both[-28:-8] == 0).all(0).sum() == 40 and (alone[:, -2:] == 255).all()  # nothing is cut off
+
+
+def test_texts_that_are_not_european_are_drawn_with_a_font_of_the_system(tmp_path, monkeypatch):
+    """Pillow's own font has one and the same box for all that it lacks. DejaVu, which matplotlib brings, has these."""
+
+    def drawn(text):
+        return np.asarray(Image.open(save_table([[Image.new("L", (20, 20))]], [text], [""], tmp_path / "a.png")))
+
+    monkeypatch.setattr("utils.pictures.FONTS", ("no such font.ttc",))
+    assert np.array_equal(drawn("\u2603"), drawn("\u2602"))  # a snowman and an umbrella
+    monkeypatch.setattr("utils.pictures.FONTS", ("no such font.ttc", matplotlib.font_manager.findfont("DejaVu Sans")))
+    assert not np.array_equal(drawn("\u2603"), drawn("\u2602"))

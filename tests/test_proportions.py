@@ -9,6 +9,7 @@ from helpers.scripts import LABELLED, in_process, refused, train
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from datasets import DataError
 from diffusion import SampleSpec, sample
 from diffusion.guidance import with_labels
 from evaluation.distances import Reference, frechet
@@ -70,9 +71,12 @@ def test_evaluate_draws_in_the_proportions_of_the_split(labelled, tmp_path, monk
 
 
 def test_data_without_these_classes_are_compared_with_every_class_evenly(tmp_path, capsys):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
     for dataset, data_path in (("Digits", "none"), ("Folder", tmp_path)):
         data = {"dataset": dataset, "data_path": data_path}
         assert labels_like(data, "train", ["cat", "dog"], 5) is None
+    with pytest.raises(DataError, match="no data"):  # before anything is drawn
+        labels_like({"dataset": "Mnist", "data_path": tmp_path}, "train", ["0", "1"], 5, download=False)
     assert capsys.readouterr().out.count("of every class evenly") == 2
 
 

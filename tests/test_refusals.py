@@ -140,6 +140,7 @@ def test_sampling_refuses_a_bad_checkpoint(trained, tmp_path, sampling, kind, sa
 
 
 BETWEEN = ["--test_mode", "interpolate"]
+FILL, BITS = ["--test_mode", "inpaint", "--mask_box", "2", "2", "3", "3"], ["--test_mode", "evaluate", "--bits"]
 
 
 @pytest.mark.parametrize(
@@ -188,9 +189,13 @@ BETWEEN = ["--test_mode", "interpolate"]
         ([*BETWEEN, "--image_files", "none.png", "images/digits_final.png"], 2, ["none.png", "No such file"]),
         ([*BETWEEN, "--image_files", "LICENSE", "images/digits_final.png"], 2, ["LICENSE", "cannot identify"]),
         ([*BETWEEN, "--image_files", "a.png", "b.png", "--split", "test"], 2, ["another choice of pictures"]),
+        # every sampler before the first is used
+        (["--test_mode", "edit", "--edit_mode", "ddim", "--sample_info", "DDIM_2_0p0", "DPMpp_2_0p0"], 2, ["DPMpp_2"]),
+        ([*FILL, "--sample_info", "DDPM_2_0p0", "UniPC_2_0p0"], 2, ["steps of DDPM or DDIM", "not of UniPC_2_0p0"]),
+        ([*BITS, "--sample_info", "DDPM_2_0p0", "DDIM_2_0p0"], 2, ["DDPM in at least 2 steps", "not of DDIM_2_0p0"]),
     ],
 )
 def test_sampling_refuses(trained, tmp_path, sampling, args, code, says):
     base = ["--model_path", trained, "--test_mode", "random_gen", "--save_dir", tmp_path / "results"]
     refused(sampling(*base, *args), code, *says)
-    assert not list(tmp_path.rglob("*.png"))
+    assert not [file for file in tmp_path.rglob("*") if file.suffix in (".png", ".json")]

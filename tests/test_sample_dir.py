@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.pictures import pictures, sample
 from helpers.scripts import forked, in_process, refused, together
+from PIL import Image
 
 import test_modes.random_gen
 from runs.recipe import MODEL_KEYS
@@ -131,3 +132,19 @@ def test_a_sample_dir_of_another_run_is_refused_and_left_alone(trained, tmp_path
         refused(in_process("test_solver.py", *args, tmp_path / "broken"), 2, "samples.json is damaged")
     assert contents(tmp_path / "d") == before
     assert contents(tmp_path / "mine") == {"holiday.png": b"mine"}
+
+
+def test_more_samples_in_the_proportions_of_the_data_continue_a_folder(labelled, tmp_path):
+    """Whose list of classes is as long as the samples, and begins as before."""
+    command = ["test_solver.py", "--model_path", labelled, "--test_mode", "evaluate", "--sample_dir", tmp_path / "d"]
+    command += ["--batch_size", 12, "--data_path", "none", "--save_dir", tmp_path / "r", "--sample_info", "DDIM_1_0p0"]
+    for count, new in ((12, 12), (15, 3), (15, 0)):
+        run = in_process(*command, "--sample_num", count)
+        assert run.returncode == 0 and f"{new} samples to draw" in run.stdout, run.stderr
+        assert "samples of" in run.stdout and " in " not in run.stdout.partition("samples of")[2].partition(",")[0]
+        assert len(json.loads((tmp_path / "d" / "samples.json").read_text())["labels"]) == count
+    shown = [file for name, file in pictures(tmp_path / "r").items() if "final" in name]
+    assert len(shown) == 1 and len({*json.loads((tmp_path / "d" / "samples.json").read_text())["labels"]}) == 10
+    with Image.open(shown[0]) as image:
+        assert image.height == 8 + 10 * 44  # a row a class
+    refused(in_process(*command, "--sample_num", 15, "--classes", "even"), 2, "labels: was [")

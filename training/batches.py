@@ -90,8 +90,10 @@ class Batches:
     def drawn(
         self, step: int, pixels: Tensor, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_start, t, noise) of this process's share of a step. pixels: as `pixels` yields them. progress: from 0 to 1,
-        see `draw_timesteps`."""
+        """(x_start, t, noise) of this process's share of a step.
+
+        pixels: as `pixels` yields them. progress: see `draw_timesteps`.
+        """
         if self.recipe["horizontal_flip"]:  # half of the pictures
             flips = torch.rand(self.batch_size, generator=generator, device=self.device)[self.share] < 0.5
             pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)

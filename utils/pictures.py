@@ -3,7 +3,8 @@
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ MOST = {"gif": 65_535, "webp": 16_383, "png": 65_535}  # pixels a side, by their
 MOST_ROWS = 16  # in a picture of many classes, each of which has only one sample
 PNG_END = b"IEND\xae\x42\x60\x82"
 TABLE_GAP = 8  # pixels between the pictures of a table
+FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc")
 Cells = Sequence[Sequence[Image.Image | None]]  # of a table, row by row
 
 
@@ -68,20 +70,19 @@ def in_rows(count: int, classes: int) -> bool:
     return count >= 2 * classes or count <= MOST_ROWS
 
 
-def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[int] | None = None) -> Path:
+def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[int]) -> Path:
     """Writes samples, of which number i is of the class names[labels[i]]: a row a class, with its name beside.
 
-    Of many classes with only one sample each it is a square instead, with the names below.
-    labels: by default each class in turn. names: []: as `save_grid`.
+    Of many classes with only one sample each it is a square instead, with the names below. names: []: as `save_grid`.
     """
     if not names:
         return save_grid(x, file, grid_columns(len(x)))
-    labels = torch.arange(len(x)) % len(names) if labels is None else torch.tensor(labels)
+    labels = torch.tensor(labels)
     if in_rows(len(x), len(labels.unique())):
         rows, columns = labels.unique().tolist(), labels.bincount().max().item()
         return save_table([[grid(x[labels == row], columns)] for row in rows], [names[row] for row in rows], [""], file)
     side, pictures = grid_columns(len(x)), [grid(picture[None], 1) for picture in x]
-    below = [names[label][: pictures[0].width // 7] for label in labels]  # 7 pixels a letter
+    below = [name[: pictures[0].width // (7 if name.isascii() else 14)] for name in (names[label] for label in labels)]
     rows = [slice(start, start + side) for start in range(0, len(x), side)]
     cells, notes = [pictures[row] for row in rows], [below[row] for row in rows]
     return save_table(cells, [""] * len(rows), [""] * side, file, notes)
@@ -99,15 +100,26 @@ def is_complete_png(file: Path) -> bool:
     return file.is_file() and file.read_bytes().endswith(PNG_END)
 
 
+def font_of(texts: Iterable[str]) -> ImageFont.ImageFont:
+    """Pillow's own font, which has European letters; for other texts one of the system's that has Chinese, if any."""
+    if not all(text.isascii() for text in texts):
+        for name in FONTS:
+            with suppress(OSError):
+                return ImageFont.truetype(name, 14)
+    return ImageFont.load_default(14)
+
+
 def save_table(
     cells: Cells, rows: Sequence[str], columns: Sequence[str], file: Path, notes: Sequence[Sequence[str]] | None = None
 ) -> Path:
     """Writes pictures of one height as a table, with row labels on the left, column labels above and notes below cells.
 
-    A cell that is None stays empty.
+    A cell that is None stays empty. Columns are as wide as their labels.
     """
-    font, ink, gap, line = ImageFont.load_default(14), "black", TABLE_GAP, 18  # pixels: text, gap, line height
-    width, height = max(cell.size for row in cells for cell in row if cell)
+    ink, gap, line = "black", TABLE_GAP, 18  # pixels: gap, line height
+    font = font_of([*rows, *columns, *chain.from_iterable(notes or [])])
+    inner, height = max(cell.size for row in cells for cell in row if cell)
+    width = max([inner, *(math.ceil(font.getlength(label)) for label in columns)])
     left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
     row_height, head = height + gap + (line if notes else 0), line * any(columns) + gap
     table = Image.new("RGB", (left + len(columns) * (width + gap), head + len(rows) * row_height), "white")
@@ -119,7 +131,7 @@ def save_table(
         draw.text((left - gap, top + height / 2), label, ink, font, anchor="rm")
         for c, cell in enumerate(cells[r]):
             if cell:
-                table.paste(cell, (left + c * (width + gap), top))
+                table.paste(cell, (left + c * (width + gap) + (width - inner) // 2, top))
                 if notes:
                     draw.text((left + c * (width + gap) + width / 2, top + height), notes[r][c], ink, font, anchor="ma")
     red, green, blue = table.split()
