@@ -36,16 +36,16 @@ def nearest(
     """
     count, found = min(1 + NEXT + SPARE, len(training) - (own is not None)), []
     for part in in_parts(pictures):
-        x, far, which = of(pictures[part], torch.float32), torch.empty(0), torch.empty(0, dtype=torch.int64)
+        x = of(pictures[part], torch.float32)
+        far, which = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
         for others in in_parts(training):
             y = of(training[others], torch.float32)
             apart = torch.addmm(y.square().sum(1), x, y.T, alpha=-2)  # squared, less |x|²
             numbers = torch.arange(others.start, others.start + len(y)).repeat(len(x), 1)
             if own is not None:
                 apart[numbers == own[part, None]] = torch.inf
-            far, which = torch.cat([far.view(len(x), -1), apart], 1), torch.cat([which.view(len(x), -1), numbers], 1)
-            far, best = far.topk(min(count, far.shape[1]), largest=False)
-            which = which.gather(1, best)
+            far, best = torch.cat([far, apart], 1).topk(min(count, far.shape[1] + len(y)), largest=False)
+            which = torch.cat([which, numbers], 1).gather(1, best)
         found.append(exactly(pictures[part], training, which.sort(1).values, of))  # the first of equal ones comes first
     return tuple(map(torch.cat, zip(*found, strict=True)))
 

@@ -1,6 +1,7 @@
 """The README of an exported folder: what the network is, how it was trained and how to use it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
 from datasets import picture_shape
@@ -62,7 +63,7 @@ def write_card(run: Run, folder: Path, name: str) -> None:
     """Writes README.md and samples.png."""
     recipe = run.recipe
     (channels, height, width), T = picture_shape(recipe["image_size"], recipe["image_channel"]), recipe["timestep_num"]
-    spec = SampleSpec(SPEC.method, min(SPEC.steps, T), SPEC.eta)
+    spec = replace(SPEC, steps=min(SPEC.steps, T))
     samples = run.to(pick_device()).sample(COUNT, spec, batch_size=8, guidance=1)  # as the code in the card
     save_grid(samples, folder / "samples.png", COLUMNS)
     classes = len(class_names(recipe))

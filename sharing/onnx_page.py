@@ -34,17 +34,13 @@ def main() -> None:
     parser.add_argument("runtime", type=Path, help="the archive that `npm pack onnxruntime-web` leaves")
     parser.add_argument("checkpoints", type=Path, nargs="+", help="of square pictures")
     args = parser.parse_args()
+    runs = {checkpoint: for_page(checkpoint) for checkpoint in args.checkpoints}
     shutil.copytree(Path(__file__).parent.parent / "page", args.folder, dirs_exist_ok=True)
     with tarfile.open(args.runtime) as archive:
         for name in RUNTIME:
             write(args.folder / name, archive.extractfile(f"package/dist/{name}").read())
     networks = []
-    for checkpoint in args.checkpoints:
-        trained = load_run(checkpoint)
-        if class_names(trained.recipe) and not trained.recipe["label_dropout"]:
-            raise ConfigError(f"{checkpoint}: the page has guidance, and this network knows only guidance 1")
-        if not isinstance(trained.recipe["image_size"], int):
-            raise ConfigError(f"{checkpoint}: the page shows square pictures, not {trained.recipe['image_size']}")
+    for checkpoint, trained in runs.items():
         write(args.folder / f"{checkpoint.stem}.onnx", as_onnx(trained, args.folder / "part.onnx"))
         facts = {"name": checkpoint.stem, "classes": class_names(trained.recipe)}
         facts |= {key: trained.recipe[key] for key in FACTS}
@@ -52,6 +48,16 @@ def main() -> None:
     (args.folder / "networks.json").write_text(json.dumps(networks), encoding="utf-8")
     size = sum(file.stat().st_size for file in args.folder.iterdir())
     print(f"{args.folder}: {', '.join(file.stem for file in args.checkpoints)}, {size / 1e6:.1f} MB")
+
+
+def for_page(checkpoint: Path) -> Run:
+    """A network that the page can draw with. ConfigError for one that only knows guidance 1, or is not square."""
+    trained = load_run(checkpoint)
+    if class_names(trained.recipe) and not trained.recipe["label_dropout"]:
+        raise ConfigError(f"{checkpoint}: the page has guidance, and this network only knows guidance 1")
+    if not isinstance(trained.recipe["image_size"], int):
+        raise ConfigError(f"{checkpoint}: the page shows square pictures, not {trained.recipe['image_size']}")
+    return trained
 
 
 def as_onnx(trained: Run, file: Path) -> bytes:

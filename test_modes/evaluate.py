@@ -99,8 +99,11 @@ def drawn_labels(job: Job, data: dict, split: str, count: int) -> tuple[list[int
     if args.classes and (args.labels or not names):
         raise ConfigError("--classes needs a network with labels, and no --labels, which the samples have in turn")
     proportional = names and not args.labels and args.classes != "even"
-    alone = rank_and_world()[1] == 1  # several processes would download the same files
-    drawn = labels_like(data, split, names, count, download=alone) if proportional else None
+    alone = rank_and_world()[1] == 1
+    try:
+        drawn = labels_like(data, split, names, count, download=alone) if proportional else None
+    except DataError as error:
+        raise DataError(f"{error}{'; or download them without torchrun first' * (not alone)}") from error
     how = f"in the proportions of the {split} split" if drawn else "in turn"
     in_turn = not drawn or drawn == [i % len(names) for i in range(count)]  # then as random_gen draws into a folder
     return job.labels if in_turn else drawn, how

@@ -1,7 +1,7 @@
 """Goes from one picture to another."""
 
 from argparse import Namespace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import torch
@@ -56,7 +56,7 @@ def pairs(args: Namespace, recipe: dict) -> Tensor:
 
 def step_sizes(rows: list[Tensor]) -> Tensor:
     """RMS distances between neighbouring mixtures of an interpolation, L of (P, C, H, W): (L - 1, P)."""
-    return torch.stack([(b - a).square().flatten(1).mean(1).sqrt() for a, b in zip(rows, rows[1:], strict=False)]).cpu()
+    return torch.stack([(b - a).square().flatten(1).mean(1).sqrt() for a, b in pairwise(rows)]).cpu()
 
 
 def jump(steps: Tensor) -> float:
@@ -66,7 +66,7 @@ def jump(steps: Tensor) -> float:
 
 def plot_steps(curves: dict[str, Tensor], lambdas: list[float], file: Path) -> Path:
     """Plots the `step_sizes` of each mode over lambda: the mean (line) and the middle half of the pairs (band)."""
-    middles = [(a + b) / 2 for a, b in zip(lambdas, lambdas[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in pairwise(lambdas)]
     with plotted(file, xlabel="lambda", ylabel="distance between neighbouring mixtures (RMS)", xlim=(0, 1)) as axes:
         for name, steps in curves.items():
             label = f"{name}: largest / mean step {jump(steps):.2f}"

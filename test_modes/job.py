@@ -35,8 +35,12 @@ class Job:
     guidance: list[float]
 
     def rows(self, count: int) -> tuple[list[str], list[int]]:
-        """The names of the rows that show the first `count` samples by class, and in which of them each sample is."""
-        names = list(dict.fromkeys(self.names))
+        """The names of the rows that show the first `count` samples by class, and in which of them each sample is.
+
+        Rows are in the order of --labels; of classes in proportion, by number.
+        """
+        rows = dict(zip(self.labels or [], self.names, strict=True))
+        names = list((dict(sorted(rows.items())) if len(rows) < len(self.names) else rows).values())
         return names, [names.index(self.names[i % len(self.names)]) for i in range(count)] if names else []
 
     def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:

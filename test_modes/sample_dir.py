@@ -32,12 +32,14 @@ def sample_file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def same_classes(was: list[int] | None, now: list[int] | None, numbers: Iterable[int]) -> bool:
-    """Whether the samples with these numbers have the same classes by two lists, whose classes they have in turn.
+def extends(now: list[int] | None, was: list[int] | None, count: int) -> bool:
+    """Whether another list of classes, which samples have in turn, gives the first `count` and all of `was` the same.
 
     Of classes in proportion the list is as long as the samples: with more of them it begins as before.
     """
-    return isinstance(was, list) and bool(was and now) and all(was[i % len(was)] == now[i % len(now)] for i in numbers)
+    if not (isinstance(was, list) and was and now) or was == now:
+        return False
+    return all(was[i % len(was)] == now[i % len(now)] for i in range(max(len(was), count)))
 
 
 class SampleDir:
@@ -62,13 +64,13 @@ class SampleDir:
                 found = dict(json.loads(file.read_text(encoding="utf-8")))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{file} is damaged: choose another --sample_dir") from error
-            longer = numbers and same_classes(found.get("labels"), identity.get("labels"), numbers)
-            found |= {"labels": identity["labels"]} if longer else {}
+            extended = numbers and extends(identity.get("labels"), found.get("labels"), max(numbers) + 1)
+            found |= {"labels": identity["labels"]} if extended else {}
             later = KEYS.keys() - found.keys()  # keys that a folder of an earlier version does not have
             if changed := changed_keys(found, identity, identity.keys() - later):
                 what = "; ".join(changed)
                 raise ConfigError(f"{folder} holds other samples ({what}): choose another --sample_dir") from None
-            if longer:
+            if extended:
                 write_file(file, content + "\n")
         if numbers and max(numbers) >= count:
             raise ConfigError(f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another")

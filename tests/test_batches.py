@@ -85,13 +85,25 @@ def test_timesteps_and_noise_depend_only_on_seed_and_step():
 
 def test_flips_timesteps_and_noise_are_drawn_in_this_order():
     """From one generator per step: otherwise a run of an earlier version would go on with other numbers."""
-    for density in ("uniform", "logit_normal"):
+    for density in ("uniform", "logit_normal", "logit_normal_first"):
         diffusion = GaussianDiffusion(100, timestep_density=density)
         seen = batch(numbered(50, diffusion=diffusion, horizontal_flip=True), 3)
         generator = torch.Generator().manual_seed(seed_of(0, 3))
         torch.rand(8, generator=generator)
-        t = diffusion.draw_timesteps(8, generator)
+        t = diffusion.draw_timesteps(8, generator, progress=3 / 4)
         assert torch.equal(seen.t, t) and torch.equal(seen.noise, torch.randn(8, 1, 4, 4, generator=generator))
+
+
+def test_the_length_of_a_training_decides_when_timesteps_become_uniform():
+    densities = ("uniform", "logit_normal", "logit_normal_first")
+    drawn = {}
+    for density in densities:
+        batches = numbered(50, batch_size=50, diffusion=GaussianDiffusion(100, timestep_density=density))
+        drawn[density] = [batch.t for batch in batches.steps(0, 6)]
+        assert torch.equal(drawn[density][5], next(batches.steps(5, 6)).t)  # as after a resume
+    late = [*drawn["logit_normal"][:4], *drawn["uniform"][4:]]
+    assert all(map(torch.equal, drawn["logit_normal_first"], late))
+    assert not any(map(torch.equal, drawn["logit_normal"], drawn["uniform"]))
 
 
 def test_timesteps_are_uniform_and_noise_is_standard_normal():

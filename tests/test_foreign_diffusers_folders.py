@@ -103,6 +103,7 @@ def test_a_foreign_network_that_computes_what_our_unet_does_becomes_our_unet(tmp
         ({"in_channels": 4, "out_channels": 4}, "in_channels 4"),
         ({"sample_size": (8, 16, 24)}, "sample_size .8, 16, 24"),
         ({"class_embed_type": "timestep"}, "class_embed_type timestep"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type fourier"),
         ({"block_out_channels": (32, 80)}, "block_out_channels"),
     ],
 )

@@ -225,7 +225,7 @@ def test_weighted_l2_losses_are_the_same_for_every_objective(loss_weight):
         ("loss_type", ["l1", "l2"]),
         ("objective", ["pred_noise", "pred_x0", "pred_v", "pred_flow"]),
         ("loss_weight", ["none", "p2", "min_snr"]),
-        ("timestep_density", ["uniform", "logit_normal"]),
+        ("timestep_density", ["uniform", "logit_normal", "logit_normal_first"]),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_allowed_ones(keyword, allowed):

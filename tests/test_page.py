@@ -16,7 +16,9 @@ import torch
 
 from diffusion import sample
 from diffusion.spec import SampleSpec
+from files.errors import ConfigError
 from runs import load_run
+from sharing.onnx_page import for_page
 
 pytestmark = pytest.mark.page
 ROOT = Path(__file__).parent.parent
@@ -162,6 +164,11 @@ def test_the_page_is_small_and_complete(facts):
     files = [file for file in SITE.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 15e6
     assert {f"{name}.onnx.gz" for name in facts} == {file.name for file in files if ".onnx" in file.name}
+
+
+def test_a_network_without_guidance_is_refused():
+    with pytest.raises(ConfigError, match="only knows guidance 1"):
+        for_page(ROOT / "checkpoints" / "fashion_mnist_fast.safetensors")
 
 
 def test_every_word_is_there_in_both_languages():

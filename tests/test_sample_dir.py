@@ -13,6 +13,7 @@ from PIL import Image
 
 import test_modes.random_gen
 from runs.recipe import MODEL_KEYS
+from test_modes.sample_dir import extends
 
 
 def contents(folder):
@@ -147,4 +148,6 @@ def test_more_samples_in_the_proportions_of_the_data_continue_a_folder(labelled,
     assert len(shown) == 1 and len({*json.loads((tmp_path / "d" / "samples.json").read_text())["labels"]}) == 10
     with Image.open(shown[0]) as image:
         assert image.height == 8 + 10 * 44  # a row a class
+    was = json.loads((tmp_path / "d" / "samples.json").read_text())["labels"]
+    assert not extends([*was[:13], 1 - was[13], *was[14:], 0], was, 1)  # of samples that another process may be drawing
     refused(in_process(*command, "--sample_num", 15, "--classes", "even"), 2, "labels: was [")

@@ -66,7 +66,7 @@ def test_trajectories_end_where_the_teachers_sampler_does(teacher, tuned, monkey
 
     as_one = recipe | {"batch_size": 80}
     batches = [TrajectoryBatches(learned, as_one, run.diffusion, run.device, rank, 2) for rank in (0, 1)]
-    shares = [batch.drawn(0, next(batch.pixels(0, 1)), None) for batch in batches]
+    shares = [batch.drawn(0, next(batch.pixels(0, 1)), None, 0.0) for batch in batches]
     order = np.argsort(batches[0].indices(0))
     monkeypatch.setattr("training.held_out.PICTURES", 60)
     unseen = HeldOutTrajectories(recipe, held_out, None, None, run.device)

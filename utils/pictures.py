@@ -82,7 +82,8 @@ def save_by_class(x: Tensor, names: Sequence[str], file: Path, labels: Sequence[
         rows, columns = labels.unique().tolist(), labels.bincount().max().item()
         return save_table([[grid(x[labels == row], columns)] for row in rows], [names[row] for row in rows], [""], file)
     side, pictures = grid_columns(len(x)), [grid(picture[None], 1) for picture in x]
-    below = [name[: pictures[0].width // (7 if name.isascii() else 14)] for name in (names[label] for label in labels)]
+    letters = pictures[0].width // (14 if far(names) else 7)  # 7 pixels a European letter
+    below = [names[label][:letters] for label in labels]
     rows = [slice(start, start + side) for start in range(0, len(x), side)]
     cells, notes = [pictures[row] for row in rows], [below[row] for row in rows]
     return save_table(cells, [""] * len(rows), [""] * side, file, notes)
@@ -100,9 +101,14 @@ def is_complete_png(file: Path) -> bool:
     return file.is_file() and file.read_bytes().endswith(PNG_END)
 
 
+def far(texts: Iterable[str]) -> bool:
+    """Whether there are letters that Pillow's own font lacks: it has those of European languages."""
+    return max("".join(texts), default="") > "\u024f"
+
+
 def font_of(texts: Iterable[str]) -> ImageFont.ImageFont:
-    """Pillow's own font, which has European letters; for other texts one of the system's that has Chinese, if any."""
-    if not all(text.isascii() for text in texts):
+    """Pillow's own font, or, for texts that it lacks letters of, one of the system's that has Chinese, if any."""
+    if far(texts):
         for name in FONTS:
             with suppress(OSError):
                 return ImageFont.truetype(name, 14)
