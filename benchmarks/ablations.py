@@ -36,6 +36,7 @@ SETTINGS = {"Digits": {"max_steps": 1000}, "Fashion_Mnist": AT_16, "Emoji": AT_1
 LAPTOP = {"max_steps": 1000, "batch_size": 32, "num_classes": "null"}
 SETTINGS |= {"Cifar10_laptop": LAPTOP, "Flower102_laptop": LAPTOP, "StyleGAN_Face_laptop": {"max_steps": 1000}}
 PLAIN = {"objective": "pred_noise", "loss_type": "l1", "beta_schedule": "cosine", "loss_weight": "none"}
+PLAIN |= {"timestep_density": "uniform"}
 NETWORKS = {
     "L1_cosine": PLAIN,
     "L2_cosine": PLAIN | {"loss_type": "l2"},
