@@ -93,8 +93,9 @@ def check_arguments(args: Namespace) -> None:
         raise ConfigError("--samples are drawn already: leave out all flags that say how to draw them, and --bits")
     if args.samples and not args.samples.is_dir():
         raise ConfigError(f"--samples {args.samples} is not a folder: give the one with the pictures to measure")
-    if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < GROUPS:
-        raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {GROUPS}, to estimate its error")
+    least = 2 if args.bits else GROUPS
+    if args.test_mode == "evaluate" and args.sample_num is not None and args.sample_num < least:
+        raise ConfigError(f"--sample_num {args.sample_num}: evaluate needs at least {least}, to estimate its error")
     if args.test_mode in ("random_gen", "compare") and not args.sample_dir and (args.sample_num or 0) > 10_000:
         remedy = ": --sample_dir takes that many" * (args.test_mode == "random_gen")
         raise ConfigError(f"--sample_num {args.sample_num:,} is too much for a picture{remedy}")

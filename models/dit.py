@@ -65,13 +65,13 @@ class DiT(nn.Module):
             emb = emb + self.label_embed(torch.full_like(t, self.num_classes) if labels is None else labels)
         rows, columns = H // self.patch_size, W // self.patch_size
         positions = position_embedding(rows, columns, self.model_channels, x.device).to(x.dtype)
-        x = self.patch_embed(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # (B, rows * columns, width)
-        x = x + positions  # float32 even in bfloat16's autocast, as all that the blocks add to it
+        x = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)  # (B, N, values); ONNX has no mT
+        x = self.patch_embed(x) + positions  # float32 even in bfloat16's autocast, as all that the blocks add to it
         for block in self.blocks:
             x = block(x, emb)
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=-1)
         x = self.out(self.norm(x) * (1 + scale) + shift)
-        return F.pixel_shuffle(x.mT.unflatten(2, (rows, columns)), self.patch_size)
+        return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, (rows, columns)), self.patch_size)
 
 
 class Block(nn.Module):

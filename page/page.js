@@ -165,6 +165,7 @@ function choose() {
   [held, way, frames] = [{}, [], []];
   showWay();
   $("middle").width = 0; // empty
+  $("calls").max = Math.min(30, facts.alphas_cumprod.length);
   showClasses();
   $("class").value = "";
   say("loading…", "加载中……");

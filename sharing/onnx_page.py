@@ -34,11 +34,16 @@ def main() -> None:
     parser.add_argument("runtime", type=Path, help="the archive that `npm pack onnxruntime-web` leaves")
     parser.add_argument("checkpoints", type=Path, nargs="+", help="of square pictures")
     args = parser.parse_args()
+    if len({checkpoint.stem for checkpoint in args.checkpoints}) < len(args.checkpoints):
+        raise ConfigError("two checkpoints of one name: the page names networks by their files, so rename one")
     runs = {checkpoint: for_page(checkpoint) for checkpoint in args.checkpoints}
     shutil.copytree(Path(__file__).parent.parent / "page", args.folder, dirs_exist_ok=True)
-    with tarfile.open(args.runtime) as archive:
-        for name in RUNTIME:
-            write(args.folder / name, archive.extractfile(f"package/dist/{name}").read())
+    try:
+        with tarfile.open(args.runtime) as archive:
+            for name in RUNTIME:
+                write(args.folder / name, archive.extractfile(f"package/dist/{name}").read())
+    except (EOFError, KeyError, tarfile.TarError) as error:
+        raise ConfigError(f"{args.runtime} is damaged: delete it and run `npm pack` again ({error})") from error
     networks = []
     for checkpoint, trained in runs.items():
         write(args.folder / f"{checkpoint.stem}.onnx", as_onnx(trained, args.folder / "part.onnx"))

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from datasets import picture_shape
 from diffusion import SampleSpec
 from diffusion.samplers import USES_ETA
 from files.atomic import write_file
 from test_modes.job import Job
-from utils.pictures import grid, grid_columns, save_table
+from utils.pictures import check_size, grid, grid_columns, save_table
 
 
 def run(job: Job) -> list[Path]:
@@ -24,11 +25,14 @@ def run(job: Job) -> list[Path]:
     """
     args, trained, names = job.args, job.trained, job.names
     count = args.sample_num or (len(names) * max(1, 40 // len(names)) if names else 16)
+    across = len(job.guidance) if len(job.guidance) > 1 else len({spec.steps for spec in job.specs})
+    columns, cells = -(-count // len(names)) if names else grid_columns(count), {}
+    check_size(across * count, across * columns, picture_shape(trained.recipe["image_size"], 1)[1:])
     if len(job.guidance) > 1:
         return [over_guidance(job, spec, count) for spec in job.specs]
-    columns, cells = -(-count // len(names)) if names else grid_columns(count), {}
-    # a warm-up, which the first sampler would pay for
-    trained.sample(count, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
+    # a warm-up, which the first sampler would pay for: a whole batch, and the last one
+    few = min(count, args.batch_size + count % args.batch_size)
+    trained.sample(few, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
     for spec in tqdm(job.specs, desc="compare", leave=False):
         began = time.monotonic()
         x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=job.guidance[0])

@@ -84,8 +84,10 @@ def statistics(file: Path, extractor: Extractor | None, recipe: dict) -> Statist
     blank = torch.zeros(1, *picture_shape(recipe["image_size"], recipe["image_channel"]), dtype=torch.uint8)
     size = extractor.features(blank).shape[1]
     try:
-        mean, covariance = (torch.from_numpy(np.load(file)[key]).reshape(size, -1) for key in ("mu", "sigma"))
-        return Statistics(mean[:, 0], covariance)
+        mean, covariance = (torch.from_numpy(np.load(file)[key]) for key in ("mu", "sigma"))
+        if not (mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError("not all are finite")
+        return Statistics(mean.reshape(size), covariance.reshape(size, size))
     except Exception as error:  # NumPy and zipfile raise many types for a damaged file
         raise ConfigError(f"--statistics {file}: no mu and sigma of {size} features, as these are ({error})") from error
 

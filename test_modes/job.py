@@ -40,17 +40,17 @@ class Job:
         Rows are in the order of --labels; of classes in proportion, by number.
         """
         rows = dict(zip(self.labels or [], self.names, strict=True))
-        names = list((dict(sorted(rows.items())) if len(rows) < len(self.names) else rows).values())
+        names = list((rows if self.args.labels else dict(sorted(rows.items()))).values())
         return names, [names.index(self.names[i % len(self.names)]) for i in range(count)] if names else []
 
     def path(self, of: SampleSpec | str | Path, what: str = "", guidance: float = 1.0) -> Path:
         """<save_dir>/<time>_seed<seed>_<model>_<of>_guidance<guidance>_<what>.png, guidance only where it is not 1.
 
-        of: a sampler, or what is drawn. A long <model> is cut: file systems hold names of 255 bytes.
+        of: a sampler, or what is drawn. Long names are cut: file systems hold names of 255 bytes.
         """
-        model = os.fsencode(self.args.model_path.stem)[:120].decode(errors="ignore")
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
-        of = of.resolve().name if isinstance(of, Path) else of
+        names = self.args.model_path.stem, of.resolve().name if isinstance(of, Path) else str(of)
+        model, of = (os.fsencode(name)[:70].decode(errors="ignore") for name in names)
         return self.args.save_dir / f"{self.stem}_{model}_{of}{guided}{'_' * bool(what)}{what}.png"
 
     def states(self, count: int, calls: int, what: str, frames_of: Callable[..., Iterator[Frame]]) -> list[Tensor]:

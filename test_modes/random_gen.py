@@ -51,8 +51,9 @@ def fill_sample_dir(job: Job, count: int) -> list[Path]:
     check_pictures(job, min(count, args.batch_size))
     identity = identity_of(trained, spec, args.seed, job.precision, job.labels, weight)
     folder = SampleDir(args.sample_dir, identity, count)
-    batches = [b for b in in_batches(count, args.batch_size, rank, world) if not all(map(folder.has, b))]
-    print(f"process {rank} of {world}: {sum(map(len, batches)):,} samples to draw into {args.sample_dir}")
+    missing = {b: sum(not folder.has(i) for i in b) for b in in_batches(count, args.batch_size, rank, world)}
+    batches = [b for b in missing if missing[b]]
+    print(f"process {rank} of {world}: {sum(missing.values()):,} samples to draw into {args.sample_dir}")
     for indices in tqdm(batches, desc="batches", leave=False):
         pixels, progress = draw_batch(job, spec, weight, indices)
         if progress:

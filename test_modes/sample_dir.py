@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion import SampleSpec
-from files.atomic import PART, clear_parts, write_file
+from files.atomic import clear_parts, write_file
 from files.errors import ConfigError
 from files.seal import sha256_of
 from runs.recipe import DIFFUSION_KEYS, KEYS, MODEL_KEYS, changed_keys
@@ -53,7 +53,7 @@ class SampleDir:
         folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
         file = folder / IDENTITY
-        names = {other.name for other in folder.iterdir() if not PART.fullmatch(other.name)}
+        names = {other.name for other in folder.iterdir() if not other.name.startswith(".")}
         if names and IDENTITY not in names:  # it is always written first
             raise ConfigError(f"{folder} holds files but no {IDENTITY}: choose an empty or new folder as --sample_dir")
         numbers, content = [int(name[:-4]) for name in names if SAMPLE.fullmatch(name)], json.dumps(identity, indent=1)
@@ -73,7 +73,8 @@ class SampleDir:
             if extended:
                 write_file(file, content + "\n")
         if numbers and max(numbers) >= count:
-            raise ConfigError(f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: choose another")
+            remedy = f"give --sample_num {max(numbers) + 1} or more, or another --sample_dir"
+            raise ConfigError(f"{folder} holds sample {max(numbers)}, beyond --sample_num {count}: {remedy}")
 
     def has(self, index: int) -> bool:
         """Whether this sample exists and is complete."""

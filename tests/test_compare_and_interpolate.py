@@ -18,15 +18,15 @@ DIGITS = (load_digits().images / 16 * 255).round().astype(np.uint8)
 def test_compare_makes_one_table_and_a_csv(trained, tmp_path):
     specs = ["DDPM_5_0p0", "NaiveDDPM_5_0p0", "DDIM_5_0p0", "DDIM_3_0p0", "DDIM_2_0p0", "DDIM_2_1p0"]
     specs += ["DPMpp_2_0p0_quad"]
-    sample(trained, tmp_path, "--sample_info", *specs, "--sample_num", 4, mode="compare")
+    sample(trained, tmp_path, "--sample_info", *specs, "--sample_num", 9, mode="compare")
     made = pictures(tmp_path)
     assert sorted(made) == ["digits_compare.csv", "digits_compare.png"]
     rows = list(csv.DictReader(made["digits_compare.csv"].open()))
     assert [row["sample_info"] for row in rows] == specs
     assert [row["steps"] for row in rows] == ["5", "5", "5", "3", "2", "2", "2"]
-    assert all(float(row["seconds_per_image"]) > 0 and row["images"] == "4" for row in rows)
+    assert all(float(row["seconds_per_image"]) > 0 and row["images"] == "9" for row in rows)
     assert rows[0]["device"].startswith(("cpu", "cuda")) and rows[0]["precision"] in ("fp32", "bf16")
-    sample(trained, tmp_path / "alone", "--sample_info", "DDIM_5_0p0", "--sample_num", 4)
+    sample(trained, tmp_path / "alone", "--sample_info", "DDIM_5_0p0", "--sample_num", 9)
     final = pixels(pictures(tmp_path / "alone")["digits_DDIM_5_0p0_final.png"])
     table = pixels(made["digits_compare.png"])
     side, height = len(final), len(final) + 8 + 18  # a row's height: the cell, a gap and the note

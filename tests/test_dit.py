@@ -1,15 +1,19 @@
 """The transformer: diffusers' DiT exactly, its positions, its patches, and how it begins to learn."""
 
 import copy
+from argparse import Namespace
 
+import onnx
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from helpers.networks import noisy, randomise
+from onnx.reference import ReferenceEvaluator
 
 from models import DiT, build_model
 from models.dit import position_embedding
+from sharing.onnx_page import as_onnx
 from training.optimizer import OPTIMIZERS, update
 
 TINY = {"image_size": 8, "model_channels": 16, "num_heads": 2, "depth": 2}
@@ -155,6 +159,17 @@ def test_it_compiles_as_a_whole():
     inputs = (x, torch.tensor([0, 500, 999]), torch.tensor([4, 0, 5]))
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(compiled(*inputs), model(*inputs))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")  # of the older exporter
+def test_it_is_exported_as_onnx(tmp_path):
+    """For the web page; ONNX's reference evaluator computes the same, in any batch. Errors of float32 add up."""
+    model = randomise(DiT(**TINY, num_classes=5).eval())
+    recipe = {"image_size": 8, "image_channel": 3, "class_names": list("abcde")}
+    exported = as_onnx(Namespace(model=model, recipe=recipe), tmp_path / "part.onnx")
+    given = {"x": torch.randn(3, 3, 8, 8), "t": torch.tensor([0, 500, 999]), "labels": torch.tensor([4, 0, 5])}
+    (output,) = ReferenceEvaluator(onnx.load_from_string(exported)).run(None, {k: v.numpy() for k, v in given.items()})
+    torch.testing.assert_close(torch.from_numpy(output), model(*given.values()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

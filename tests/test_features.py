@@ -243,7 +243,8 @@ def test_folders_that_cannot_be_measured_are_one_line(trained, tmp_path):
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
     (tmp_path / "empty.npz").touch()
     (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:-9])
-    for file in ("other.npz", "no.npz", "empty.npz", "cut.npz"):
+    np.savez(tmp_path / "nan.npz", mu=np.zeros(64), sigma=np.full((64, 64), np.nan))
+    for file in ("other.npz", "nan.npz", "no.npz", "empty.npz", "cut.npz"):
         refused(in_process("test_solver.py", *base, folder, "--statistics", tmp_path / file), 2, file, "64 features")
     (folder / "notes.png").write_text("not a picture")
     refused(in_process("test_solver.py", *base, folder), 2, "--samples", "notes.png")

@@ -42,6 +42,7 @@ def test_the_largest_is_allowed_and_one_more_is_not():
         ("edit", ["--sample_num", 70, "--animate", "webp"], "a film as webp of 19,042x172 pixels"),
         ("edit", ["--sample_num", 250, "--animate", "gif"], "a film as gif of 68,002x172 pixels"),
         ("edit", ["--sample_num", 10**7], "a picture of 2,720,000,002x172 pixels"),
+        ("compare", ["--sample_num", 10**4, "--sample_info", *[f"DDIM_{n}" for n in range(1, 31)]], "a picture of"),
         ("interpolate", ["--sample_num", 240000, "--animate", "webp"], "a film as webp of 16,662x36 pixels"),
         ("interpolate", ["--image_indices", *[0] * 3278], "a picture of 528x65,568 pixels"),
         ("inpaint", ["--mask_box", 2, 2, 3, 3, "--sample_num", 500, "--animate", "webp"], "of 17,070x274 pixels"),

@@ -1,10 +1,15 @@
 """Pictures for people: grids, and which states of a sampler are shown."""
 
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
 import matplotlib.font_manager
 import numpy as np
 import torch
 from PIL import Image, ImageFont
 
+from test_modes.job import Job
 from test_modes.progress import progress_frames
 from utils.pictures import grid, grid_columns, save_table
 
@@ -50,6 +55,17 @@ def test_columns_are_as_wide_as_their_labels(tmp_path):
     width = both.shape[1] - alone.shape[1]  # of a column and its gap
     assert width > ImageFont.load_default(14).getlength("a wide label")
     assert (both[-28:-8] == 0).all(0).sum() == 40 and (alone[:, -2:] == 255).all()  # nothing is cut off
+    with Image.open(save_table(cells, ["row"], ["a", "b"], tmp_path / "b.png", [["a wide note", "another"]])) as table:
+        assert table.width > 2 * ImageFont.load_default(14).getlength("a wide note")
+
+
+def test_long_names_of_files_are_cut(tmp_path):
+    """File systems hold names of 255 bytes, and a file that is being written has 23 more in its name."""
+    job = Job(Namespace(model_path=Path(200 * "模" + ".pt"), save_dir=tmp_path), *[None] * 7)
+    job = replace(job, stem="20261201_000000_seed9223372036854775807")
+    for of in (Path(250 * "n"), "DPMpp_1000_0p0quad"):
+        name = job.path(of, "neighbours", 1.25).with_suffix(".json").name
+        assert len(name.encode()) <= 232 and name.endswith("neighbours.json")
 
 
 def test_texts_that_are_not_european_are_drawn_with_a_font_of_the_system(tmp_path, monkeypatch):

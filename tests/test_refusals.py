@@ -193,6 +193,7 @@ FILL, BITS = ["--test_mode", "inpaint", "--mask_box", "2", "2", "3", "3"], ["--t
         (["--test_mode", "edit", "--edit_mode", "ddim", "--sample_info", "DDIM_2_0p0", "DPMpp_2_0p0"], 2, ["DPMpp_2"]),
         ([*FILL, "--sample_info", "DDPM_2_0p0", "UniPC_2_0p0"], 2, ["steps of DDPM or DDIM", "not of UniPC_2_0p0"]),
         ([*BITS, "--sample_info", "DDPM_2_0p0", "DDIM_2_0p0"], 2, ["DDPM in at least 2 steps", "not of DDIM_2_0p0"]),
+        ([*BITS, "--sample_num", "1"], 2, ["--sample_num 1: evaluate needs at least 2"]),
     ],
 )
 def test_sampling_refuses(trained, tmp_path, sampling, args, code, says):

@@ -83,7 +83,7 @@ def test_a_folder_of_an_earlier_version_is_continued_and_keeps_its_identity(trai
     earlier = {k: v for k, v in json.loads(file.read_text()).items() if k not in MODEL_KEYS}
     file.write_text(json.dumps(earlier))
     (tmp_path / "d" / "000001.png").unlink()
-    assert "2 samples to draw" in sample(trained, tmp_path / "r", *args).stdout
+    assert "1 samples to draw" in sample(trained, tmp_path / "r", *args).stdout
     assert contents(tmp_path / "d") | {file.name: whole[file.name]} == whole
     file.write_text(json.dumps(earlier | {"timestep_num": 999}))
     refused(in_process("test_solver.py", *arguments(trained, tmp_path, *args)), 2, "timestep_num: was 999, is 1000")
@@ -114,13 +114,15 @@ def test_several_processes_share_a_sample_dir(trained, tmp_path):
 
 def test_a_sample_dir_of_another_run_is_refused_and_left_alone(trained, tmp_path):
     args = arguments(trained, tmp_path, "--sample_num", 4, "--sample_info", "DDIM_2_0p0", "--sample_dir")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ".DS_Store").touch()  # of macOS, in any folder
     assert in_process("test_solver.py", *args, tmp_path / "d").returncode == 0
     before = contents(tmp_path / "d")
     for other, says in (
         (["--seed", 5], ["seed: was 0, is 5"]),
         (["--weights", "raw"], ["weights: was"]),
         (["--sample_info", "DDIM_3_0p0"], ["sample_info: was 'DDIM_2_0p0', is 'DDIM_3_0p0'"]),
-        (["--sample_num", 3], ["sample 3", "--sample_num 3"]),
+        (["--sample_num", 3], ["sample 3", "--sample_num 3: give --sample_num 4 or more"]),
         (["--sample_info", "DDIM_2_0p0", "DDIM_3_0p0"], ["one --sample_info"]),
     ):
         refused(in_process("test_solver.py", *args, tmp_path / "d", *other), 2, *says)

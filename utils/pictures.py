@@ -120,12 +120,12 @@ def save_table(
 ) -> Path:
     """Writes pictures of one height as a table, with row labels on the left, column labels above and notes below cells.
 
-    A cell that is None stays empty. Columns are as wide as their labels.
+    A cell that is None stays empty. Columns are as wide as their labels and notes.
     """
     ink, gap, line = "black", TABLE_GAP, 18  # pixels: gap, line height
     font = font_of([*rows, *columns, *chain.from_iterable(notes or [])])
     inner, height = max(cell.size for row in cells for cell in row if cell)
-    width = max([inner, *(math.ceil(font.getlength(label)) for label in columns)])
+    width = max([inner, *(math.ceil(font.getlength(text)) for text in chain(columns, *(notes or [])))])
     left = math.ceil(max((font.getlength(label) for label in rows), default=0)) + 2 * gap
     row_height, head = height + gap + (line if notes else 0), line * any(columns) + gap
     table = Image.new("RGB", (left + len(columns) * (width + gap), head + len(rows) * row_height), "white")
