@@ -19,7 +19,8 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
     """
 
     def find() -> list[Path]:
-        return sorted(file for file in data_path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
+        shown = (file for file in data_path.rglob("*") if not file.name.startswith("."))
+        return sorted(file for file in shown if file.suffix.lower() in (".jpg", ".jpeg"))
 
     wanted = "its JPEG files (image_00001.jpg … image_08189.jpg; in subfolders, too), setid.mat and imagelabels.mat"
     files = find_or_fetch("Flower102", data_path, wanted, find, download, "Flowers102")
@@ -27,25 +28,30 @@ def find_flower102(data_path: Path, split: str, download: bool) -> list[Path]:
         warn(f"Flower102: {data_path} has {len(files):,} JPEG files; the data set has 8,189")
     if split == "all":
         return files
-    tables = sorted(data_path.rglob("setid.mat"))
-    if not tables:
+    table = _table(data_path, "setid.mat")
+    if not table.is_file():
         raise DataError(f"Flower102: {data_path} has no setid.mat, which defines the splits; add it or use split=all")
-    names = {f"image_{i:05d}" for i in _numbers(tables[0], IDS[split], "splits")}
+    names = {f"image_{i:05d}" for i in _numbers(table, IDS[split], "splits")}
     return [file for file in files if file.stem in names]
 
 
 @data_labels("Flower102")
 def flower102_labels(data_path: Path, split: str, found: list[Path]) -> tuple[np.ndarray, list[str]]:
     """The authors' numbers of the flowers, 1 to 102, by the number in the name of each file."""
-    tables = [*sorted(data_path.rglob("imagelabels.mat")), data_path.parent / "imagelabels.mat"]  # beside the JPEGs
-    if not tables[0].is_file():
+    table = _table(data_path, "imagelabels.mat")
+    if not table.is_file():
         raise DataError(f"Flower102: {data_path} has no imagelabels.mat, the authors' file of class labels; add it")
-    labels = _numbers(tables[0], ("labels",), "class labels")
+    labels = _numbers(table, ("labels",), "class labels")
     names = [re.fullmatch("image_([0-9]{5})", file.stem) for file in found]
     numbers = [int(name[1]) if name else 0 for name in names]
     if strange := [file for file, i in zip(found, numbers, strict=True) if not 1 <= i <= len(labels)]:
         raise DataError(f"{strange[0]} is not named as the authors name their {len(labels):,}, such as image_00001.jpg")
     return np.array([labels[i - 1] - 1 for i in numbers]), [str(i) for i in range(1, 103)]
+
+
+def _table(data_path: Path, name: str) -> Path:
+    """One of the authors' files: in data_path or its subfolders, or beside it, as beside the folder of the JPEGs."""
+    return min(data_path.rglob(name), default=data_path.parent / name)
 
 
 def _numbers(table: Path, keys: tuple[str, ...], what: str) -> list[int]:

@@ -23,7 +23,7 @@ FORMATS = (  # of pixels only: Pillow would hand an EPS file, which is a program
 )  # fmt: skip
 OTHERS = set(  # suffixes of what may lie beside pictures and is not opened
     ".txt .caption .json .jsonl .csv .tsv .xml .yaml .yml .md .html .pdf .log .db .ini .py .npy .npz .mat .pkl .pt .pth"
-    " .ckpt .safetensors .parquet .zip .tar .gz .mp4 .mov .avi .mkv .webm .mp3 .wav .heic .heif".split()
+    " .ckpt .safetensors .u8 .rows .parquet .zip .tar .gz .mp4 .mov .avi .mkv .webm .mp3 .wav .heic .heif".split()
 )
 SPLIT_OF = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}  # a subfolder's
 RAISED = {"L;2": 85, "L;4": 17}  # Pillow multiplies grey levels of few bits, but not the one that is transparent
@@ -51,8 +51,8 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
     """All files in data_path and its subfolders except hidden ones and OTHERS, sorted by path.
 
     Links are followed; a folder or file that can be reached in several ways counts once.
-    Where data_path has folders for splits, "train" are those for training and validation; else it is all, without a
-    "test". Raises DataError for a split that is not there, and if data_path is not a folder.
+    Where data_path has folders for splits, "train" are those for training and validation; else it is all but those for
+    tests. Raises DataError for a split that is not there, and if data_path is not a folder.
     """
     if not data_path.is_dir():
         raise DataError(f"{data_path} is not a folder: set data_path to the folder with your pictures")
@@ -60,7 +60,10 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
     if split == "test" and "test" not in splits.values():
         raise DataError(f"{data_path} is a plain folder, which has no test split: use split=train or split=all")
     roots = [data_path / name for name, of in splits.items() if of == split] or [data_path]
-    files, others, visited = {}, [], {os.path.realpath(root) for root in (data_path, *roots)}
+    tests = [data_path / name for name, of in splits.items() if of == "test" and split == "train"]
+    files, others, visited = {}, [], {os.path.realpath(root) for root in (data_path, *roots, *tests)}
+    if split == "train" and roots != [data_path] and (beside := _beside(data_path, splits)):
+        warn_once(f"{data_path} has folders for splits; what is beside them is not used: {', '.join(beside)}")
 
     def fail(error: OSError) -> NoReturn:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -90,6 +93,13 @@ def split_folders(data_path: Path) -> dict[str, str]:
     names = [entry.name for entry in data_path.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
     splits = {name: SPLIT_OF[name.lower()] for name in sorted(names) if name.lower() in SPLIT_OF}
     return splits if len(splits) > 1 or len(splits) == len(names) else {}
+
+
+def _beside(data_path: Path, splits: dict[str, str]) -> list[str]:
+    """Up to three names of what may be pictures or folders of pictures, but not of splits, and then an ellipsis."""
+    found = [entry for entry in data_path.iterdir() if entry.name not in splits and not entry.name.startswith(".")]
+    names = sorted(entry.name for entry in found if entry.suffix.lower() not in OTHERS)
+    return names if len(names) < 4 else [*names[:3], "…"]
 
 
 def by_suffix(files: Iterable[Path]) -> str:

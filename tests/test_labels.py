@@ -109,10 +109,13 @@ def test_flowers_have_the_number_in_the_authors_table(tmp_path):
     jpg.mkdir()
     for i in (1, 3, 4):
         Image.new("RGB", (20, 20)).save(jpg / f"image_{i:05d}.jpg")
+    (jpg / "._image_00001.jpg").write_bytes(b"hidden, as macOS leaves them")
     with pytest.raises(DataError, match=r"imagelabels\.mat"):
         labels_of("Flower102", tmp_path, "all")
+    savemat(tmp_path / "setid.mat", {"trnid": [[1]], "valid": [[4]]})
     savemat(tmp_path / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 77]], np.uint8)})
-    for path in (tmp_path, jpg):  # the table is in data_path or beside it
+    for path in (tmp_path, jpg):  # the tables are in data_path or beside it
+        assert [file.stem for file in find_images("Flower102", path, "train")] == ["image_00001", "image_00004"]
         labels, classes = labels_of("Flower102", path, "all")
         assert [classes[label] for label in labels] == ["77", "102", "77"] and len(classes) == 102
     (jpg / "image_00005.jpg").write_bytes(b"beyond the table")

@@ -67,6 +67,8 @@ def test_quarters_without_a_loss_are_null(log):
     assert line["loss"] is None and line["grad_norm"] is None and line["skipped"] == 1
     assert [json.loads(text)["step"] for text in log.file.read_text().splitlines()] == [1, 2]
     assert quarter_means(quarter_sums(torch.ones(3), torch.arange(3), 3))[1] == [1.0, 1.0, 1.0, None]  # T below four
+    infinite = quarter_sums(torch.tensor([1.0, torch.inf]), torch.tensor([0, 999]), 1000)
+    assert quarter_means(infinite) == (None, [None] * 4)  # JSON has no such numbers
 
 
 def test_twenty_bad_steps_in_a_row_end_the_run(log):
@@ -94,7 +96,7 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint(log, tmp_path):
     assert line["seconds"] >= read_log(log.file)[1]["seconds"]
 
 
-@pytest.mark.parametrize("text", [b"\xff\xfe{}", b"\0\0\0", b'{"step": 1, "loss": 0.5, "los'])
+@pytest.mark.parametrize("text", [b"\xff\xfe{}", b"\0\0\0", b'{"step": 1, "loss": 0.5, "los', b"[]", b"7"])
 def test_lines_that_were_cut_short_are_left_out(tmp_path, text):
     good = {"step": 2, "seconds": 1.5, "loss": 0.5, "loss_by_quarter": [0.5, None, 0.5, 0.5], "held_out_loss": 0.4}
     (tmp_path / "metrics.jsonl").write_bytes(text + b"\n" + json.dumps(good).encode() + b"\n")

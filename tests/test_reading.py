@@ -118,6 +118,29 @@ def test_folders_named_like_splits_are_splits(tmp_path):
         find_images("Folder", tmp_path / "vehicles", "test")
 
 
+def test_what_is_beside_folders_for_splits_is_trained_on_only_where_there_is_no_train(tmp_path, capsys):
+    names = ("lone/a", "lone/b", "lone/test/c", "more/train/d", "more/val/e", "more/f", "only/test/g")
+    for seed, name in enumerate(names):
+        save(tmp_path / f"{name}.png", seed)
+
+    def found(folder, split):
+        return sorted(file.stem for file in find_images("Folder", tmp_path / folder, split))
+
+    assert found("lone", "train") == ["a", "b"] and found("lone", "test") == ["c"]
+    assert found("lone", "all") == ["a", "b", "c"] and not capsys.readouterr().err
+    assert found("more", "train") == ["d", "e"]
+    assert "folders for splits; what is beside them is not used: f.png" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no pictures"):
+        found("only", "train")
+
+
+def test_a_cache_inside_the_data_is_read_again(tmp_path, capsys):
+    save(tmp_path / "a.png", 0)
+    for made in ("decoding 1", "1 pictures from the cache"):
+        load_images("Folder", tmp_path, "train", 8, 3, reading=Reading(cache_dir=str(tmp_path / "cache")))
+        assert made in capsys.readouterr().out
+
+
 def test_a_file_that_is_linked_counts_once(tmp_path):
     save(tmp_path / "set" / "red" / "1.png", 0)
     save(tmp_path / "elsewhere.png", 1)

@@ -196,6 +196,7 @@ def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_p
         ({"objective": "pred_noise"}, 2, "objective=pred_noise predicts no picture"),
         ({"num_classes": "null"}, 2, "has other classes"),
         ({"timestep_num": 500}, 2, "has other betas"),
+        ({"num_res_blocks": 2}, 1, "its weights do not fit the network"),
         ({"network": "dit", "feature_weight": 2}, 2, "only a unet of our own has features"),
         ({"network": "dit", "critic_weight": 1}, 2, "only a unet of our own has features"),
         ({"trajectories": 4, "batch_size": 8}, 2, "fewer than batch_size=8"),
@@ -204,3 +205,4 @@ def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_p
 def test_what_cannot_learn_from_trajectories_is_refused(teacher, tmp_path, settings, code, says):
     init_from = {"init_from": teacher} if settings else {}
     refused(train(tmp_path, settings=SETTINGS | init_from | settings), code, says)
+    assert not list(tmp_path.rglob("*.u8"))  # before hours of drawing

@@ -1,5 +1,6 @@
 """A validation loss that is comparable over a training: always the same pictures, timesteps and noise."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -70,7 +71,9 @@ def quarter_sums(losses: Tensor, t: Tensor, timestep_num: int) -> Tensor:
 
 
 def quarter_means(sums: Tensor) -> tuple[float | None, list[float | None]]:
-    """The mean loss and the means by quarter from `quarter_sums`; None where there are no losses."""
+    """The mean loss and the means by quarter from `quarter_sums`; None where there are no losses, or
+    none that are finite, which JSON has no numbers for."""
     values, counts = sums[:4].tolist(), sums[4:].tolist()
-    means = [value / count if count else None for value, count in zip(values, counts, strict=True)]
-    return (sum(values) / sum(counts) if sum(counts) else None), means
+    pairs = [(sum(values), sum(counts)), *zip(values, counts, strict=True)]
+    mean, *by_quarter = [value / count if count and math.isfinite(value) else None for value, count in pairs]
+    return mean, by_quarter

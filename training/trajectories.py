@@ -24,7 +24,7 @@ from diffusion.interpolation import partial_spec
 from files.atomic import clear_parts, write_file
 from files.errors import ConfigError
 from runs.labels import class_names, in_proportion, usual_guidance
-from runs.network import without_weights
+from runs.network import load_state, without_weights
 from runs.run import Run, checkpoint_of, in_batches, load_run
 from training.batches import Batches
 from training.held_out import HeldOut, Pictures
@@ -87,7 +87,8 @@ def draw_trajectories(
     classes = np.array(in_proportion(sizes, count)) if names else None
     follows_from = [recipe[key] for key in ("teacher_sha256", "teacher_info", "teacher_guidance", "seed")]
     digest = hashlib.sha256(json.dumps([*follows_from, shape, sizes, levels(T)]).encode()).hexdigest()
-    earlier, place = list(folder.glob("trajectories_*")), folder / f"trajectories_{digest[:16]}"
+    earlier = [other for other in folder.glob("trajectories_*") if any(other.glob("*.u8"))]
+    place = folder / f"trajectories_{digest[:16]}"
     if earlier and place not in earlier:
         others = "as those in " + ", ".join(map(str, earlier))
         print(f"trajectories are not drawn {others}: a run that began with those ends on other bits")
@@ -114,14 +115,17 @@ def draw_trajectories(
 
 
 def teacher_of(recipe: dict) -> Run:
-    """The network that draws the trajectories. ConfigError if it knows other classes or betas than the recipe."""
-    teacher, diffusion = load_run(recipe["init_from"]), without_weights(recipe)[1]
+    """The network that draws the trajectories. ConfigError if it knows other classes or betas than the recipe, and
+    CheckpointError if the training, which starts from its weights, is of another network.
+    """
+    teacher, (model, diffusion) = load_run(recipe["init_from"]), without_weights(recipe)
     if class_names(teacher.recipe) != class_names(recipe):
         remedy = "set data_path and num_classes as in its training"
         raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
     if not torch.equal(teacher.diffusion.alphas_cumprod, diffusion.alphas_cumprod):
         remedy = "leave out timestep_num and what sets the betas"
         raise ConfigError(f"trajectories: {recipe['init_from']} has other betas: {remedy}")
+    load_state(model, teacher.model.state_dict(), recipe["init_from"], assign=True)
     return teacher
 
 
