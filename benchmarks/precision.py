@@ -72,7 +72,7 @@ def main() -> None:
         settings = SETTINGS | {"objective": objective, "precision": precision, "seed": seed}
         recipe = recipe_with(f"{objective}_{precision}_{seed}", settings, args)
         trained = load_run(train_quietly(recipe)).to(device)
-        losses = " | ".join(f"{loss:.4f}" for loss in held_out_loss(trained, test))
+        losses = " | ".join("–" if loss is None else f"{loss:.4f}" for loss in held_out_loss(trained, test))
         distance, _ = frechet(features(to_uint8(trained.sample(args.sample_num, SAMPLER))), real)
         print(f"| {objective} | {precision} | {seed} | {losses} | {distance:.2f} |", flush=True)
 

@@ -90,16 +90,23 @@ def find_folder(data_path: Path, split: str, download: bool) -> list[Path]:
 
 def split_folders(data_path: Path) -> dict[str, str]:
     """The split of each subfolder that is named like one; {} if only one of several is, which then is a class."""
-    names = [entry.name for entry in data_path.iterdir() if not entry.name.startswith(".") and entry.is_dir()]
+    shown = (entry for entry in data_path.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    names = [entry.name for entry in shown if not is_cache(entry)]
     splits = {name: SPLIT_OF[name.lower()] for name in sorted(names) if name.lower() in SPLIT_OF}
     return splits if len(splits) > 1 or len(splits) == len(names) else {}
 
 
 def _beside(data_path: Path, splits: dict[str, str]) -> list[str]:
     """Up to three names of what may be pictures or folders of pictures, but not of splits, and then an ellipsis."""
-    found = [entry for entry in data_path.iterdir() if entry.name not in splits and not entry.name.startswith(".")]
-    names = sorted(entry.name for entry in found if entry.suffix.lower() not in OTHERS)
+    found = [entry for entry in data_path.iterdir() if entry.suffix.lower() not in OTHERS and not is_cache(entry)]
+    names = sorted(entry.name for entry in found if entry.name not in splits and not entry.name.startswith("."))
     return names if len(names) < 4 else [*names[:3], "…"]
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether it is a cache_dir, see `cache_folders`: all that its subfolders hold are caches."""
+    suffixes = (file.suffix for file in folder.glob("*/*"))
+    return next(suffixes, None) == ".u8" and all(suffix == ".u8" for suffix in suffixes)
 
 
 def by_suffix(files: Iterable[Path]) -> str:

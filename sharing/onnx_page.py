@@ -10,6 +10,7 @@ import gzip
 import json
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def main() -> None:
         with tarfile.open(args.runtime) as archive:
             for name in RUNTIME:
                 write(args.folder / name, archive.extractfile(f"package/dist/{name}").read())
-    except (EOFError, KeyError, tarfile.TarError) as error:
+    except (EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise ConfigError(f"{args.runtime} is damaged: delete it and run `npm pack` again ({error})") from error
     networks = []
     for checkpoint, trained in runs.items():

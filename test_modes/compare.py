@@ -23,16 +23,19 @@ def run(job: Job) -> list[Path]:
 
     Of several --guidance one table for each sampler, with classes down and guidance across.
     """
-    args, trained, names = job.args, job.trained, job.names
+    args, trained, names, T = job.args, job.trained, job.names, job.trained.recipe["timestep_num"]
     count = args.sample_num or (len(names) * max(1, 40 // len(names)) if names else 16)
-    across = len(job.guidance) if len(job.guidance) > 1 else len({spec.steps for spec in job.specs})
+    across, down = len({spec.steps for spec in job.specs}), len({replace(spec, steps=1) for spec in job.specs})
+    across, down = (len(job.guidance), 1) if len(job.guidance) > 1 else (across, down)
     columns, cells = -(-count // len(names)) if names else grid_columns(count), {}
-    check_size(across * count, across * columns, picture_shape(trained.recipe["image_size"], 1)[1:])
+    shown = across * columns * down * -(-count // columns)
+    check_size(shown, across * columns, picture_shape(trained.recipe["image_size"], 1)[1:])
     if len(job.guidance) > 1:
         return [over_guidance(job, spec, count) for spec in job.specs]
-    # a warm-up, which the first sampler would pay for: a whole batch, and the last one
-    few = min(count, args.batch_size + count % args.batch_size)
-    trained.sample(few, SampleSpec("DDIM", min(3, trained.recipe["timestep_num"]), 0.0), args.seed, args.batch_size)
+    # a warm-up, which the first sampler would pay for: a whole batch and the last one; twice, as compiling takes
+    few, short = min(count, args.batch_size + count % args.batch_size), SampleSpec("DDIM", min(3, T), 0.0)
+    for _ in range(1 + args.compile):
+        trained.sample(few, short, args.seed, args.batch_size, labels=job.labels, guidance=job.guidance[0])
     for spec in tqdm(job.specs, desc="compare", leave=False):
         began = time.monotonic()
         x = trained.sample(count, spec, args.seed, args.batch_size, labels=job.labels, guidance=job.guidance[0])

@@ -68,7 +68,7 @@ def test_quarters_without_a_loss_are_null(log):
     assert [json.loads(text)["step"] for text in log.file.read_text().splitlines()] == [1, 2]
     assert quarter_means(quarter_sums(torch.ones(3), torch.arange(3), 3))[1] == [1.0, 1.0, 1.0, None]  # T below four
     infinite = quarter_sums(torch.tensor([1.0, torch.inf]), torch.tensor([0, 999]), 1000)
-    assert quarter_means(infinite) == (None, [None] * 4)  # JSON has no such numbers
+    assert quarter_means(infinite) == (None, [1.0, None, None, None])  # JSON has no such numbers
 
 
 def test_twenty_bad_steps_in_a_row_end_the_run(log):

@@ -9,6 +9,7 @@ from helpers.scripts import in_process, refused
 from PIL import Image
 
 from files.errors import ConfigError
+from test_modes.job import Job
 from test_modes.random_gen import check_pictures
 from utils.pictures import MOST, check_size, grid, sheet_size
 
@@ -42,7 +43,6 @@ def test_the_largest_is_allowed_and_one_more_is_not():
         ("edit", ["--sample_num", 70, "--animate", "webp"], "a film as webp of 19,042x172 pixels"),
         ("edit", ["--sample_num", 250, "--animate", "gif"], "a film as gif of 68,002x172 pixels"),
         ("edit", ["--sample_num", 10**7], "a picture of 2,720,000,002x172 pixels"),
-        ("compare", ["--sample_num", 10**4, "--sample_info", *[f"DDIM_{n}" for n in range(1, 31)]], "a picture of"),
         ("interpolate", ["--sample_num", 240000, "--animate", "webp"], "a film as webp of 16,662x36 pixels"),
         ("interpolate", ["--image_indices", *[0] * 3278], "a picture of 528x65,568 pixels"),
         ("inpaint", ["--mask_box", 2, 2, 3, 3, "--sample_num", 500, "--animate", "webp"], "of 17,070x274 pixels"),
@@ -55,6 +55,16 @@ def test_they_are_refused_before_the_first_call(trained, tmp_path, monkeypatch, 
     refused(
         in_process("test_solver.py", *base, "--test_mode", mode, *args), 2, says, "larger than", "take fewer pictures"
     )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["DDIM_{}_0p0", "DDIM_1_0p{:02}"])
+def test_a_table_may_have_too_many_columns_or_rows(trained, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("diffusion.gaussian.GaussianDiffusion.predict", lambda *_: pytest.fail("the network is called"))
+    specs = [name.format(n) for n in range(1, 31)]
+    command = ["test_solver.py", "--model_path", trained, "--save_dir", tmp_path, "--test_mode", "compare"]
+    run = in_process(*command, "--sample_num", 10**4, "--sample_info", *specs)
+    refused(run, 2, "102,002", "larger than", "take fewer pictures")
     assert not list(tmp_path.iterdir())
 
 
@@ -80,7 +90,8 @@ def test_a_row_for_each_class_may_be_too_wide(labelled, tmp_path, monkeypatch):
 def test_many_classes_are_checked_as_they_are_drawn():
     """One of each as a square; with more a row for each class, also where they are not equally many."""
     for classes, count, size, fits in ((1000, 1000, 64, True), (600, 1201, 128, False), (500, 1001, 128, True)):
-        run, args = SimpleNamespace(recipe={"image_size": size}), SimpleNamespace(batch_size=9, animate=None)
-        job = SimpleNamespace(names=[""] * classes, trained=run, args=args)
+        run = SimpleNamespace(recipe={"image_size": size})
+        args = SimpleNamespace(batch_size=9, animate=None, labels=None)
+        job = Job(args, run, [], "fp32", "", list(range(classes)), [str(i) for i in range(classes)], [1.0])
         with nullcontext() if fits else pytest.raises(ConfigError, match="392x78,002 pixels"):
             check_pictures(job, count)

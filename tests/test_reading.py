@@ -135,10 +135,12 @@ def test_what_is_beside_folders_for_splits_is_trained_on_only_where_there_is_no_
 
 
 def test_a_cache_inside_the_data_is_read_again(tmp_path, capsys):
-    save(tmp_path / "a.png", 0)
+    for seed, name in enumerate(("a", "test/b")):
+        save(tmp_path / f"{name}.png", seed)
     for made in ("decoding 1", "1 pictures from the cache"):
         load_images("Folder", tmp_path, "train", 8, 3, reading=Reading(cache_dir=str(tmp_path / "cache")))
-        assert made in capsys.readouterr().out
+        printed = capsys.readouterr()
+        assert made in printed.out and "not used" not in printed.err
 
 
 def test_a_file_that_is_linked_counts_once(tmp_path):

@@ -196,6 +196,7 @@ def test_another_or_a_missing_teacher_is_one_line(teacher, tuned, trained, tmp_p
         ({"objective": "pred_noise"}, 2, "objective=pred_noise predicts no picture"),
         ({"num_classes": "null"}, 2, "has other classes"),
         ({"timestep_num": 500}, 2, "has other betas"),
+        ({"image_size": 16}, 2, "draws other sizes"),
         ({"num_res_blocks": 2}, 1, "its weights do not fit the network"),
         ({"network": "dit", "feature_weight": 2}, 2, "only a unet of our own has features"),
         ({"network": "dit", "critic_weight": 1}, 2, "only a unet of our own has features"),

@@ -66,13 +66,15 @@ class HeldOut:
 
 def quarter_sums(losses: Tensor, t: Tensor, timestep_num: int) -> Tensor:
     """The sums of losses (B,) by quarter of t (B,), [0, T/4) and so on, and their counts: (8,)."""
-    of_quarter = (t[:, None] * 4 // timestep_num == torch.arange(4, device=t.device)).to(losses.dtype)  # (B, 4)
-    return torch.cat([(losses[:, None] * of_quarter).sum(0), of_quarter.sum(0)])  # a product might run in TF32
+    of_quarter = t[:, None] * 4 // timestep_num == torch.arange(4, device=t.device)  # (B, 4)
+    sums = torch.where(of_quarter, losses[:, None], 0).sum(0)  # of a product, inf would be NaN in the others
+    return torch.cat([sums, of_quarter.sum(0)])
 
 
 def quarter_means(sums: Tensor) -> tuple[float | None, list[float | None]]:
-    """The mean loss and the means by quarter from `quarter_sums`; None where there are no losses, or
-    none that are finite, which JSON has no numbers for."""
+    """The mean loss and the means by quarter from `quarter_sums`; None where there are no losses, and where one is not
+    finite, which JSON has no number for.
+    """
     values, counts = sums[:4].tolist(), sums[4:].tolist()
     pairs = [(sum(values), sum(counts)), *zip(values, counts, strict=True)]
     mean, *by_quarter = [value / count if count and math.isfinite(value) else None for value, count in pairs]

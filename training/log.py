@@ -146,8 +146,8 @@ def read_log(file: Path) -> list[dict]:
     """The lines of a metrics.jsonl, without incomplete ones."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
-        with suppress(ValueError, TypeError):  # the training was killed while it wrote this line
-            lines += [line for line in [json.loads(text)] if "step" in line]
+        with suppress(ValueError):  # the training was killed while it wrote this line
+            lines += [line for line in [json.loads(text)] if isinstance(line, dict)]
     return lines
 
 

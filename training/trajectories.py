@@ -115,10 +115,12 @@ def draw_trajectories(
 
 
 def teacher_of(recipe: dict) -> Run:
-    """The network that draws the trajectories. ConfigError if it knows other classes or betas than the recipe, and
+    """The network that draws the trajectories. ConfigError if it has other sizes, classes or betas than the recipe, and
     CheckpointError if the training, which starts from its weights, is of another network.
     """
     teacher, (model, diffusion) = load_run(recipe["init_from"]), without_weights(recipe)
+    if teacher.recipe["image_size"] != recipe["image_size"]:
+        raise ConfigError(f"trajectories: {recipe['init_from']} draws other sizes: leave out image_size")
     if class_names(teacher.recipe) != class_names(recipe):
         remedy = "set data_path and num_classes as in its training"
         raise ConfigError(f"trajectories: {recipe['init_from']} has other classes: {remedy}")
