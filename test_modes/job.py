@@ -49,8 +49,8 @@ class Job:
         of: a sampler, or what is drawn. Long names are cut: file systems hold names of 255 bytes.
         """
         guided = f"_guidance{guidance}".removesuffix(".0").replace(".", "p") * (guidance != 1)
-        names = self.args.model_path.stem, of.resolve().name if isinstance(of, Path) else str(of)
-        model, of = (os.fsencode(name)[:70].decode(errors="ignore") for name in names)
+        names = (self.args.model_path.stem, 120), (of.resolve().name if isinstance(of, Path) else str(of), 50)
+        model, of = (os.fsencode(name)[:most].decode(errors="ignore") for name, most in names)
         return self.args.save_dir / f"{self.stem}_{model}_{of}{guided}{'_' * bool(what)}{what}.png"
 
     def states(self, count: int, calls: int, what: str, frames_of: Callable[..., Iterator[Frame]]) -> list[Tensor]:

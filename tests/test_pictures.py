@@ -63,8 +63,8 @@ def test_long_names_of_files_are_cut(tmp_path):
     """File systems hold names of 255 bytes, and a file that is being written has 23 more in its name."""
     job = Job(Namespace(model_path=Path(200 * "模" + ".pt"), save_dir=tmp_path), *[None] * 7)
     job = replace(job, stem="20261201_000000_seed9223372036854775807")
-    for of in (Path(250 * "n"), "DPMpp_1000_0p0quad"):
-        name = job.path(of, "neighbours", 1.25).with_suffix(".json").name
+    for of, weight in ((Path(250 * "n"), 1.0), ("DPMpp_1000_0p0quad", 1.25)):
+        name = job.path(of, "neighbours", weight).with_suffix(".json").name
         assert len(name.encode()) <= 232 and name.endswith("neighbours.json")
 
 

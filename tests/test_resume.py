@@ -136,7 +136,8 @@ def saved(model, optimizer):
 def state_of(model, optimizer, images=IMAGES):
     ema, processes = SimpleNamespace(model=nn.Conv2d(3, 8, 3)), Processes(CPU)
     recipe, known = plain_recipe("X"), {"ema": ema, "scaler": UNSCALED, "processes": processes, "way": {}}
-    step = SimpleNamespace(recipe=recipe, model=model, optimizer=optimizer, critic=None, **known)
+    known |= {"optimizers": [optimizer], "critic": None}
+    step = SimpleNamespace(recipe=recipe, model=model, optimizer=optimizer, **known)
     return TrainingState(Path("x"), step, images, ExitStack())
 
 
