@@ -64,10 +64,10 @@ def best_way(
         if way | other != way and (free or "threads" not in other):
             if (taken := trial(way | other, count, limit=2 * best)) < best / 1.1:
                 way, best = way | other, taken
+            if count < share and best * share / count < LONG:  # in this way a whole batch can be timed
+                slowest, best, count = slowest * share / count, trial(way, share), share
     print(f"computes    in {_words(way)}: {slowest / best:.2f} times as fast as {_words(first)}")
     if not recipe["max_minutes"]:
-        if count < share and best * share / count < LONG:  # unlike the first way, so that a whole batch can be timed
-            count, best = share, trial(way, share)
         longer = 7 / 6 if recipe["learned_guidance"] > 1 else 1  # a third, in the second half
         _print_time(steps, longer * best * share / count)
     return way
